@@ -1,0 +1,198 @@
+"""Materials: labels, names, and linear attenuation coefficients from composition and energy.
+
+Attenuation is the total cross-section (photoelectric, Rayleigh, Compton) of xraylib (Schoonjans et
+al., Spectrochim. Acta B 66 (2011) 776), mu = rho * sum_i w_i (mu/rho)_i. Lengths in um, mu in 1/um,
+densities in g/cm3, energies in keV.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from anacor_dials.sample.frames import FloatArray
+
+KEV_ANGSTROM = 12.398419843320026  # h c / e, CODATA 2018 (exact)
+UM_PER_CM = 1.0e4
+
+# Mean composition of protein per residue, from the amino-acid frequencies of UniProt, and its density
+PROTEIN = "C4.94H7.76N1.36O1.48S0.04"
+PROTEIN_DENSITY = 1.35
+
+
+def energy_from_wavelength(wavelength_angstrom: float) -> float:
+    """Photon energy in keV of a wavelength in Angstrom. Raises ValueError unless it is > 0."""
+    if not (math.isfinite(wavelength_angstrom) and wavelength_angstrom > 0):
+        raise ValueError(f"The wavelength is {wavelength_angstrom} A; it must be a length > 0.")
+    return KEV_ANGSTROM / wavelength_angstrom
+
+
+def wavelength_from_energy(energy_keV: float) -> float:
+    """Wavelength in Angstrom of a photon energy in keV. Raises ValueError unless it is > 0."""
+    if not (math.isfinite(energy_keV) and energy_keV > 0):
+        raise ValueError(f"The photon energy is {energy_keV} keV; it must be > 0.")
+    return KEV_ANGSTROM / energy_keV
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What a material is made of: mass fractions of the elements and the density.
+
+    mass_fractions: atomic number -> fraction, normalised to a sum of one on construction.
+    density_g_cm3: in g/cm3.
+    """
+
+    mass_fractions: Mapping[int, float]
+    density_g_cm3: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.density_g_cm3) and 0 < self.density_g_cm3 < 30):
+            raise ValueError(
+                f"The density is {self.density_g_cm3} g/cm3; solids and liquids lie between 0 and 30."
+            )
+        total = sum(self.mass_fractions.values())
+        if not total > 0 or min(self.mass_fractions.values()) < 0:
+            raise ValueError("The mass fractions of a composition must be >= 0 and not all zero.")
+        object.__setattr__(
+            self, "mass_fractions", {z: w / total for z, w in sorted(self.mass_fractions.items())}
+        )
+
+    @classmethod
+    def parse(cls, text: str, density_g_cm3: float) -> Composition:
+        """The composition of a formula, or of a mixture by mass.
+
+        text: ``"C22H10N2O5"``, the name of a NIST compound (``"Kapton Polyimide Film"``), or
+        ``"0.70 H2O + 0.29 C3H8O3 + 0.01 NaCl"``: mass fractions, normalised to a sum of one.
+        Raises ValueError for what is not a formula.
+        """
+        fractions: dict[int, float] = {}
+        for part in text.split("+"):
+            match = re.fullmatch(r"\s*(?:(\d*\.?\d+)\s+)?(\S.*?)\s*", part)
+            if match is None:
+                raise ValueError(f"The composition {text!r} has an empty part.")
+            weight = float(match.group(1) or 1.0)
+            for z, w in _compound_mass_fractions(match.group(2)).items():
+                fractions[z] = fractions.get(z, 0.0) + weight * w
+        return cls(fractions, density_g_cm3)
+
+    def mixed_by_volume(self, other: Composition, volume_fraction: float) -> Composition:
+        """This material with a volume fraction (0 to 1) of another in it, volumes additive."""
+        if not 0 <= volume_fraction <= 1:
+            raise ValueError(f"The volume fraction is {volume_fraction}; it lies between 0 and 1.")
+        mass_self = (1 - volume_fraction) * self.density_g_cm3
+        mass_other = volume_fraction * other.density_g_cm3
+        elements = {*self.mass_fractions, *other.mass_fractions}
+        return Composition(
+            {
+                z: mass_self * self.mass_fractions.get(z, 0.0)
+                + mass_other * other.mass_fractions.get(z, 0.0)
+                for z in elements
+            },
+            mass_self + mass_other,
+        )
+
+    @cached_property
+    def formula(self) -> str:
+        """A formula with the atomic fractions, as xraylib reads it."""
+        import xraylib
+
+        moles = {z: w / xraylib.AtomicWeight(z) for z, w in self.mass_fractions.items() if w > 0}
+        total = sum(moles.values())
+        return "".join(
+            f"{xraylib.AtomicNumberToSymbol(z)}{n / total:.10f}" for z, n in moles.items()
+        )
+
+    def mu_per_um(self, energy_keV: float) -> float:
+        """The linear attenuation coefficient in 1/um at a photon energy in keV (0.1 to 800)."""
+        import xraylib
+
+        _check_energy(energy_keV)
+        cross_section = sum(
+            w * xraylib.CS_Total(z, energy_keV) for z, w in self.mass_fractions.items() if w > 0
+        )
+        return float(cross_section) * self.density_g_cm3 / UM_PER_CM
+
+    def refractive_index(self, energy_keV: float) -> tuple[float, float]:
+        """(delta, beta) of n = 1 - delta + i beta at a photon energy in keV; beta = mu wavelength/4 pi."""
+        import xraylib
+
+        _check_energy(energy_keV)
+        real = xraylib.Refractive_Index_Re(self.formula, energy_keV, self.density_g_cm3)
+        wavelength_um = wavelength_from_energy(energy_keV) * 1e-4
+        return 1.0 - real, self.mu_per_um(energy_keV) * wavelength_um / (4 * math.pi)
+
+
+def _check_energy(energy_keV: float) -> None:
+    if not (math.isfinite(energy_keV) and 0.1 <= energy_keV <= 800):
+        raise ValueError(
+            f"The photon energy is {energy_keV} keV; attenuation is tabulated from 0.1 to 800 keV."
+        )
+
+
+def _compound_mass_fractions(formula: str) -> dict[int, float]:
+    import xraylib
+
+    try:
+        parsed = xraylib.CompoundParser(formula)
+    except ValueError:
+        try:
+            parsed = xraylib.GetCompoundDataNISTByName(formula)
+        except ValueError:
+            raise ValueError(
+                f"{formula!r} is neither a chemical formula (such as C22H10N2O5) nor a compound "
+                "of the NIST table (such as Kapton Polyimide Film)."
+            ) from None
+    return dict(zip(parsed["Elements"], parsed["massFractions"], strict=True))
+
+
+def protein_crystal(solvent_content: float, solvent: Composition | None = None) -> Composition:
+    """The composition of a protein crystal: mean protein of 1.35 g/cm3 and solvent by volume.
+
+    solvent_content: volume fraction 0 to 1; solvent: water where None.
+    """
+    protein = Composition.parse(PROTEIN, PROTEIN_DENSITY)
+    return protein.mixed_by_volume(solvent or Composition.parse("H2O", 1.0), solvent_content)
+
+
+@dataclass(frozen=True)
+class Material:
+    """One material of a labelled volume, at one photon energy.
+
+    label: its value in the volume; mu_per_um: 1/um; origin: where mu comes from, for the log.
+    """
+
+    label: int
+    name: str
+    mu_per_um: float
+    origin: str = "given"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mu_per_um) and self.mu_per_um >= 0):
+            raise ValueError(
+                f"The absorption coefficient of {self.name} is {self.mu_per_um} /um; give it as "
+                f"materials.{self.name}.mu= (1/um, >= 0), by formula and density, or in the file."
+            )
+        if self.mu_per_um > 10:
+            raise ValueError(
+                f"The absorption coefficient of {self.name} is {self.mu_per_um:g} /um "
+                f"({1e3 * self.mu_per_um:g} /mm); it is given in 1/um, where protein at 3 keV has 0.02."
+            )
+
+
+def mu_by_label(materials: Sequence[Material]) -> FloatArray:
+    """mu (n,) in 1/um indexed by label; raises ValueError unless labels are 0 ... n - 1, once each."""
+    if sorted(m.label for m in materials) != list(range(len(materials))):
+        raise ValueError(
+            "The materials' labels are "
+            + ", ".join(str(m.label) for m in materials)
+            + "; every label from 0 on needs one material."
+        )
+    mu = np.empty(len(materials))
+    for material in materials:
+        mu[material.label] = material.mu_per_um
+    return mu

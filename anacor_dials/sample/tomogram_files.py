@@ -1,0 +1,346 @@
+"""The ``tomo.h5`` format: a tomogram, its labels, and their materials; and foreign label stacks.
+
+::
+
+    /entry                               NXentry; definition "NXtomoproc"; program, date, parameters
+    /entry/frame/voxel_size              float64 (3,)  um   along X, Y, Z of the tomo frame
+    /entry/frame/centre                  float64 (3,)       voxel index of the origin
+    /entry/reconstruction/data           float32 (nx, ny, nz)  1/um                      (optional)
+    /entry/segmentation/labels           uint8 (nx, ny, nz)                              (optional)
+    /entry/segmentation/names            strings (n,)       names[label]
+    /entry/segmentation/mu               float64 (n,)  1/um, NaN where unknown; @energy_keV
+    /entry/segmentation/probabilities    uint8 (n, nx, ny, nz), 255 = 1                  (optional)
+    /entry/segmentation/@projections     path of the scan that the labels belong to      (optional)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from anacor_dials import __version__
+from anacor_dials.sample.frames import FloatArray, axis_map_determinant, to_tomo_axes
+from anacor_dials.sample.output_files import whole_file
+from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
+
+UNITS_TO_UM = {"um": 1.0, "µm": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+CHUNK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class SampleFile:
+    """What a ``tomo.h5`` holds; parts that it lacks are None.
+
+    mu_per_um: (n,) by label, 1/um, NaN where unknown; energy_keV: the energy that mu belongs to.
+    probabilities: uint8 (n, nx, ny, nz), 255 = 1. projections: path of the raw scan.
+    """
+
+    path: Path
+    tomogram: Tomogram | None
+    labels: LabelVolume | None
+    mu_per_um: FloatArray | None
+    energy_keV: float | None
+    probabilities: NDArray[np.uint8] | None
+    projections: Path | None
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that can be had without swapping, in bytes; None where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def require_memory(needed_bytes: float, what: str) -> None:
+    """Raises ValueError, with both figures, where the memory for something is not there."""
+    available = available_memory_bytes()
+    if available is not None and needed_bytes > available:
+        raise ValueError(
+            f"{what} needs {needed_bytes / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are "
+            "free; crop or bin the volume, or use a machine with more memory."
+        )
+
+
+@contextmanager
+def open_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    """An HDF5 file opened for reading; ValueError where it is absent, truncated or no HDF5 file.
+
+    Reading errors inside the block (a truncated data set, a missing compression plug-in) become
+    ValueErrors as well.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {path}.")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        if "truncated" in str(error):
+            raise ValueError(
+                f"{path} is truncated (it was not copied or written completely); copy it again."
+            ) from None
+        raise ValueError(f"{path} is not an HDF5 file, or cannot be read ({error}).") from None
+    with file:
+        try:
+            yield file
+        except OSError as error:
+            raise ValueError(
+                f"{path} is damaged, or compressed by a filter that is not installed ({error})."
+            ) from None
+
+
+def is_sample_file(path: str | os.PathLike[str]) -> bool:
+    """True where the HDF5 file has a part of the ``tomo.h5`` format. Raises as open_hdf5 does."""
+    with open_hdf5(path) as file:
+        return any(
+            name in file for name in ("entry/frame", "entry/reconstruction", "entry/segmentation")
+        )
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
+    item = file.get(name)
+    return item if isinstance(item, h5py.Dataset) else None
+
+
+def _texts(dataset: h5py.Dataset) -> tuple[str, ...]:
+    return tuple(v.decode() if isinstance(v, bytes) else str(v) for v in np.ravel(dataset[()]))
+
+
+def _read_array(dataset: h5py.Dataset, dtype: Any, what: str) -> NDArray[Any]:
+    """The whole data set, decompressed straight into an array of the wanted type."""
+    require_memory(dataset.size * np.dtype(dtype).itemsize, f"{what} of {dataset.file.filename}")
+    array = np.empty(dataset.shape, dtype=dtype)
+    if array.size:
+        dataset.read_direct(array)
+    return array
+
+
+def _read_voxel_size(file: h5py.File, path: object) -> FloatArray:
+    dataset = _dataset(file, "entry/frame/voxel_size")
+    if dataset is None:
+        raise ValueError(
+            f"{path} has no /entry/frame/voxel_size, so lengths in it are unknown; write it there "
+            "(three lengths along X, Y, Z with the attribute units = um)."
+        )
+    units = dataset.attrs.get("units", "um")
+    units = units.decode() if isinstance(units, bytes) else str(units)
+    if units not in UNITS_TO_UM:
+        raise ValueError(
+            f"{path}: /entry/frame/voxel_size has the units {units!r}; known are "
+            f"{', '.join(UNITS_TO_UM)}."
+        )
+    return np.asarray(dataset[()], dtype=np.float64) * UNITS_TO_UM[units]
+
+
+def read_sample_file(
+    path: str | os.PathLike[str],
+    tomogram: bool = True,
+    labels: bool = True,
+    probabilities: bool = False,
+) -> SampleFile:
+    """What a ``tomo.h5`` holds; only the parts asked for are read.
+
+    Raises ValueError, with the way out, for files that are absent, truncated, not HDF5, lack the
+    voxel size, hold labels without names or without a crystal, or are larger than the memory.
+    """
+    with open_hdf5(path) as file:
+        data = _dataset(file, "entry/reconstruction/data") if tomogram else None
+        values = _dataset(file, "entry/segmentation/labels") if labels else None
+        voxel_size = _read_voxel_size(file, path)
+        centre_dataset = _dataset(file, "entry/frame/centre")
+        centre = None if centre_dataset is None else np.asarray(centre_dataset[()], np.float64)
+        try:
+            volume = None
+            if data is not None:
+                volume = Tomogram(_read_array(data, np.float32, "The tomogram"), voxel_size, centre)
+            label_volume = mu = energy = scan = chances = None
+            if values is not None:
+                group = file["entry/segmentation"]
+                if not np.issubdtype(values.dtype, np.integer):
+                    raise ValueError(f"labels are {values.dtype}; they must be whole numbers")
+                if values.dtype.itemsize > 1 and values.size and values[()].max() > 255:
+                    raise ValueError("labels exceed 255; at most 256 materials can be told apart")
+                names_dataset = _dataset(file, "entry/segmentation/names")
+                names = DEFAULT_NAMES if names_dataset is None else _texts(names_dataset)
+                label_volume = LabelVolume(
+                    _read_array(values, np.uint8, "The label volume"), voxel_size, centre, names
+                )
+                mu_dataset = _dataset(file, "entry/segmentation/mu")
+                if mu_dataset is not None:
+                    mu = np.asarray(mu_dataset[()], dtype=np.float64)
+                    if mu.shape != (len(names),):
+                        raise ValueError(f"mu has {mu.size} values for {len(names)} names")
+                    if "energy_keV" in mu_dataset.attrs:
+                        energy = float(mu_dataset.attrs["energy_keV"])
+                if "projections" in group.attrs:
+                    scan = (Path(path).parent / str(group.attrs["projections"])).resolve()
+                chances_dataset = _dataset(file, "entry/segmentation/probabilities")
+                if probabilities and chances_dataset is not None:
+                    chances = _read_array(chances_dataset, np.uint8, "The probabilities")
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    return SampleFile(Path(path), volume, label_volume, mu, energy, chances, scan)
+
+
+def _create(group: h5py.Group, name: str, values: NDArray[Any]) -> h5py.Dataset:
+    """A chunked, compressed data set; gzip 1 with shuffle is read by every HDF5 library."""
+    chunks = tuple(min(CHUNK, n) for n in values.shape)
+    if values.ndim == 4:
+        chunks = (1, *chunks[1:])
+    return group.create_dataset(
+        name, data=values, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True
+    )
+
+
+def write_sample_file(
+    path: str | os.PathLike[str],
+    tomogram: Tomogram | None = None,
+    labels: LabelVolume | None = None,
+    mu_per_um: ArrayLike | None = None,
+    energy_keV: float | None = None,
+    probabilities: NDArray[np.uint8] | None = None,
+    projections: str | os.PathLike[str] | None = None,
+    parameters: str = "",
+) -> None:
+    """Writes a ``tomo.h5``, whole or not at all; an existing file is replaced.
+
+    mu_per_um: (n,) by label, 1/um, NaN where unknown; probabilities: uint8 (n, nx, ny, nz);
+    projections: the raw scan, stored relative to the file; parameters: PHIL text for the record.
+    Raises ValueError where volumes disagree or there is nothing to write.
+    """
+    volume = labels if labels is not None else tomogram
+    if volume is None:
+        raise ValueError("There is neither a tomogram nor a label volume to write.")
+    if tomogram is not None and labels is not None:
+        if tomogram.shape != labels.shape or not np.allclose(
+            tomogram.voxel_size_um, labels.voxel_size_um
+        ):
+            raise ValueError(f"{tomogram!r} and {labels!r} are not on the same grid.")
+    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
+        entry = file.create_group("entry")
+        entry.attrs["NX_class"] = "NXentry"
+        file.attrs["default"] = "entry"
+        entry["definition"] = "NXtomoproc"
+        entry["program"] = "anacor_dials"
+        entry["program"].attrs["version"] = __version__
+        entry["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        entry["parameters"] = parameters
+        frame = entry.create_group("frame")
+        frame["voxel_size"] = volume.voxel_size_um
+        frame["voxel_size"].attrs["units"] = "um"
+        frame["centre"] = volume.centre
+        if tomogram is not None:
+            group = entry.create_group("reconstruction")
+            group.attrs["NX_class"] = "NXdata"
+            group.attrs["signal"] = "data"
+            _create(group, "data", tomogram.values).attrs["units"] = "1/um"
+        if labels is not None:
+            group = entry.create_group("segmentation")
+            _create(group, "labels", labels.values)
+            group["names"] = np.array(labels.names, dtype=h5py.string_dtype())
+            mu = np.full(len(labels.names), np.nan) if mu_per_um is None else mu_per_um
+            group["mu"] = np.asarray(mu, dtype=np.float64)
+            if group["mu"].shape != (len(labels.names),):
+                raise ValueError(
+                    f"mu has {group['mu'].size} values for {len(labels.names)} labels."
+                )
+            group["mu"].attrs["units"] = "1/um"
+            if energy_keV is not None:
+                group["mu"].attrs["energy_keV"] = float(energy_keV)
+            if probabilities is not None:
+                _create(group, "probabilities", probabilities)
+            if projections is not None:
+                folder = Path(path).absolute().parent
+                group.attrs["projections"] = os.path.relpath(projections, folder)
+
+
+def _relabelled(stack: NDArray[Any], path: object, n_names: int) -> NDArray[np.uint8]:
+    """Whole, non-negative numbers below n_names as uint8."""
+    if not (np.issubdtype(stack.dtype, np.integer) or stack.dtype == bool):
+        raise ValueError(
+            f"{path} holds {stack.dtype} values; a label stack holds whole numbers (0, 1, 2 ...)."
+        )
+    low, high = int(stack.min()), int(stack.max())
+    if low < 0 or high >= n_names:
+        raise ValueError(
+            f"{path} holds labels from {low} to {high} and {n_names} names were given; name each "
+            "label from 0 on (labels.names=background,liquor,loop,crystal)."
+        )
+    return np.ascontiguousarray(stack, dtype=np.uint8)
+
+
+def read_label_stack(
+    path: str | os.PathLike[str],
+    voxel_size_um: ArrayLike,
+    axes: str = "x,y,z",
+    names: Iterable[str] = DEFAULT_NAMES,
+    centre: Sequence[float] | None = None,
+) -> LabelVolume:
+    """A label volume from a foreign file: TIFF stack, ``.npy``, or ``file.h5:/path/of/dataset``.
+
+    path: a multi-page TIFF, a folder of TIFF slices (sorted by name), a NumPy array, or an HDF5
+    data set named after a colon. voxel_size_um: one or three edge lengths, along X, Y, Z of the tomo
+    frame. axes: what the array's first, second and third index run along, such as ``"z,-y,x"``
+    (:func:`anacor_dials.sample.frames.parse_axis_map`). centre: voxel index of the origin along
+    X, Y, Z after the axes have been mapped. Raises ValueError for mirrored axes and unreadable files.
+    """
+    if axis_map_determinant(axes) < 0:
+        raise ValueError(
+            f"The axis map {axes!r} is left-handed: it would mirror the sample. Reverse one axis."
+        )
+    text = os.fspath(path)
+    stack: NDArray[Any]
+    file_name, colon, dataset_name = text.partition(":")
+    if colon:
+        with open_hdf5(file_name) as file:
+            dataset = _dataset(file, dataset_name)
+            if dataset is None:
+                raise ValueError(f"{file_name} has no data set {dataset_name!r}.")
+            stack = _read_array(dataset, dataset.dtype, "The label stack")
+    elif not Path(text).exists():
+        raise ValueError(f"There is no file {text}.")
+    elif text.endswith(".npy"):
+        try:
+            stack = np.load(text, allow_pickle=False, mmap_mode="r")
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{text} is not a NumPy array of numbers ({error}).") from None
+    else:
+        stack = _read_tiff_stack(Path(text))
+    if stack.ndim != 3:
+        raise ValueError(f"{text} has the shape {stack.shape}; a label stack has three axes.")
+    names = tuple(names)
+    labels = _relabelled(to_tomo_axes(stack, axes), text, len(names))
+    try:
+        return LabelVolume(labels, np.asarray(voxel_size_um, np.float64), centre, names)
+    except ValueError as error:
+        raise ValueError(f"{text}: {error}") from None
+
+
+def _read_tiff_stack(path: Path) -> NDArray[Any]:
+    import tifffile
+
+    files = [path]
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in (".tif", ".tiff"))
+        if not files:
+            raise ValueError(f"The folder {path} has no .tif or .tiff files.")
+    try:
+        slices = [tifffile.imread(file) for file in files]
+    except (tifffile.TiffFileError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as TIFF ({error}).") from None
+    if len({s.shape for s in slices}) != 1:
+        raise ValueError(f"The slices in {path} do not all have the same size.")
+    stack: NDArray[Any] = slices[0] if path.is_file() else np.stack(slices)
+    return stack

@@ -1,0 +1,3 @@
+"""From projections to a tomogram of the linear attenuation coefficient."""
+
+from __future__ import annotations

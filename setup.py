@@ -1,0 +1,60 @@
+"""Installs anacor_dials; its commands and PHIL files lie beside it and become sub-packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+COMMANDS = {
+    "dials.anacor_absorption": "anacor_absorption",
+}
+
+# DIALS itself is on no package registry: it comes from conda-forge, Debian or a beamline's module.
+setup(
+    name="anacor_dials",
+    version="0.1.0",
+    description="Analytical absorption correction by X-ray tomography, inside DIALS",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="BSD-3-Clause",
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["anacor_dials", "anacor_dials.*"]),
+        "anacor_dials.command_line",
+        "anacor_dials.phil",
+    ],
+    package_dir={
+        "anacor_dials": "anacor_dials",
+        "anacor_dials.command_line": "command_line",
+        "anacor_dials.phil": "phil",
+    },
+    package_data={
+        "anacor_dials": ["py.typed", "templates/*"],
+        "anacor_dials.phil": ["*.phil"],
+    },
+    install_requires=[
+        "h5py",
+        "jinja2",
+        "numba",
+        "numpy>=1.26",
+        "scikit-image",
+        "scipy",
+        "tifffile",
+        "tqdm",
+        "xraylib",
+    ],
+    extras_require={
+        "tomo": ["algotom>=1.6", "hdf5plugin"],
+        "gpu": ["cupy-cuda12x"],
+        "dev": ["mypy", "pre-commit", "pytest", "pytest-xdist", "ruff~=0.17.6", "towncrier"],
+    },
+    entry_points={
+        "console_scripts": [
+            f"{command} = anacor_dials.command_line.{module}:run"
+            for command, module in COMMANDS.items()
+        ],
+    },
+)
