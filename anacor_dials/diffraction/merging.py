@@ -1,0 +1,391 @@
+"""Merging statistics of the same data scaled in several ways, side by side.
+
+Every number comes from DIALS' own functions: `scaled_data_as_miller_array` and
+`merging_stats_from_scaled_array` (dials.algorithms.scaling.scaling_library), `table_1_stats` and
+`batch_dependent_properties` (dials.report.analysis). What this module adds is that all data sets are
+cut at one common resolution and divided into the same shells, and that the results stand in one table.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from cctbx import miller
+from dials.algorithms.scaling.scaling_library import (
+    DialsMergingStatisticsError,
+    determine_best_unit_cell,
+    merging_stats_from_scaled_array,
+    scaled_data_as_miller_array,
+)
+from dials.array_family import flex
+from dials.report.analysis import batch_dependent_properties, table_1_stats
+from dials.util.batch_handling import (
+    assign_batches_to_reflections,
+    get_image_ranges,
+)
+from dials.util.multi_dataset_handling import (
+    parse_multiple_datasets,
+    sort_tables_to_experiments_order,
+)
+from dxtbx.model.experiment_list import ExperimentListFactory
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+# two limits count as one when they differ by less than rounding
+RESOLUTION_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class ScaledIntensities:
+    """Unmerged scaled intensities of one or more sweeps, with what belongs to each observation.
+
+    intensities: cctbx miller array, I/g and sigma/g with g the inverse scale factor; images: number of
+    the image of each; scales: g; sweeps: position in `identifiers` of the sweep of each.
+    """
+
+    label: str
+    intensities: miller.array
+    images: NDArray[np.int64]
+    scales: FloatArray
+    sweeps: NDArray[np.int64]
+    identifiers: tuple[str, ...]
+    image_ranges: tuple[tuple[int, int], ...]
+
+    def __repr__(self) -> str:
+        d_max, d_min = self.intensities.d_max_min()
+        return (
+            f"ScaledIntensities({self.label!r}, {len(self.scales)} observations, "
+            f"{len(self.identifiers)} sweeps, {d_max:.2f}-{d_min:.2f} A)"
+        )
+
+
+@dataclass(frozen=True)
+class ImageSeries:
+    """Properties of one sweep against image number; each value is of a block of images.
+
+    images: mean image number (n,); scale: mean inverse scale factor; r_merge; i_over_sigma: mean of
+    the unmerged I/sigma.
+    """
+
+    identifier: str
+    images: FloatArray
+    scale: FloatArray
+    r_merge: FloatArray
+    i_over_sigma: FloatArray
+
+
+@dataclass(frozen=True)
+class MergingStatistics:
+    """Merging statistics of one data set between d_max and d_min (A).
+
+    table_1: DIALS' Table 1, label -> (overall, innermost shell, outermost shell), None where undefined;
+    the anomalous slope has one value only. by_resolution: per shell from low to high resolution,
+    "d_max" and "d_min" (A) and the names of `SHELL_PROPERTIES`; NaN where undefined. by_image: one
+    series per sweep.
+    """
+
+    label: str
+    d_max: float
+    d_min: float
+    table_1: Mapping[str, tuple[float | None, ...]]
+    by_resolution: Mapping[str, FloatArray]
+    by_image: tuple[ImageSeries, ...] = field(repr=False)
+
+
+# name here -> (attribute of iotbx' merging statistics, of the anomalous ones)
+SHELL_PROPERTIES = {
+    "completeness": ("completeness", False),
+    "multiplicity": ("mean_redundancy", False),
+    "i_over_sigma": ("i_over_sigma_mean", False),
+    "r_merge": ("r_merge", False),
+    "r_meas": ("r_meas", False),
+    "r_pim": ("r_pim", False),
+    "cc_one_half": ("cc_one_half", False),
+    "cc_anomalous": ("anom_half_corr", True),
+    "observations": ("n_obs", False),
+    "unique": ("n_uniq", False),
+}
+
+
+def compare_merging_statistics(
+    data: Mapping[str, tuple[str | os.PathLike[str], str | os.PathLike[str]]],
+    d_min: float | None = None,
+    n_bins: int = 20,
+) -> list[MergingStatistics]:
+    """Merging statistics of every data set {label: (scaled.expt, scaled.refl)} at one resolution.
+
+    d_min (A): the limit; None takes the finest that all data sets reach. Raises ValueError where the
+    data sets are not of the same crystal symmetry or hold nothing in common.
+    """
+    loaded = [load_scaled(label, *paths) for label, paths in data.items()]
+    limits = common_resolution(loaded, d_min)
+    width = block_width(loaded)
+    return [merging_statistics(scaled, *limits, n_bins, width) for scaled in loaded]
+
+
+def load_scaled(
+    label: str,
+    experiments: str | os.PathLike[str],
+    reflections: str | os.PathLike[str],
+) -> ScaledIntensities:
+    """The observations of a scaled.expt and scaled.refl that dials.scale itself would merge."""
+    expts = ExperimentListFactory.from_json_file(os.fspath(experiments), check_format=False)
+    table = flex.reflection_table.from_file(os.fspath(reflections))
+    if "inverse_scale_factor" not in table:
+        raise ValueError(f"{reflections} is not scaled (no inverse_scale_factor); run dials.scale.")
+    tables = sort_tables_to_experiments_order(parse_multiple_datasets([table]), expts)
+    tables = assign_batches_to_reflections(tables, [0] * len(tables))  # batch = image number
+    images, scales, sweeps = [], [], []
+    for i, sweep in enumerate(tables):
+        # the selection of scaled_data_as_miller_array
+        sweep = sweep.select(
+            ~sweep.get_flags(sweep.flags.bad_for_scaling, all=False)
+            & (sweep["inverse_scale_factor"] > 0)
+        )
+        images.append(sweep["batch"].as_numpy_array())
+        scales.append(sweep["inverse_scale_factor"].as_numpy_array())
+        sweeps.append(np.full(len(sweep), i))
+    intensities = scaled_data_as_miller_array(
+        tables, expts, best_unit_cell=determine_best_unit_cell(expts)
+    )
+    return ScaledIntensities(
+        label=label,
+        intensities=intensities,
+        images=np.concatenate(images).astype(np.int64),
+        scales=np.concatenate(scales),
+        sweeps=np.concatenate(sweeps),
+        identifiers=tuple(experiment.identifier for experiment in expts),
+        image_ranges=tuple(get_image_ranges(expts)),
+    )
+
+
+def common_resolution(
+    data: Sequence[ScaledIntensities], d_min: float | None = None
+) -> tuple[float, float]:
+    """(d_max, d_min) in A: the limits of the unique reflections that all data sets have.
+
+    A reflection at either limit is then in every data set, so that cctbx divides them all into the
+    same shells. d_min: a limit asked for; the result is at or just below it.
+    """
+    first = data[0].intensities
+    for other in data[1:]:
+        if not first.is_similar_symmetry(other.intensities):
+            raise ValueError(
+                f"{data[0].label} and {other.label} differ in unit cell or space group "
+                f"({_symmetry(first)}; {_symmetry(other.intensities)}); compare one crystal with itself."
+            )
+    unique = first.unique_under_symmetry()
+    for other in data[1:]:
+        unique = unique.common_set(
+            other.intensities.customized_copy(
+                crystal_symmetry=first.crystal_symmetry()
+            ).unique_under_symmetry()
+        )
+    if d_min is not None:
+        unique = unique.resolution_filter(d_min=d_min)
+    if unique.size() == 0:
+        reach = f" to {d_min:.2f} A" if d_min is not None else ""
+        raise ValueError(
+            f"{', '.join(one.label for one in data)} have no reflection in common{reach}; "
+            "compare data of one crystal, at a resolution that they reach."
+        )
+    return unique.d_max_min()
+
+
+def block_width(data: Sequence[ScaledIntensities], observations: int = 100) -> int:
+    """Number of images that hold about so many observations, in the sparsest of the data sets."""
+    return max(
+        1,
+        *(
+            round(
+                observations * sum(b - a + 1 for a, b in one.image_ranges) / max(1, one.scales.size)
+            )
+            for one in data
+        ),
+    )
+
+
+def merging_statistics(
+    data: ScaledIntensities,
+    d_max: float,
+    d_min: float,
+    n_bins: int = 20,
+    images_per_block: int = 1,
+) -> MergingStatistics:
+    """Merging statistics between d_max and d_min (A), in n_bins shells of equal volume.
+
+    images_per_block: images whose observations are taken together in the series against image number.
+    """
+    within = data.intensities.resolution_filter_selection(
+        d_max=d_max * (1 + RESOLUTION_TOLERANCE), d_min=d_min * (1 - RESOLUTION_TOLERANCE)
+    )
+    intensities = data.intensities.select(within)
+    try:
+        normal, anomalous = merging_stats_from_scaled_array(intensities, n_bins)
+    except DialsMergingStatisticsError as error:
+        raise ValueError(f"{data.label}: {' '.join(str(error).split())}") from None
+    if intensities.space_group().is_centric():
+        anomalous = None
+    shells = {
+        "d_max": np.array([shell.d_max for shell in normal.bins]),
+        "d_min": np.array([shell.d_min for shell in normal.bins]),
+    }
+    for name, (attribute, of_anomalous) in SHELL_PROPERTIES.items():
+        source = anomalous if of_anomalous else normal
+        values = [getattr(shell, attribute) for shell in source.bins] if source else []
+        shells[name] = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+    return MergingStatistics(
+        label=data.label,
+        d_max=normal.overall.d_max,
+        d_min=normal.overall.d_min,
+        table_1={key: tuple(row) for key, row in table_1_stats(normal, anomalous).items()},
+        by_resolution=shells,
+        by_image=_by_image(data, intensities, within.as_numpy_array(), images_per_block),
+    )
+
+
+def _by_image(
+    data: ScaledIntensities,
+    intensities: miller.array,
+    within: NDArray[np.bool_],
+    images_per_block: int,
+) -> tuple[ImageSeries, ...]:
+    """One series per sweep. R_merge is against the mean over all sweeps, as in dials.scale."""
+    images, sweeps = data.images[within], data.sweeps[within]
+    first = np.array([low for low, _ in data.image_ranges])[sweeps]
+    blocks = (images - first) // images_per_block
+    # one number for each block of each sweep, so that DIALS treats blocks as its batches
+    stride = int(blocks.max()) + 1
+    keys = sweeps * stride + blocks
+    numbers, r_merge, i_over_sigma, scale = batch_dependent_properties(
+        miller.array(intensities, data=flex.int(keys.astype(np.int32))),
+        intensities,
+        miller.array(intensities, data=flex.double(data.scales[within])),
+    )
+    numbers = np.array(numbers)
+    mean_image = np.bincount(keys, weights=images) / np.maximum(1, np.bincount(keys))
+    series = []
+    for i, identifier in enumerate(data.identifiers):
+        here = numbers // stride == i
+        series.append(
+            ImageSeries(
+                identifier=identifier,
+                images=mean_image[numbers[here]],
+                scale=np.array(scale)[here],
+                r_merge=np.array(r_merge)[here],
+                i_over_sigma=np.array(i_over_sigma)[here],
+            )
+        )
+    return tuple(series)
+
+
+def _symmetry(array: miller.array) -> str:
+    cell = ", ".join(f"{parameter:.2f}" for parameter in array.unit_cell().parameters())
+    return f"{array.space_group_info()}, cell {cell}"
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: DIALS' label in Table 1, format, and what is best: +1 high, -1 low, 0 none."""
+
+    name: str
+    key: str
+    form: str
+    best: int
+
+
+ROWS = (
+    Row("Completeness (%)", "Completeness", ".1f", 1),
+    Row("Multiplicity", "Multiplicity", ".1f", 1),
+    Row("I/sigma", "I/sigma", ".1f", 1),
+    Row("Rmerge", "Rmerge(I)", ".3f", -1),
+    Row("Rmeas", "Rmeas(I)", ".3f", -1),
+    Row("Rpim", "Rpim(I)", ".3f", -1),
+    Row("CC half", "CC half", ".3f", 1),
+    Row("Anomalous correlation", "Anomalous correlation", ".3f", 1),
+    Row("Anomalous slope", "Anomalous slope", ".3f", 1),
+    Row("Total reflections", "Total observations", "d", 1),
+    Row("Unique reflections", "Total unique", "d", 1),
+)
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A printed row: name, one text per data set, and which of them are the best (none where all tie)."""
+
+    name: str
+    cells: tuple[str, ...]
+    best: tuple[bool, ...]
+
+
+def comparison_table(statistics: Sequence[MergingStatistics]) -> list[TableRow]:
+    """The rows of the table, "overall (outer shell)"; values that print alike are equally good."""
+    rows = [
+        TableRow(
+            "Resolution limit",
+            tuple(
+                f"{one.d_max:.2f} - {one.d_min:.2f} "
+                f"({one.by_resolution['d_max'][-1]:.2f} - {one.by_resolution['d_min'][-1]:.2f})"
+                for one in statistics
+            ),
+            (False,) * len(statistics),
+        )
+    ]
+    for row in ROWS:
+        values = [one.table_1.get(row.key, (None,)) for one in statistics]
+        overall = [_text(value[0], row.form) for value in values]
+        cells = [
+            f"{text} ({_text(value[2], row.form)})" if len(value) == 3 else text
+            for text, value in zip(overall, values, strict=True)
+        ]
+        numbers = [row.best * float(t) if t != "-" else -np.inf for t in overall]
+        top = max(numbers, default=0.0)
+        best = [row.best != 0 and n == top and np.isfinite(n) for n in numbers]
+        if all(best):
+            best = [False] * len(best)
+        rows.append(TableRow(row.name, tuple(cells), tuple(best)))
+    return rows
+
+
+def _text(value: float | None, form: str) -> str:
+    if value is None or not np.isfinite(value):
+        return "-"
+    text = format(int(value) if form == "d" else float(value), form)
+    return text.replace("-0.000", "0.000") if float(text) == 0 else text
+
+
+def format_table(
+    statistics: Sequence[MergingStatistics], failed: Mapping[str, str] | None = None
+) -> str:
+    """The table as plain text, the best value of each row marked by an asterisk.
+
+    failed: {label: reason} of data sets that could not be scaled; each is a column of dashes, its
+    reason below the table.
+    """
+    failed = failed or {}
+    columns: list[list[str]] = [["", "Resolution limit", *(row.name for row in ROWS)]]
+    table = comparison_table(statistics)
+    for i, one in enumerate(statistics):
+        columns.append(
+            [one.label, *(row.cells[i] + ("*" if row.best[i] else " ") for row in table)]
+        )
+    columns += [[label, *["failed "] * (1 + len(ROWS))] for label in failed]
+    widths = [max(len(text) for text in column) for column in columns]
+    lines = [
+        "  ".join(
+            text.ljust(width) if j == 0 else text.rjust(width)
+            for j, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in zip(*columns, strict=True)
+    ]
+    lines.insert(1, "-" * max(len(line) for line in lines))
+    lines += ["", "overall (outer shell); * the best overall value of the row"]
+    lines += [f"{label} failed: {reason}" for label, reason in failed.items()]
+    return "\n".join(lines)

@@ -1,0 +1,407 @@
+"""Scaling of the same data by several strategies, each a run of ``dials.scale`` of its own.
+
+A strategy says which absorption correction ``dials.scale`` makes: none, spherical harmonics of one of
+DIALS' three levels, the analytical factors of the column ``analytical_correction``, or both. Everything
+else (scale and decay terms, error model, outlier rejection) is the same for all of them.
+
+What the options below rely on (read in and tried with DIALS 3.30):
+
+* ``physical.absorption_correction`` is the switch of the spherical harmonics, on by default for scans
+  wider than 60 degrees; ``physical.absorption_level`` turns them on whatever the switch says;
+* ``physical.analytical_correction`` takes the column as a fixed inverse scale. With ``model=auto``
+  stills and scans narrower than 1 degree get the KB model, which has a switch of its own;
+* an experiment that already has a scaling model keeps it, and the options are ignored in silence, so
+  ``overwrite_existing_models=True`` is always given; what the models really hold is checked afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from dials.array_family import flex
+
+try:
+    import procrunner
+except ImportError:  # then subprocess does the same
+    procrunner = None
+
+ANALYTICAL_COLUMN = "analytical_correction"
+
+# dials.algorithms.scaling.model.model.determine_auto_absorption_params; only the model dose_decay
+# needs the numbers, as it knows no levels: (lmax, surface_weight)
+SPHERICAL_HARMONICS = {"low": (4, 5e5), "medium": (6, 5e4), "high": (6, 5e3)}
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to correct for absorption in scaling.
+
+    name: as in PHIL; label: for tables; spherical_harmonics: DIALS' level or None;
+    analytical: whether the column ``analytical_correction`` is applied.
+    """
+
+    name: str
+    label: str
+    description: str
+    spherical_harmonics: str | None = None
+    analytical: bool = False
+
+    def __post_init__(self) -> None:
+        if self.spherical_harmonics not in (None, *SPHERICAL_HARMONICS):
+            raise ValueError(
+                f"The level of the spherical harmonics is {self.spherical_harmonics!r}; "
+                f"DIALS has {', '.join(SPHERICAL_HARMONICS)}."
+            )
+
+    def options(self, model: str = "auto") -> tuple[str, ...]:
+        """The options of ``dials.scale`` that make this strategy with one of its scaling models.
+
+        model: auto, physical, dose_decay, array or KB. Raises ValueError for spherical harmonics with
+        a model that has none.
+        """
+        level = self.spherical_harmonics
+        if model not in MODELS:
+            raise ValueError(f"No scaling model is called {model}; DIALS has {', '.join(MODELS)}.")
+        if level and model in ("array", "KB"):
+            raise ValueError(
+                f"The strategy {self.name} needs spherical harmonics and the model {model} has none; "
+                "use model=auto, physical or dose_decay."
+            )
+        options = [] if model == "auto" else [f"model={model}"]
+        if model in ("auto", "physical"):
+            options.append(
+                f"physical.absorption_level={level}"
+                if level
+                else "physical.absorption_correction=False"
+            )
+        elif model == "dose_decay":
+            options.append(f"dose_decay.absorption_correction={bool(level)}")
+            if level:
+                lmax, surface_weight = SPHERICAL_HARMONICS[level]
+                options += [
+                    f"dose_decay.lmax={lmax}",
+                    f"dose_decay.surface_weight={surface_weight:g}",
+                ]
+        elif model == "array":
+            options.append("array.absorption_correction=False")
+        if self.analytical:
+            scopes = ("physical", "KB") if model == "auto" else (model,)
+            options += [f"{scope}.analytical_correction=True" for scope in scopes]
+        return (*options, "overwrite_existing_models=True")
+
+
+MODELS = ("auto", "physical", "dose_decay", "array", "KB")
+
+STRATEGIES: Mapping[str, Strategy] = {
+    strategy.name: strategy
+    for strategy in (
+        Strategy("none", "none", "no absorption correction"),
+        Strategy("sh_low", "SH low", "spherical harmonics, lmax 4, stiff (DIALS' default)", "low"),
+        Strategy("sh_medium", "SH medium", "spherical harmonics, lmax 6", "medium"),
+        Strategy("sh_high", "SH high", "spherical harmonics, lmax 6, loose", "high"),
+        Strategy(
+            "analytical", "analytical", "the column analytical_correction alone", analytical=True
+        ),
+        Strategy(
+            "analytical_sh",
+            "analytical + SH",
+            "the column and, for what it leaves, spherical harmonics of level low",
+            "low",
+            analytical=True,
+        ),
+    )
+}
+
+
+class ScalingError(ValueError):
+    """A run of dials.scale that failed: its reason, and the log that was kept (if it got so far)."""
+
+    def __init__(self, reason: str, log: Path | None = None) -> None:
+        super().__init__(reason)
+        self.log = log
+
+
+@dataclass(frozen=True)
+class ScalingJob:
+    """Data and strategy of one run: ``experiments`` and ``reflections`` are scaled together.
+
+    options: further options of dials.scale, the same in every job of a comparison.
+    """
+
+    label: str
+    strategy: Strategy
+    experiments: tuple[Path, ...]
+    reflections: tuple[Path, ...]
+    folder: Path
+    model: str = "auto"
+    options: tuple[str, ...] = ()
+
+    def command(self) -> tuple[str, ...]:
+        """The command line; run in any folder it makes scaled.expt, scaled.refl and a log there."""
+        return (
+            "dials.scale",
+            *(str(Path(path).absolute()) for path in (*self.experiments, *self.reflections)),
+            *self.strategy.options(self.model),
+            *self.options,
+        )
+
+
+@dataclass(frozen=True)
+class ScaledData:
+    """What one run of dials.scale made."""
+
+    label: str
+    strategy: Strategy
+    command: tuple[str, ...]
+    experiments: Path
+    reflections: Path
+    log: Path
+    html: Path | None
+    seconds: float
+
+    @property
+    def command_line(self) -> str:
+        return shlex.join(self.command)
+
+
+@dataclass(frozen=True)
+class FailedScaling:
+    """A run of dials.scale that failed, and why; log: what it printed, None if it never started."""
+
+    label: str
+    strategy: Strategy
+    command: tuple[str, ...]
+    reason: str
+    log: Path | None
+
+    @property
+    def command_line(self) -> str:
+        return shlex.join(self.command)
+
+
+OUTPUTS = ("scaled.expt", "scaled.refl", "dials.scale.log", "dials.scale.html")
+FAILED_LOG = "dials.scale.failed.log"
+
+
+def scale(
+    experiments: Sequence[str | os.PathLike[str]],
+    reflections: Sequence[str | os.PathLike[str]],
+    strategy: Strategy | str,
+    folder: str | os.PathLike[str],
+    label: str | None = None,
+    model: str = "auto",
+    options: Sequence[str] = (),
+    threads: int = 1,
+) -> ScaledData:
+    """The data scaled by one strategy: scaled.expt, scaled.refl, log and HTML in `folder`.
+
+    Runs dials.scale; raises ScalingError (a ValueError) with its reason where it fails, where the
+    column of an analytical strategy is absent or not positive, and where the models that come out do
+    not hold the corrections that were asked for. Then nothing is left in `folder` but
+    ``dials.scale.failed.log``.
+    """
+    if isinstance(strategy, str):
+        strategy = strategy_called(strategy)
+    return run_job(
+        ScalingJob(
+            label=label or strategy.label,
+            strategy=strategy,
+            experiments=tuple(Path(path) for path in experiments),
+            reflections=tuple(Path(path) for path in reflections),
+            folder=Path(folder),
+            model=model,
+            options=tuple(options),
+        ),
+        threads,
+    )
+
+
+def scale_all(
+    jobs: Sequence[ScalingJob],
+    nproc: int = 1,
+    finished: Callable[[ScaledData | FailedScaling], None] | None = None,
+) -> list[ScaledData | FailedScaling]:
+    """The outcomes of all jobs, in their order; at most `nproc` run at a time.
+
+    A job that fails does not stop the others. finished: called with each outcome as it comes.
+    """
+    folders = [job.folder.absolute() for job in jobs]
+    if len(set(folders)) != len(folders):
+        raise ValueError("Two scaling jobs write to the same folder; give them different labels.")
+    if nproc < 1:
+        raise ValueError(f"nproc is {nproc}; it must be 1 or more.")
+    workers = max(1, min(nproc, len(jobs)))
+    outcomes: dict[int, ScaledData | FailedScaling] = {}
+    with ThreadPoolExecutor(workers) as executor:
+        futures = {
+            executor.submit(_outcome, job, max(1, nproc // workers)): i
+            for i, job in enumerate(jobs)
+        }
+        try:
+            for future in as_completed(futures):
+                outcomes[futures[future]] = future.result()
+                if finished is not None:
+                    finished(future.result())
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [outcomes[i] for i in range(len(jobs))]
+
+
+def strategy_called(name: str) -> Strategy:
+    """The strategy of that name. Raises ValueError where there is none."""
+    try:
+        return STRATEGIES[name]
+    except KeyError:
+        raise ValueError(
+            f"No scaling strategy is called {name}; there are {', '.join(STRATEGIES)}."
+        ) from None
+
+
+def _outcome(job: ScalingJob, threads: int) -> ScaledData | FailedScaling:
+    try:
+        return run_job(job, threads)
+    except (ValueError, OSError) as error:
+        try:
+            command = job.command()
+        except ValueError:
+            command = ()
+        return FailedScaling(
+            job.label, job.strategy, command, str(error), getattr(error, "log", None)
+        )
+
+
+def run_job(job: ScalingJob, threads: int = 1) -> ScaledData:
+    """The scaled data of one job; see `scale`. threads: for each numerical library within the run."""
+    command = job.command()
+    if job.strategy.analytical:
+        for path in job.reflections:
+            check_analytical_column(path)
+    folder = job.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    # dials.scale works in a folder of its own; only what is complete is moved to its place
+    with tempfile.TemporaryDirectory(prefix=".scaling-", dir=folder) as scratch:
+        start = time.monotonic()
+        status, printed = _run_process(command, scratch, threads)
+        seconds = time.monotonic() - start
+        made = {name: Path(scratch, name) for name in OUTPUTS}
+        reason = None
+        if status != 0:
+            reason = f"dials.scale ended with status {status}: {_last_words(printed)}"
+        elif missing := [name for name in OUTPUTS[:3] if not made[name].is_file()]:
+            reason = f"dials.scale ended without an error but wrote no {missing[0]}."
+        else:
+            reason = _wrong_corrections(made["scaled.expt"], job.strategy)
+        if reason is not None:
+            log = folder / FAILED_LOG
+            log.write_text(f"{shlex.join(command)}\n\n{printed}", encoding="utf-8")
+            raise ScalingError(reason, log)
+        for name, path in made.items():
+            if path.is_file():
+                os.replace(path, folder / name)
+    (folder / FAILED_LOG).unlink(missing_ok=True)
+    html = folder / "dials.scale.html"
+    return ScaledData(
+        label=job.label,
+        strategy=job.strategy,
+        command=command,
+        experiments=folder / "scaled.expt",
+        reflections=folder / "scaled.refl",
+        log=folder / "dials.scale.log",
+        html=html if html.is_file() else None,
+        seconds=seconds,
+    )
+
+
+def check_analytical_column(reflections: str | os.PathLike[str]) -> None:
+    """Raises ValueError where a reflection table has no usable column ``analytical_correction``.
+
+    One NaN, infinite or zero value ends dials.scale with "line search failed", which explains nothing.
+    """
+    table = flex.reflection_table.from_file(os.fspath(reflections))
+    if ANALYTICAL_COLUMN not in table:
+        raise ValueError(
+            f"{reflections} has no column {ANALYTICAL_COLUMN}; run dials.anacor_absorption on it first."
+        )
+    transmission = table[ANALYTICAL_COLUMN].as_numpy_array()
+    bad = ~(np.isfinite(transmission) & (transmission > 0))
+    if bad.any():
+        raise ValueError(
+            f"{reflections} has {bad.sum()} of {bad.size} rows whose {ANALYTICAL_COLUMN} is not a "
+            f"positive number (the first is {transmission[bad][0]:g}); run dials.anacor_absorption on "
+            "it again."
+        )
+
+
+def _run_process(command: Sequence[str], folder: str, threads: int) -> tuple[int, str]:
+    """Exit status and everything that was printed of a command run in `folder`."""
+    if shutil.which(command[0]) is None:  # DIALS is importable and its commands are not on PATH
+        module = command[0].replace("dials.", "dials.command_line.", 1)
+        command = (sys.executable, "-m", module, *command[1:])
+    settings = {
+        name: str(threads)
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    }
+    if procrunner is not None:
+        result = procrunner.run(
+            command,
+            print_stdout=False,
+            print_stderr=False,
+            working_directory=folder,
+            environment_override=settings,
+            stdin=subprocess.DEVNULL,
+        )
+    else:
+        result = subprocess.run(
+            command,
+            capture_output=True,
+            cwd=folder,
+            env={**os.environ, **settings},
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    printed = result.stdout + b"\n" + result.stderr
+    return result.returncode, printed.decode("utf-8", "replace").strip()
+
+
+def _last_words(printed: str) -> str:
+    """The reason among what a DIALS command printed: from "Sorry:" on, else its last line."""
+    for mark in ("Sorry:", "Usage error:"):
+        if mark in printed:
+            return " ".join(printed.rpartition(mark)[2].split())
+    lines = printed.splitlines()
+    return lines[-1].strip() if lines else "it printed nothing."
+
+
+def corrections(experiments: str | os.PathLike[str]) -> list[tuple[str, ...]]:
+    """The terms of every scaling model in a scaled.expt, e.g. ("scale", "decay", "analytical")."""
+    models = json.loads(Path(experiments).read_text(encoding="utf-8")).get("scaling_model", [])
+    return [tuple(model["configuration_parameters"]["corrections"]) for model in models]
+
+
+def _wrong_corrections(experiments: Path, strategy: Strategy) -> str | None:
+    """A sentence where the scaling models do not hold what the strategy asks for, else None."""
+    for terms in corrections(experiments):
+        for term, wanted in (
+            ("absorption", strategy.spherical_harmonics is not None),
+            ("analytical", strategy.analytical),
+        ):
+            if (term in terms) != wanted:
+                return (
+                    f"dials.scale made a model of {', '.join(terms)}, {'without' if wanted else 'with'} "
+                    f"the {term} term; see its log (scans narrower than 1 degree and stills have no "
+                    "spherical harmonics)."
+                )
+    return None
