@@ -1,0 +1,465 @@
+"""Virtual samples: a crystal in a drop of liquor in a loop, as closed meshes with their materials.
+
+A sample is drawn in two steps: :func:`random_parameters` draws numbers, which are recorded;
+:func:`build_sample` makes the meshes from them, always the same. The loop lies about the XY plane
+of the tomo frame turned about X (the rotation axis), its stem runs towards -X, the drop's middle is
+near the origin.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from anacor_dials.sample.frames import FloatArray, rotation_about, unit
+from anacor_dials.sample.materials import Composition, protein_crystal
+from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume
+from anacor_dials.simulation.meshes import (
+    Mesh,
+    contains,
+    convex_polyhedron,
+    label_array,
+    overlap,
+    prism,
+    sphere,
+    surfaces_meet,
+    tube,
+    turned_profile,
+)
+
+logger = logging.getLogger("dials.anacor_dials.simulation.samples")
+
+CRYSTAL_SHAPES = ("polyhedron", "needle", "plate", "cluster")
+BACKGROUND = DEFAULT_NAMES[0]
+
+# What lies where on a cryo-loop: the liquor is 29 % glycerol and 1 % NaCl by mass, loops are polyimide
+LIQUOR = Composition.parse("0.70 H2O + 0.29 C3H8O3 + 0.01 NaCl", 1.08)
+LOOP = Composition.parse("C22H10N2O5", 1.42)
+SOLVENT_CONTENT = 0.55
+
+
+def default_materials() -> dict[str, Composition]:
+    """Compositions by name: a protein crystal of 55 % solvent, its liquor, a polyimide loop."""
+    return {
+        "liquor": LIQUOR,
+        "loop": LOOP,
+        "crystal": protein_crystal(SOLVENT_CONTENT, LIQUOR),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One solid of a sample.
+
+    material: a name of the sample's materials, or "background" for a bubble. displaces: the materials
+    whose place this part takes where it overlaps with them (a crystal displaces the liquor around it).
+    """
+
+    material: str
+    mesh: Mesh
+    displaces: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Solids in the tomo frame and what they are made of.
+
+    parts: later ones outrank earlier ones. materials: composition by name, in the order of labels
+    1, 2, ...; label 0 is the background. Parts of different materials may overlap only where one
+    displaces the other: anything else raises ValueError. parameters: how it was made, for the record.
+    """
+
+    parts: tuple[Part, ...]
+    materials: Mapping[str, Composition]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        if "crystal" not in self.materials or not any(p.material == "crystal" for p in self.parts):
+            raise ValueError("A sample needs a part of the material 'crystal'.")
+        for part in self.parts:
+            for name in (part.material, *part.displaces):
+                if name != BACKGROUND and name not in self.materials:
+                    raise ValueError(
+                        f"A part is made of, or displaces, {name!r}, which is not among the materials "
+                        f"({', '.join(self.materials)})."
+                    )
+        _require_separate(self.parts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names by label: background, then the materials."""
+        return (BACKGROUND, *self.materials)
+
+    @property
+    def meshes(self) -> list[Mesh]:
+        return [part.mesh for part in self.parts]
+
+    @property
+    def labels(self) -> list[int]:
+        """The label of every part."""
+        return [self.names.index(part.material) for part in self.parts]
+
+    def of(self, material: str) -> list[Mesh]:
+        """The meshes made of a material."""
+        return [part.mesh for part in self.parts if part.material == material]
+
+    def bounds_um(self, *materials: str) -> FloatArray:
+        """Lowest and highest corner (2, 3) of the box around some materials (default: all parts)."""
+        boxes = [p.mesh.bounds_um for p in self.parts if not materials or p.material in materials]
+        return np.stack([np.min([b[0] for b in boxes], 0), np.max([b[1] for b in boxes], 0)])
+
+    def mu_per_um(self, energy_keV: float) -> FloatArray:
+        """mu (n,) in 1/um by label at a photon energy in keV; 0 for the background."""
+        return np.array([0.0, *(c.mu_per_um(energy_keV) for c in self.materials.values())])
+
+    def delta(self, energy_keV: float) -> FloatArray:
+        """delta (n,) of n = 1 - delta + i beta by label at a photon energy in keV."""
+        return np.array(
+            [0.0, *(c.refractive_index(energy_keV)[0] for c in self.materials.values())]
+        )
+
+    def label_volume(
+        self,
+        voxel_size_um: ArrayLike,
+        shape: tuple[int, int, int] | None = None,
+        centre: ArrayLike | None = None,
+        margin_um: float = 5.0,
+    ) -> LabelVolume:
+        """The true labels: each voxel has the label of the part its centre lies in.
+
+        Without shape and centre the volume holds the whole sample with a margin, and the origin lies
+        where it belongs (on a voxel's centre). With a shape the origin is in its middle unless given.
+        """
+        size = np.broadcast_to(np.asarray(voxel_size_um, dtype=np.float64), (3,)).copy()
+        if shape is None:
+            low, high = self.bounds_um()
+            below = np.ceil((margin_um - low) / size).astype(int)
+            above = np.ceil((high + margin_um) / size).astype(int)
+            nx, ny, nz = (int(n) for n in below + above + 1)
+            shape = (nx, ny, nz)
+            centre = below.astype(np.float64)
+        elif centre is None:
+            centre = (np.array(shape) - 1) / 2
+        values = label_array(self.meshes, self.labels, shape, size, np.asarray(centre))
+        return LabelVolume(values, size, centre, self.names)
+
+    def __repr__(self) -> str:
+        low, high = self.bounds_um()
+        size = " x ".join(f"{v:.0f}" for v in high - low)
+        return f"Sample({', '.join(p.material for p in self.parts)}; {size} um)"
+
+
+def _require_separate(parts: Sequence[Part]) -> None:
+    """Raises ValueError where two parts overlap and neither displaces the other."""
+    for i, first in enumerate(parts):
+        for second in parts[i + 1 :]:
+            if first.material == second.material or first.material in second.displaces:
+                continue
+            if second.material in first.displaces:
+                raise ValueError(
+                    f"The {first.material} displaces the {second.material} but comes before it; "
+                    "what displaces must come later in the list of parts."
+                )
+            if overlap(first.mesh, second.mesh):
+                raise ValueError(
+                    f"The {first.material} and the {second.material} overlap; move them apart (only "
+                    "liquor may lie around other parts)."
+                )
+
+
+def sample_from_meshes(
+    meshes: Mapping[str, Mesh | Sequence[Mesh]],
+    materials: Mapping[str, Composition] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> Sample:
+    """A sample of closed meshes by material name (an STL set, Blender's output).
+
+    Whatever lies in the liquor takes its place; "bubble" names emptiness in the liquor. Other overlaps
+    raise ValueError. materials: compositions, the defaults for liquor, loop and crystal where None.
+    """
+    compositions = {**default_materials(), **(materials or {})}
+    order = ["liquor", "bubble", *(n for n in meshes if n not in ("liquor", "bubble", "crystal"))]
+    parts = []
+    for name in [*order, "crystal"]:
+        group = meshes.get(name, ())
+        for mesh in [group] if isinstance(group, Mesh) else group:
+            parts.append(
+                Part(
+                    BACKGROUND if name == "bubble" else name,
+                    mesh,
+                    () if name == "liquor" else ("liquor",),
+                )
+            )
+    return Sample(tuple(parts), compositions, parameters or {})
+
+
+# ---- the built-in maker ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleParameters:
+    """All numbers of a built-in sample; lengths in um, angles in degrees.
+
+    crystal_size: mean edge lengths (3,) of the crystal's box; crystal_distances: (n, ) relative
+    distances of the six box faces and the cutting planes, whose normals are cut_normals (n - 6, 3);
+    cluster: further crystals as (shift along the box axes in units of its size, turn axis, angle).
+    loop_turn: angle of the loop's plane about X. ring_radii: half axes of the ring along and across
+    the rotation axis, to the middle of the fibre; fibre: half width and half height of the fibre.
+    drop: half axes of the drop along, across, and perpendicular to the loop; meniscus: 0 (bulging)
+    to 0.8 (concave towards the ring); bumps: (n, 4) unit vectors and heights of its irregularities;
+    tail: how far the liquor creeps up the stem, relative to the drop. film: thickness, 0 for none.
+    bubbles: (n, 4) centres and radii. pin: whether the stem ends in a pin.
+    """
+
+    shape: str
+    crystal_size: tuple[float, float, float]
+    crystal_distances: tuple[float, ...]
+    cut_normals: tuple[tuple[float, float, float], ...]
+    crystal_turn_axis: tuple[float, float, float]
+    crystal_turn: float
+    crystal_shift: tuple[float, float, float]
+    cluster: tuple[tuple[float, ...], ...]
+    loop_turn: float
+    ring_radii: tuple[float, float]
+    fibre: tuple[float, float]
+    stem_length: float
+    pin: bool
+    film: float
+    drop: tuple[float, float, float]
+    meniscus: float
+    tail: float
+    bumps: tuple[tuple[float, float, float, float], ...]
+    bubbles: tuple[tuple[float, float, float, float], ...]
+
+    def __post_init__(self) -> None:
+        if self.shape not in CRYSTAL_SHAPES:
+            raise ValueError(
+                f"The crystal shape {self.shape!r} is unknown; known are {', '.join(CRYSTAL_SHAPES)}."
+            )
+        if min(self.crystal_size) <= 0 or min(self.drop) <= 0 or min(self.fibre) <= 0:
+            raise ValueError("Crystal, drop and fibre must have sizes > 0 um.")
+        if not 0 <= self.meniscus <= 0.8:
+            raise ValueError(f"The meniscus is {self.meniscus}; it lies between 0 and 0.8.")
+
+
+def random_parameters(
+    rng: np.random.Generator,
+    crystal_size_um: float = 80.0,
+    shape: str | None = None,
+    stem_length_um: float = 150.0,
+    film: bool | None = None,
+    pin: bool = False,
+    max_bubbles: int = 2,
+) -> SampleParameters:
+    """Random numbers for :func:`build_sample`, of samples as they occur at a beamline.
+
+    crystal_size_um: the crystal's mean size; the rest of the sample follows it. shape: one of
+    CRYSTAL_SHAPES, random where None. film: a loop with (True) or without a film, random where None.
+    """
+    shape = str(rng.choice(CRYSTAL_SHAPES, p=[0.5, 0.2, 0.15, 0.15])) if shape is None else shape
+    aspect = {"needle": (3.0, 0.7, 0.7), "plate": (1.5, 1.5, 0.35)}.get(shape, (1.15, 1.0, 0.9))
+    size = crystal_size_um * np.array(aspect) * rng.uniform(0.8, 1.2, 3)
+    n_cuts = int(rng.integers(2, 9))
+    half = size / 2
+    normals = unit(rng.normal(size=(n_cuts, 3)))
+    support = np.linalg.norm(normals * half, axis=1)  # of the ellipsoid in the box
+    distances = np.concatenate(
+        [rng.uniform(0.85, 1.1, 6), rng.uniform(1.0, 1.25, n_cuts) * support / half.max()]
+    )
+    cluster: list[tuple[float, ...]] = []
+    if shape == "cluster":
+        for _ in range(int(rng.integers(1, 4))):
+            cluster.append(
+                tuple(
+                    float(v)
+                    for v in (
+                        *rng.uniform(-0.5, 0.5, 3),
+                        *unit(rng.normal(size=3)),
+                        rng.uniform(10, 170),
+                    )
+                )
+            )
+    longest = float(np.linalg.norm(size)) * (1.4 if cluster else 1.0)
+    ring_along = longest * rng.uniform(0.75, 1.1) + 15.0
+    ring_across = max(ring_along * rng.uniform(0.7, 1.0), 0.5 * longest + 15.0)
+    fibre = rng.uniform(4.0, 9.0)
+    with_film = bool(rng.random() < 0.25) if film is None else film
+    film_thickness = float(rng.uniform(2.0, 6.0)) if with_film else 0.0
+    n_bumps = int(rng.integers(2, 7))
+    bumps = np.column_stack(
+        [unit(rng.normal(size=(n_bumps, 3))), rng.uniform(-0.06, 0.10, n_bumps)]
+    )
+    drop = (
+        ring_along * rng.uniform(0.85, 1.12),
+        ring_across * rng.uniform(0.85, 1.12),
+        max(0.5 * longest * rng.uniform(0.75, 1.2), 0.7 * float(size.min())) + 6.0,
+    )
+    bubbles = []
+    for _ in range(int(rng.integers(0, max_bubbles + 1))):
+        place = unit(rng.normal(size=3)) * rng.uniform(0.4, 0.8) * np.array(drop)
+        bubbles.append((*place.tolist(), float(rng.uniform(2.0, 10.0))))
+    return SampleParameters(
+        shape=shape,
+        crystal_size=_floats(size),
+        crystal_distances=_floats(distances),
+        cut_normals=tuple(_floats(n) for n in normals),
+        crystal_turn_axis=_floats(unit(rng.normal(size=3))),
+        crystal_turn=float(rng.uniform(0, 180)),
+        crystal_shift=_floats(rng.uniform(-0.12, 0.12, 3) * np.array(drop)),
+        cluster=tuple(cluster),
+        loop_turn=float(rng.uniform(0, 180)),
+        ring_radii=(float(ring_along), float(ring_across)),
+        fibre=(float(fibre), float(fibre * rng.uniform(0.6, 1.2))),
+        stem_length=float(stem_length_um),
+        pin=pin,
+        film=film_thickness,
+        drop=_floats(drop),
+        meniscus=float(rng.uniform(0.0, 0.6)),
+        tail=float(rng.uniform(0.0, 0.25)),
+        bumps=tuple(_floats(b) for b in bumps),
+        bubbles=tuple(_floats(b) for b in bubbles),
+    )
+
+
+def _floats(values: ArrayLike) -> Any:
+    return tuple(float(v) for v in np.asarray(values).ravel())
+
+
+def _crystals(p: SampleParameters) -> list[Mesh]:
+    """The crystals about the origin: boxes with their edges and corners cut, turned."""
+    half = np.array(p.crystal_size) / 2
+    normals = np.vstack([np.eye(3), -np.eye(3), np.reshape(p.cut_normals, (-1, 3))])
+    distances = np.array(p.crystal_distances)
+    distances[:6] *= np.tile(half, 2)
+    distances[6:] *= half.max()
+    first = convex_polyhedron(normals, distances)
+    turn = rotation_about(p.crystal_turn_axis, p.crystal_turn)
+    crystals = [first.moved(turn)]
+    for other in p.cluster:
+        shift, axis, angle = np.array(other[:3]), other[3:6], other[6]
+        crystals.append(
+            first.moved(rotation_about(axis, angle) * 0.8, shift * 2 * half).moved(turn)
+        )
+    return crystals
+
+
+def _drop(p: SampleParameters, subdivisions: int) -> Mesh:
+    """The liquor: a sphere with gentle bumps and a tail along the stem, flattened between menisci.
+
+    A point (x, y, z) of the bumpy sphere goes to (a x, b y, c z (1 - m (1 - z^2))), which is one to
+    one for m < 1, so that the surface cannot meet itself.
+    """
+    ball = sphere(1.0, subdivisions)
+    direction = unit(ball.vertices)
+    radius = np.ones(len(direction))
+    for bump in p.bumps:
+        radius += bump[3] * np.exp(3.0 * (direction @ np.array(bump[:3]) - 1.0))
+    radius += p.tail * np.exp(12.0 * (-direction[:, 0] - 1.0))
+    x, y, z = (direction * radius[:, None]).T
+    z = z * (1.0 - p.meniscus * np.clip(1.0 - z * z, 0.0, 1.0))
+    return Mesh(np.column_stack([x, y, z]) * np.array(p.drop), ball.faces)
+
+
+def _loop(p: SampleParameters, n_curve: int) -> list[Mesh]:
+    """Ring, stem, film and pin, in the plane Z = 0; parts of one material that run into each other."""
+    along, across = p.ring_radii
+    width, height = p.fibre
+    t = 2 * np.pi * np.arange(n_curve) / n_curve
+    # a drop-shaped ring: pointed towards the stem
+    ring = np.column_stack(
+        [along * np.cos(t), across * np.sin(t) * (0.85 + 0.15 * np.cos(t)), np.zeros(n_curve)]
+    )
+    parts = [tube(ring, (0, 0, 1), width, height)]
+    start = -along - p.stem_length
+    stem = turned_profile([start, -along + 0.5 * width], [1.4 * width, 1.1 * width], 24)
+    parts.append(stem)
+    if p.film > 0:
+        inner = ring[:, :2] * (1 - 0.3 * width / min(along, across))
+        parts.append(prism(inner, -p.film / 2, p.film / 2))
+    if p.pin:
+        parts.append(
+            turned_profile(
+                [start - 300.0, start - 60.0, start + 0.1 * p.stem_length],
+                [150.0, 150.0, 40.0],
+                48,
+            )
+        )
+    return parts
+
+
+def build_sample(
+    p: SampleParameters,
+    materials: Mapping[str, Composition] | None = None,
+    subdivisions: int = 4,
+) -> Sample:
+    """The sample that the parameters describe: liquor, bubbles, loop and crystal, closed and apart.
+
+    The crystal is made smaller, by tenths, until it lies inside the liquor and clear of the loop; the
+    factor is recorded. Bubbles that would touch anything but liquor are left out. subdivisions: how
+    fine the drop's surface is (4: 5120 faces). Raises ValueError where the crystal would vanish.
+    """
+    turn = rotation_about((1.0, 0.0, 0.0), p.loop_turn)
+    drop = _drop(p, subdivisions).moved(turn)
+    loop = [mesh.moved(turn) for mesh in _loop(p, 24 * 2 ** max(0, subdivisions - 2))]
+    crystals = [mesh.moved(turn) for mesh in _crystals(p)]
+    shift = turn @ np.array(p.crystal_shift)
+    lift = turn @ np.array([0.0, 0.0, 1.0])
+    for step in range(16):
+        factor = 0.9**step
+        scaled = [mesh.moved(factor * np.eye(3)) for mesh in crystals]
+        here = shift * factor
+        if p.film > 0:  # the crystal lies on the film
+            lowest = min(float((m.vertices @ lift).min()) for m in scaled)
+            here = here + lift * (0.5 * p.film + 1.0 - lowest - float(here @ lift))
+        placed = [mesh.moved(shift_um=here) for mesh in scaled]
+        if all(_well_inside(drop, m) for m in placed) and not any(
+            overlap(m, part) for m in placed for part in loop
+        ):
+            break
+    else:
+        raise ValueError(
+            "The crystal does not fit between loop and liquor: make the drop larger or the film thinner."
+        )
+    bubbles: list[Mesh] = []
+    for bubble in p.bubbles:
+        mesh = sphere(bubble[3], 3).moved(shift_um=turn @ np.array(bubble[:3]))
+        if _well_inside(drop, mesh) and not any(overlap(mesh, m) for m in (*placed, *loop)):
+            bubbles.append(mesh)
+    parts = [Part("liquor", drop)]
+    parts += [Part(BACKGROUND, m, ("liquor",)) for m in bubbles]
+    parts += [Part("loop", m, ("liquor",)) for m in loop]
+    parts += [Part("crystal", m, ("liquor",)) for m in placed]
+    record = {"maker": "built in", **asdict(p), "crystal_scale": factor, "n_bubbles": len(bubbles)}
+    sample = Sample(tuple(parts), {**default_materials(), **(materials or {})}, record)
+    logger.debug("built %r", sample)
+    return sample
+
+
+def _well_inside(outer: Mesh, inner: Mesh) -> bool:
+    """True where the inner solid lies inside the outer with 2 % of its own size to spare."""
+    middle = inner.vertices.mean(axis=0)
+    grown = Mesh(middle + 1.02 * (inner.vertices - middle), inner.faces)
+    return bool(np.all(contains(outer, grown.vertices))) and not surfaces_meet(outer, grown)
+
+
+def random_sample(
+    rng: np.random.Generator,
+    crystal_size_um: float = 80.0,
+    materials: Mapping[str, Composition] | None = None,
+    **choices: Any,
+) -> Sample:
+    """A random sample: :func:`build_sample` of :func:`random_parameters` (choices go to the latter)."""
+    return build_sample(random_parameters(rng, crystal_size_um, **choices), materials)
+
+
+def demo_sample() -> Sample:
+    """A fixed sample of about 0.3 mm: a cut crystal of 110 um off the middle of its drop, in a loop."""
+    return random_sample(
+        np.random.default_rng(2024), 110.0, shape="polyhedron", stem_length_um=60.0, film=False
+    )
