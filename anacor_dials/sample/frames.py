@@ -13,6 +13,9 @@ All frames are right-handed. Matrices act on column vectors; a stack of vectors 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -131,3 +134,60 @@ def to_tomo_axes(array: NDArray[np.generic], axis_map: str) -> NDArray[np.generi
         order[axis] = index
     flips = tuple(slice(None, None, axes[index][1]) for index in order)
     return array.transpose(order)[flips]
+
+
+@dataclass(frozen=True)
+class ImageAxes:
+    """How the rows and columns of a scan's images lie in the tomo frame at ``rotation_angle = 0``.
+
+    transposed: False where rows are numbered along the rotation axis X, True where columns are.
+    x_sign, y_sign: +1 where the index that runs along X (Y) grows with X (Y), else -1.
+
+    The *upright* view of an image has the shape (nx, ny): first index along +X, second along +Y.
+    """
+
+    transposed: bool
+    x_sign: int
+    y_sign: int
+
+    @classmethod
+    def from_vectors(cls, fast_axis: ArrayLike, slow_axis: ArrayLike) -> ImageAxes:
+        """From the directions (3,) in which column (fast) and row (slow) numbers grow.
+
+        Raises ValueError unless one of them is +-X and the other +-Y.
+        """
+        fast, slow = unit(fast_axis), unit(slow_axis)
+        rounded = [tuple(int(v) for v in np.rint(axis)) for axis in (fast, slow)]
+        straight = np.allclose(rounded, [fast, slow], atol=1e-3)
+        if not straight or any(v[2] for v in rounded) or abs(rounded[0][0]) == abs(rounded[1][0]):
+            raise ValueError(
+                f"The image axes fast = {np.round(fast, 4).tolist()}, slow = "
+                f"{np.round(slow, 4).tolist()} must be +-X (the rotation axis) and +-Y of the "
+                "tomography frame, one each, such as fast_axis=0,1,0 slow_axis=1,0,0."
+            )
+        transposed = rounded[0][0] != 0
+        x, y = rounded if transposed else rounded[::-1]
+        return cls(transposed, x[0], y[1])
+
+    def upright_shape(self, rows: int, columns: int) -> tuple[int, int]:
+        """(nx, ny) of images of so many rows and columns."""
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    def upright(self, images: NDArray[Any]) -> NDArray[Any]:
+        """A view (..., nx, ny) of images (..., rows, columns)."""
+        view = images.swapaxes(-1, -2) if self.transposed else images
+        return view[..., :: self.x_sign, :: self.y_sign]
+
+    def raw_window(self, x: slice, nx: int) -> tuple[slice, slice]:
+        """The (rows, columns) of an image whose upright view is [x, :] of the whole, x = start:stop."""
+        start, stop, _ = x.indices(nx)
+        along = slice(start, stop) if self.x_sign > 0 else slice(nx - stop, nx - start)
+        return (slice(None), along) if self.transposed else (along, slice(None))
+
+    def upright_index(self, raw: float, n: int, axis: str) -> float:
+        """The index along X or Y (axis "x" or "y") of a raw column or row number, n pixels long.
+
+        The same formula takes an upright index back to the raw number.
+        """
+        sign = self.x_sign if axis == "x" else self.y_sign
+        return raw if sign > 0 else n - 1 - raw

@@ -1,0 +1,343 @@
+"""Projections: what a scan measured, as transmissions in the axes of the tomo frame.
+
+``T = (I - D) / (F(t) - D)`` with the image I, the mean dark D, and the flat F interpolated linearly in
+time between the groups in which flats were taken. Images are *upright*: their first index runs along
+X, the rotation axis, their second along Y at ``rotation_angle = 0``, whichever way the camera was
+mounted. A point (x, y, z) of the sample is seen at angle theta at ``u = y cos(theta) - z sin(theta)``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from anacor_dials.sample.frames import FloatArray, ImageAxes
+from anacor_dials.tomography.scan_files import Frames, ScanDescription, find_scan
+
+FloatImages = NDArray[np.float32]
+
+logger = logging.getLogger("dials.anacor_dials.tomography.projections")
+
+UNUSABLE_LIMIT = 0.05  # of the pixels of a projection
+
+
+@dataclass(frozen=True, eq=False)
+class Projections:
+    """A scan: its images, read on demand, and all that is known about them.
+
+    frames: the raw images; numbers: (n,) which of them are projections; angles_deg: (n,) rotation
+    angles. flats: (g, rows, columns) float32, the mean of each group of flats, without the dark, in
+    counts; flat_times: (g,) when, in frame numbers, ascending; dark: (rows, columns) float32, counts.
+    pixel_size_um: (along fast, along slow) at the sample, or None where unknown. axes: how rows and
+    columns lie. energy_keV, distance_mm: None where unknown. saturation: raw value from which on a
+    pixel is unusable (inf: none). path, layout: where it came from.
+    """
+
+    frames: Frames
+    numbers: NDArray[np.intp]
+    angles_deg: FloatArray
+    flats: FloatImages
+    flat_times: FloatArray
+    dark: FloatImages
+    pixel_size_um: tuple[float, float] | None
+    axes: ImageAxes
+    energy_keV: float | None = None
+    distance_mm: float | None = None
+    saturation: float = math.inf
+    path: Path | None = None
+    layout: str = "array"
+
+    def __post_init__(self) -> None:
+        n_frames, rows, columns = self.frames.shape
+        if self.numbers.shape != self.angles_deg.shape or self.numbers.ndim != 1:
+            raise ValueError(
+                f"There are {self.numbers.size} projections and {self.angles_deg.size} angles."
+            )
+        if self.flats.shape != (len(self.flat_times), rows, columns) or not len(self.flat_times):
+            raise ValueError(
+                f"The flats have the shape {self.flats.shape}; images have {rows} x {columns} pixels."
+            )
+        if self.dark.shape != (rows, columns):
+            raise ValueError(
+                f"The dark has {self.dark.shape} pixels; images have {rows} x {columns}."
+            )
+        if self.pixel_size_um is not None and not all(
+            math.isfinite(p) and 0 < p < 1e4 for p in self.pixel_size_um
+        ):
+            raise ValueError(
+                f"The pixel size is {self.pixel_size_um[0]:g} x {self.pixel_size_um[1]:g} um; it must "
+                "be between 0 and 10 mm (give pixel_size= in um, at the sample)."
+            )
+        if self.energy_keV is not None and not 0.1 <= self.energy_keV <= 800:
+            raise ValueError(
+                f"The photon energy is {self.energy_keV:g} keV; X-ray tomography is done between 0.1 "
+                "and 800 keV (give energy= in keV)."
+            )
+        if self.distance_mm is not None and not 0 <= self.distance_mm < 1e6:
+            raise ValueError(
+                f"The distance from sample to detector is {self.distance_mm:g} mm; give distance= in mm."
+            )
+        if len(self.numbers) < 3 or np.ptp(self.angles_deg) == 0:
+            raise ValueError(
+                f"The scan has {len(self.numbers)} projections over "
+                f"{np.ptp(self.angles_deg) if len(self.numbers) else 0:g} degrees; a tomogram needs "
+                "projections from many directions."
+            )
+
+    # ---- geometry
+
+    @property
+    def n_angles(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def nx(self) -> int:
+        """Pixels along the rotation axis."""
+        return self.axes.upright_shape(*self.frames.shape[1:])[0]
+
+    @property
+    def ny(self) -> int:
+        """Pixels across the rotation axis."""
+        return self.axes.upright_shape(*self.frames.shape[1:])[1]
+
+    @property
+    def pixel_xy_um(self) -> tuple[float, float]:
+        """Pixel size along X and Y in um. Raises ValueError where it is unknown."""
+        if self.pixel_size_um is None:
+            raise ValueError(
+                f"{self.path or 'The scan'} does not say how large a pixel is; give "
+                "projections.pixel_size= in um, at the sample."
+            )
+        fast, slow = self.pixel_size_um
+        return (fast, slow) if self.axes.transposed else (slow, fast)
+
+    @cached_property
+    def _upright_flats(self) -> FloatImages:
+        return np.ascontiguousarray(self.axes.upright(self.flats))
+
+    @cached_property
+    def _upright_dark(self) -> FloatImages:
+        return np.ascontiguousarray(self.axes.upright(self.dark))
+
+    def transmission(
+        self, which: ArrayLike | slice = slice(None), x: slice = slice(None)
+    ) -> FloatImages:
+        """Transmissions (k, nx', ny) of some projections, upright; NaN where a pixel is unusable.
+
+        which: indices into ``numbers`` and ``angles_deg``, or a slice of them; x: a range start:stop
+        of pixels along the rotation axis. Unusable are saturated pixels, those that are not numbers, and
+        those where the flat is not above the dark. The values are not clipped: noise gives more than 1
+        beside the sample.
+        """
+        numbers = (
+            self.numbers[which] if isinstance(which, slice) else self.numbers[np.asarray(which)]
+        )
+        raw = self.axes.upright(self.frames.read(numbers, *self.axes.raw_window(x, self.nx)))
+        times = self.flat_times
+        place = np.clip(np.interp(numbers, times, np.arange(len(times))), 0, max(len(times) - 1, 0))
+        before = np.minimum(place.astype(np.intp), max(len(times) - 2, 0))
+        weight = (place - before).astype(np.float32)
+        out = np.empty(raw.shape, dtype=np.float32)
+        _flat_correct(
+            raw,
+            np.ascontiguousarray(self._upright_flats[:, x]),
+            np.ascontiguousarray(self._upright_dark[x]),
+            before,
+            weight,
+            self.saturation,
+            out,
+        )
+        return out
+
+    def __repr__(self) -> str:
+        size = (
+            "unknown"
+            if self.pixel_size_um is None
+            else "{:g} x {:g} um".format(*self.pixel_size_um)
+        )
+        _, rows, columns = self.frames.shape
+        energy = "" if self.energy_keV is None else f", {self.energy_keV:g} keV"
+        return (
+            f"Projections({self.n_angles} of {rows} x {columns} pixels, pixel size {size}, "
+            f"{self.angles_deg.min():.2f} to {self.angles_deg.max():.2f} deg, "
+            f"{len(self.flat_times)} group(s) of flats{energy})"
+        )
+
+
+@numba.njit(parallel=True, cache=True)
+def _flat_correct(
+    raw: NDArray[Any],
+    flats: FloatImages,
+    dark: FloatImages,
+    before: NDArray[np.intp],
+    weight: FloatImages,
+    saturation: float,
+    out: FloatImages,
+) -> None:
+    n, nx, ny = raw.shape
+    last = flats.shape[0] - 1
+    for k in numba.prange(n):
+        first, w = flats[before[k]], weight[k]
+        second = flats[min(before[k] + 1, last)]
+        for i in range(nx):
+            for j in range(ny):
+                value = raw[k, i, j]
+                flat = first[i, j] + w * (second[i, j] - first[i, j])
+                if value >= saturation or not flat > 0 or not np.isfinite(value):
+                    out[k, i, j] = np.nan
+                else:
+                    out[k, i, j] = (np.float32(value) - dark[i, j]) / flat
+
+
+def mean_frame(
+    frames: Frames, numbers: NDArray[np.intp], saturation: float = math.inf
+) -> FloatImages:
+    """The mean (rows, columns) of some frames, read one at a time; NaN where one is unusable.
+
+    With five or more, the brightest value of each pixel is left out: direct hits of the camera.
+    """
+    total: FloatArray = np.zeros(frames.shape[1:], dtype=np.float64)
+    brightest = np.full(frames.shape[1:], -np.inf)
+    for number in numbers:
+        image = frames.read(np.array([number]))[0].astype(np.float64)
+        image[(image >= saturation) | ~np.isfinite(image)] = np.nan
+        total += image
+        brightest = np.maximum(brightest, image)
+    if len(numbers) >= 5:
+        return ((total - brightest) / (len(numbers) - 1)).astype(np.float32)
+    return (total / len(numbers)).astype(np.float32)
+
+
+def _same_view(angles_deg: FloatArray, full_scan_tolerance: float) -> tuple[NDArray[np.bool_], str]:
+    """Which projections to keep, and a word on those that are dropped.
+
+    Where a scan of half a turn (or of a whole one) ends where it began, seen from behind (or from
+    the same side), the last image is the first once more.
+    """
+    keep = np.ones(len(angles_deg), dtype=bool)
+    travelled = abs(angles_deg[-1] - angles_deg[0])
+    for turn in (180.0, 360.0):
+        if abs(travelled - turn) < full_scan_tolerance:
+            keep[-1] = False
+            return keep, f"the last projection, {turn:g} degrees from the first, repeats it"
+    return keep, ""
+
+
+def read_projections(
+    path: str | os.PathLike[str], description: ScanDescription | None = None
+) -> Projections:
+    """A scan: flats and darks are read and averaged, projections are left in their files.
+
+    Of scans that end 180 or 360 degrees from where they began the last projection is dropped. Raises
+    ValueError, as :func:`anacor_dials.tomography.scan_files.find_scan` does, and where flats are
+    zero, or projections are mostly saturated or not numbers.
+    """
+    description = description or ScanDescription()
+    scan = find_scan(path, description)
+    axes = ImageAxes.from_vectors(description.fast_axis, description.slow_axis)
+    first = scan.frames.read(scan.projections[:1])
+    if description.saturation is not None:
+        saturation = description.saturation
+    elif np.issubdtype(first.dtype, np.integer) and first.dtype.itemsize <= 2:
+        saturation = float(np.iinfo(first.dtype).max)
+    else:
+        saturation = math.inf
+    rows, columns = scan.frames.shape[1:]
+    if scan.darks and not description.flat_corrected:
+        darks = [mean_frame(frames, numbers) for frames, numbers, _ in scan.darks]
+        weights = [len(numbers) for _, numbers, _ in scan.darks]
+        dark = np.average(darks, axis=0, weights=weights).astype(np.float32)
+    else:
+        dark = np.zeros((rows, columns), dtype=np.float32)
+        if not description.flat_corrected:
+            logger.warning("The scan has no darks: the camera's signal without beam is taken as 0.")
+    if description.flat_corrected:
+        flats = np.ones((1, rows, columns), dtype=np.float32)
+        times = np.zeros(1)
+    else:
+        groups = sorted(scan.flats, key=lambda group: group[2])
+        flats = np.stack([mean_frame(f, numbers, saturation) for f, numbers, _ in groups]) - dark
+        times = np.array([time for _, _, time in groups])
+        _check_flats(path, flats)
+    angles = scan.angles_deg
+    step = float(np.median(np.abs(np.diff(angles)))) if len(angles) > 1 else 0.0
+    keep, why = _same_view(angles, 0.5 * step)
+    projections = Projections(
+        scan.frames,
+        scan.projections,
+        angles,
+        flats,
+        times,
+        dark,
+        scan.pixel_size_um,
+        axes,
+        scan.energy_keV,
+        scan.distance_mm,
+        saturation,
+        scan.path,
+        scan.layout,
+    )
+    if why and projections.n_angles > 3:
+        logger.info("One projection is left out: %s.", why)
+        projections = replace(
+            projections, numbers=projections.numbers[keep], angles_deg=angles[keep]
+        )
+    _check_images(projections)
+    return projections
+
+
+def _check_flats(path: object, flats: FloatImages) -> None:
+    for number, flat in enumerate(flats):
+        unusable = float(np.mean(~(flat > 0)))
+        if unusable > 0.5:
+            raise ValueError(
+                f"{path}: in flats {number + 1} of {len(flats)}, {100 * unusable:.0f} % of the pixels "
+                "are not brighter than the dark (zero, saturated, or taken with the shutter closed); "
+                "name other flats by projections.flat=."
+            )
+
+
+def _check_images(projections: Projections) -> None:
+    """Refuses scans of which the first, middle or last projection cannot be used."""
+    for k in (0, projections.n_angles // 2, projections.n_angles - 1):
+        transmission = projections.transmission(slice(k, k + 1))
+        unusable = float(np.mean(np.isnan(transmission)))
+        name = (
+            f"{projections.path}: projection {k + 1} of {projections.n_angles} "
+            f"({projections.angles_deg[k]:.2f} deg)"
+        )
+        if unusable > UNUSABLE_LIMIT:
+            raw = projections.frames.read(projections.numbers[k : k + 1])
+            saturated = float(np.mean(raw >= projections.saturation))
+            nan = float(np.mean(~np.isfinite(raw)))
+            reason = (
+                f"{100 * saturated:.0f} % are saturated (at {projections.saturation:g})"
+                if saturated > max(nan, 0.5 * unusable)
+                else f"{100 * nan:.0f} % are not numbers"
+                if nan > 0.5 * unusable
+                else "the flat is not brighter than the dark"
+            )
+            raise ValueError(
+                f"{name}: {100 * unusable:.0f} % of the pixels are unusable: {reason}. Take the scan "
+                "again, leave such images out (image key 3), or name other flats or another saturation."
+            )
+        level = float(np.nanmax(transmission))
+        if not level > 0:
+            raise ValueError(
+                f"{name} is not brighter than the dark: the scan was cut off, or the shutter was closed."
+            )
+        if float(np.nanmedian(transmission)) > 1.5:
+            logger.warning(
+                "%s is brighter than the flat (median transmission %.2f): are these its flats?",
+                name,
+                float(np.nanmedian(transmission)),
+            )
