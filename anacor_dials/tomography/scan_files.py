@@ -57,6 +57,9 @@ class Frames(Protocol):
         """Images (k, r, c), in the file's own type, of the frames with these numbers (k,)."""
 
 
+FrameGroup = tuple[Frames, NDArray[np.intp], float]  # where, which, when (in frame numbers)
+
+
 def _runs(numbers: NDArray[np.intp]) -> Iterator[tuple[int, int, int]]:
     """(first, last + 1, place in numbers) of every run of consecutive numbers."""
     breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
@@ -217,8 +220,8 @@ class ScanContents:
     frames: Frames
     projections: NDArray[np.intp]
     angles_deg: FloatArray
-    flats: tuple[tuple[Frames, NDArray[np.intp], float], ...]
-    darks: tuple[tuple[Frames, NDArray[np.intp], float], ...]
+    flats: tuple[FrameGroup, ...]
+    darks: tuple[FrameGroup, ...]
     pixel_size_um: tuple[float, float] | None
     energy_keV: float | None
     distance_mm: float | None
@@ -550,8 +553,8 @@ def _from_hdf5(path: Path, description: ScanDescription) -> ScanContents:
                     f"{path} has {n} images and {keys.size} image keys ({layout.image_key}); the "
                     "scan was cut off, or the keys belong to another one."
                 )
-        flats = [(frames, *group) for group in _groups(keys == FLAT)]
-        darks = [(frames, *group) for group in _groups(keys == DARK)]
+        flats: list[FrameGroup] = [(frames, *group) for group in _groups(keys == FLAT)]
+        darks: list[FrameGroup] = [(frames, *group) for group in _groups(keys == DARK)]
         for name in layout.flats:
             stack = _frames_of(file, name, "flats")
             flats.append((stack, np.arange(stack.shape[0]), 0.0))
@@ -673,17 +676,20 @@ def _assembled(
     description: ScanDescription,
     frames: Frames,
     projections: NDArray[np.intp],
-    angles: FloatArray | None,
-    flats: list[tuple[Frames, NDArray[np.intp], float]],
-    darks: list[tuple[Frames, NDArray[np.intp], float]],
+    angles_in_file: FloatArray | None,
+    flats: list[FrameGroup],
+    darks: list[FrameGroup],
 ) -> ScanContents:
     n = len(projections)
     if n == 0:
         raise ValueError(f"{path} has no projections: no image has the key 0.")
+    angles: FloatArray
     if description.angle_step_deg is not None:
         assert description.first_angle_deg is not None
-        angles = description.first_angle_deg + description.angle_step_deg * np.arange(n)
-    elif angles is None:
+        angles = np.asarray(description.first_angle_deg + description.angle_step_deg * np.arange(n))
+    elif angles_in_file is not None:
+        angles = angles_in_file
+    else:
         assert description.angles is not None
         angles = _read_text_angles(description.angles, description.angle_units)
     if angles.size == frames.shape[0]:
