@@ -459,7 +459,7 @@ def random_sample(
 
 
 def demo_sample() -> Sample:
-    """A fixed sample of about 0.3 mm: a cut crystal of 110 um off the middle of its drop, in a loop."""
+    """A fixed sample of about 0.3 mm: a cut crystal of 90 um off the middle of its drop, in a loop."""
     return random_sample(
-        np.random.default_rng(2024), 110.0, shape="polyhedron", stem_length_um=60.0, film=False
+        np.random.default_rng(2024), 60.0, shape="polyhedron", stem_length_um=60.0, film=False
     )

@@ -1,0 +1,507 @@
+"""Virtual diffraction data of a virtual sample: integrated reflections whose true intensities are known.
+
+The beamline is I23 of Diamond Light Source: a Pilatus 12M of 24 x 5 modules on a half-cylinder around
+the sample, a horizontal axis, a kappa goniometer (Wagner et al., Acta Cryst. D72 (2016) 430). The
+crystal has the cell and space group of thaumatin and random atoms in it, sulfur among them, so that
+its intensities have Wilson's distribution and the anomalous signal of the wavelength.
+
+A reflection's expected counts are
+
+    I = k |F(h)|^2 A_h L P Q exp(-B t / (2 d^2))
+
+with the transmission A_h of the sample's meshes, Lorentz factor L, polarisation P, quantum efficiency
+Q of the sensor, and a temperature factor that grows with the dose t. A_h is the mean over points in
+the crystal of exp(-tau_in - tau_out), traced through the meshes themselves: no voxels and nothing of
+the program's own absorption correction are used, so that it can judge that correction.
+
+Needs DIALS.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from cctbx import crystal, miller, xray
+from cctbx.eltbx import attenuation_coefficient
+from dials.algorithms.profile_model.gaussian_rs import Model as GaussianRSProfileModel
+from dials.array_family import flex
+from dxtbx.imageset import ImageSetFactory
+from dxtbx.model import (
+    Beam,
+    Crystal,
+    Detector,
+    Experiment,
+    ExperimentList,
+    MultiAxisGoniometer,
+    ParallaxCorrectedPxMmStrategy,
+    Scan,
+)
+
+from anacor_dials.sample.frames import (
+    datum_from_tomo,
+    rotation_about,
+    tomo_axes_in_lab,
+    transform,
+    unit,
+)
+from anacor_dials.sample.materials import energy_from_wavelength
+from anacor_dials.sample.output_files import OutputFiles
+from anacor_dials.simulation.meshes import attenuation_to_outside, quadrature_points
+from anacor_dials.simulation.samples import Sample
+
+logger = logging.getLogger("dials.anacor_dials.simulation.diffraction_data")
+
+# Pilatus 12M: 24 rows of 5 modules of 487 x 195 pixels, 7 pixels between modules
+ROWS = 24
+MODULES_PER_ROW = 5
+MODULE_WIDTH = 487
+MODULE_GAP = 7
+ROW_PIXELS = (MODULES_PER_ROW * (MODULE_WIDTH + MODULE_GAP) - MODULE_GAP, 195)
+PIXEL_MM = 0.172
+SENSOR_MM = 0.32
+CYLINDER_RADIUS_MM = 250.0
+FIRST_ROW_ANGLE = -98.2485  # of the row's slow axis from +Y towards +Z, degrees
+ROW_STEP = 8.344  # degrees from row to row
+ROW_START_MM = -16.8  # the row's first pixel from the foot of the cylinder's normal on it
+BEAM_COLUMN = 1080
+CYLINDER_Y_MM = -0.172  # the cylinder's axis in the lab; along -Z it is the detector's distance
+KAPPA_AXIS = (0.6427876096865393, -0.766044443118978, 0.0)
+
+THAUMATIN_CELL = (57.8, 57.8, 150.2, 90.0, 90.0, 90.0)
+THAUMATIN_SPACE_GROUP = "P 41 21 2"
+# atoms of one molecule (207 residues: 16 Cys, 1 Met) without hydrogen
+THAUMATIN_ATOMS = {"C": 981, "N": 273, "O": 298, "S": 17}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One rotation scan about omega: goniometer angles, start, range and image width in degrees."""
+
+    omega_start: float = 0.0
+    omega_range: float = 180.0
+    image_width: float = 0.1
+    kappa: float = 0.0
+    phi: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.image_width <= self.omega_range:
+            raise ValueError(
+                f"The images are {self.image_width} degrees wide in a sweep of {self.omega_range} "
+                "degrees; the width lies between 0 and the range."
+            )
+
+    @property
+    def n_images(self) -> int:
+        return round(self.omega_range / self.image_width)
+
+
+def i23_beam(wavelength: float) -> Beam:
+    """I23's beam along -Z of the lab, of a wavelength in Angstrom; polarised in the horizontal."""
+    energy_from_wavelength(wavelength)  # refuses what is no wavelength
+    beam = Beam((0.0, 0.0, 1.0), wavelength)
+    beam.set_polarization_normal((0.0, 1.0, 0.0))
+    beam.set_polarization_fraction(0.999)
+    return beam
+
+
+def i23_detector(wavelength: float, distance_mm: float = 10.0) -> Detector:
+    """I23's Pilatus 12M: one panel per row of five modules, rows on a half-cylinder about X.
+
+    distance_mm: how far the cylinder's axis lies behind the sample (the image header's
+    Detector_distance). The pixels' depth in the sensor is corrected for at the wavelength.
+    """
+    mu_per_mm = attenuation_coefficient.get_table("Si").mu_at_angstrom(wavelength) / 10.0
+    axis = np.array([0.0, CYLINDER_Y_MM, -distance_mm])
+    fast = np.array([-1.0, 0.0, 0.0])
+    detector = Detector()
+    for row in range(ROWS):
+        angle = np.deg2rad(FIRST_ROW_ANGLE + row * ROW_STEP)
+        slow = np.array([0.0, np.cos(angle), np.sin(angle)])
+        normal = np.cross(fast, slow)
+        origin = axis + CYLINDER_RADIUS_MM * normal + ROW_START_MM * slow
+        origin = origin - BEAM_COLUMN * PIXEL_MM * fast
+        panel = detector.add_panel()
+        panel.set_type("SENSOR_PAD")
+        panel.set_name(f"row-{row:02d}")
+        panel.set_local_frame(tuple(fast), tuple(slow), tuple(origin))
+        panel.set_pixel_size((PIXEL_MM, PIXEL_MM))
+        panel.set_image_size(ROW_PIXELS)
+        panel.set_trusted_range((0.0, 1e6))
+        panel.set_thickness(SENSOR_MM)
+        panel.set_material("Si")
+        panel.set_mu(mu_per_mm)
+        panel.set_px_mm_strategy(ParallaxCorrectedPxMmStrategy(mu_per_mm, SENSOR_MM))
+    return detector
+
+
+def i23_goniometer(sweep: Sweep) -> MultiAxisGoniometer:
+    """I23's goniometer (phi on kappa on omega, all but kappa along X) scanning omega."""
+    return MultiAxisGoniometer(
+        flex.vec3_double([(1.0, 0.0, 0.0), KAPPA_AXIS, (1.0, 0.0, 0.0)]),
+        flex.double([sweep.phi, sweep.kappa, sweep.omega_start]),
+        flex.std_string(["PHI", "KAPPA", "OMEGA"]),
+        2,
+    )
+
+
+def thaumatin_crystal(rng: np.random.Generator) -> Crystal:
+    """A crystal of thaumatin's cell and space group, turned at random."""
+    quaternion = unit(rng.normal(size=4))
+    angle = 2 * np.degrees(np.arccos(quaternion[0]))
+    rotation = rotation_about(quaternion[1:], angle)
+    a, _, c = THAUMATIN_CELL[:3]
+    axes = (rotation * np.array([a, a, c])).T
+    return Crystal(*(tuple(axis) for axis in axes), THAUMATIN_SPACE_GROUP)
+
+
+def thaumatin_experiments(
+    wavelength: float,
+    sweeps: Sequence[Sweep],
+    rng: np.random.Generator,
+    distance_mm: float = 10.0,
+) -> ExperimentList:
+    """Experiments at I23 on one crystal, one per sweep, with identifiers and a profile model."""
+    lattice = thaumatin_crystal(rng)
+    beam = i23_beam(wavelength)
+    detector = i23_detector(wavelength, distance_mm)
+    experiments = ExperimentList()
+    for number, sweep in enumerate(sweeps):
+        scan = Scan((1, sweep.n_images), (sweep.omega_start, sweep.image_width))
+        goniometer = i23_goniometer(sweep)
+        imageset = ImageSetFactory.make_sequence(
+            f"virtual_sweep{number}_#####.cbf",
+            list(range(1, sweep.n_images + 1)),
+            None,
+            beam=beam,
+            detector=detector,
+            goniometer=goniometer,
+            scan=scan,
+            check_format=False,
+        )
+        profile = GaussianRSProfileModel(
+            params=None, n_sigma=3, sigma_b=np.deg2rad(0.03), sigma_m=np.deg2rad(0.06), deg=False
+        )
+        experiments.append(
+            Experiment(
+                beam=beam,
+                detector=detector,
+                goniometer=goniometer,
+                scan=scan,
+                crystal=lattice,
+                profile=profile,
+                imageset=imageset,
+                identifier=rng.bytes(16).hex(),
+            )
+        )
+    return experiments
+
+
+def structure_factor_intensities(
+    wavelength: float, d_min: float, rng: np.random.Generator, b_iso: float = 25.0
+) -> miller.array:
+    """|F|^2 of random atoms in thaumatin's cell, Friedel mates apart, with anomalous scattering.
+
+    f' and f'' are those of Henke, Gullikson and Davis (1993) at the wavelength (Angstrom); b_iso in
+    A^2. Raises ValueError where nothing diffracts to d_min at that wavelength.
+    """
+    if not d_min > wavelength / 2:
+        raise ValueError(
+            f"The resolution limit {d_min} A is beyond half the wavelength ({wavelength / 2:.3f} A); "
+            "nothing diffracts there."
+        )
+    symmetry = crystal.symmetry(THAUMATIN_CELL, THAUMATIN_SPACE_GROUP)
+    atoms = xray.structure(crystal_symmetry=symmetry)
+    elements = [e for e, n in THAUMATIN_ATOMS.items() for _ in range(n)]
+    for element, site in zip(elements, rng.random((len(elements), 3)), strict=True):
+        atoms.add_scatterer(
+            xray.scatterer(element, site=tuple(site), b=b_iso, scattering_type=element)
+        )
+    atoms.set_inelastic_form_factors(wavelength, "henke")
+    f_calc = atoms.structure_factors(d_min=d_min, anomalous_flag=True, algorithm="fft").f_calc()
+    return f_calc.as_intensity_array()
+
+
+def goniometer_rotations(experiment: Experiment, phi: np.ndarray) -> np.ndarray:
+    """S R'(axis, phi) F (n, 3, 3) of an experiment at scan angles phi (n,) in radians."""
+    goniometer = experiment.goniometer
+    setting = np.reshape(goniometer.get_setting_rotation(), (3, 3))
+    fixed = np.reshape(goniometer.get_fixed_rotation(), (3, 3))
+    turn = rotation_about(goniometer.get_rotation_axis_datum(), np.degrees(phi))
+    return setting @ turn @ fixed
+
+
+def tomo_to_datum(experiment: Experiment, angle_offset: float, rotation_sense: int) -> np.ndarray:
+    """The matrix (3, 3) from the tomo to the datum frame of the experiment the sample was scanned with."""
+    goniometer = experiment.goniometer
+    setting = np.reshape(goniometer.get_setting_rotation(), (3, 3))
+    axes = tomo_axes_in_lab(
+        setting @ np.array(goniometer.get_rotation_axis_datum()),
+        experiment.beam.get_s0(),
+        rotation_sense,
+    )
+    rotation = goniometer_rotations(experiment, np.array([np.deg2rad(angle_offset)]))[0]
+    return datum_from_tomo(rotation, axes)
+
+
+def directions_in_tomo(
+    experiment: Experiment, s1: np.ndarray, phi: np.ndarray, datum: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors (n, 3) in the tomo frame to the source and along the diffracted beams.
+
+    s1: (n, 3) in the lab; phi: (n,) scan angles in radians; datum: the matrix of :func:`tomo_to_datum`.
+    """
+    from_lab = np.einsum("ki,nlk->nil", datum, goniometer_rotations(experiment, phi))
+    to_source = np.array(experiment.beam.get_sample_to_source_direction())
+    return transform(from_lab, np.broadcast_to(to_source, s1.shape)), transform(from_lab, unit(s1))
+
+
+def true_transmissions(
+    sample: Sample,
+    energy_keV: float,
+    to_source: np.ndarray,
+    exit: np.ndarray,
+    n_points: int,
+    rng: np.random.Generator,
+    incident_step: float = 0.1,
+) -> np.ndarray:
+    """Transmissions (n,) of reflections: means over the crystal, by lines through the meshes.
+
+    to_source, exit: unit vectors (n, 3) in the tomo frame. Incident directions are shared between
+    reflections that lie within incident_step degrees; exit directions are traced one by one. The
+    mean is a quadrature of about n_points points (:func:`quadrature_points`); see the tests for
+    its error, below 0.1 % with 256 points in a crystal of mu times size 2.
+    """
+    points, weights = quadrature_points(sample.of("crystal"), n_points, rng)
+    mu = sample.mu_per_um(energy_keV)[sample.labels]
+    cells = np.round(to_source / np.deg2rad(incident_step)).astype(np.int64)
+    _, first, group = np.unique(cells, axis=0, return_index=True, return_inverse=True)
+    group = group.ravel()
+    tau_in = attenuation_to_outside(sample.meshes, mu, points, to_source[first])
+    transmission = np.empty(len(exit))
+    for start in range(0, len(exit), 2000):
+        part = slice(start, start + 2000)
+        tau_out = attenuation_to_outside(sample.meshes, mu, points, exit[part])
+        transmission[part] = np.exp(-tau_in[group[part]] - tau_out) @ weights
+    return transmission
+
+
+def lorentz_polarisation(experiment: Experiment, s1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The Lorentz factor L and the polarisation factor P (n,) of diffracted beams s1 (n, 3) in the lab.
+
+    L = |s0| |s1| / |s1 . (e x s0)|, e the rotation axis; with p the fraction of the intensity whose
+    electric field is perpendicular to the polarisation normal m,
+    P = (1 - p) (1 - (m x s0 . s)^2) + p (1 - (m . s)^2) with roles of m as in Kahn et al.,
+    J. Appl. Cryst. 15 (1982) 330, all vectors of length one.
+    """
+    s0 = unit(experiment.beam.get_s0())
+    s = unit(s1)
+    axis = unit(
+        np.reshape(experiment.goniometer.get_setting_rotation(), (3, 3))
+        @ np.array(experiment.goniometer.get_rotation_axis_datum())
+    )
+    lorentz = 1.0 / np.abs(s @ np.cross(axis, s0))
+    normal = unit(experiment.beam.get_polarization_normal())
+    field = unit(np.cross(normal, s0))
+    fraction = experiment.beam.get_polarization_fraction()
+    along_field, along_normal = s @ field, s @ normal
+    return lorentz, fraction * (1 - along_field**2) + (1 - fraction) * (1 - along_normal**2)
+
+
+def predict_reflections(experiment: Experiment, d_min: float) -> flex.reflection_table:
+    """All reflections that DIALS predicts on the detector's modules, fully within the sweep.
+
+    Left out, as dials.integrate leaves them: those between two modules of a row, and those close to
+    the rotation axis (|zeta| < 0.05).
+    """
+    table = flex.reflection_table.from_predictions(experiment, dmin=d_min)
+    table["id"] = flex.int(len(table), 0)
+    table.compute_zeta(experiment)
+    table = table.select(flex.abs(table["zeta"]) >= 0.05)
+    table.compute_bbox(ExperimentList([experiment]))
+    table.compute_d_single(experiment)
+    x, y, z = (np.array(v) for v in table["xyzcal.px"].parts())
+    low, high = experiment.scan.get_array_range()
+    bbox = np.array(list(table["bbox"])).reshape(-1, 6)
+    column = np.mod(x, MODULE_WIDTH + MODULE_GAP)
+    on_module = (column > 3) & (column < MODULE_WIDTH - 3) & (y > 3) & (y < ROW_PIXELS[1] - 3)
+    whole = (bbox[:, 4] > low) & (bbox[:, 5] < high)
+    return table.select(flex.bool(on_module & whole & (x < ROW_PIXELS[0])))
+
+
+def _intensities_of(table: flex.reflection_table, true: miller.array) -> np.ndarray:
+    """|F|^2 (n,) of the table's reflections, from symmetry-unique values with Friedel mates apart."""
+    indices = table["miller_index"].deep_copy()
+    miller.map_to_asu(true.space_group().type(), True, indices)
+    unique = true.map_to_asu()
+    known = dict(zip(unique.indices(), unique.data(), strict=True))
+    return np.array([known.get(h, np.nan) for h in indices])
+
+
+def _add_counts(
+    table: flex.reflection_table,
+    expected: np.ndarray,
+    background: float,
+    instrument_error: float,
+    rng: np.random.Generator,
+) -> None:
+    """Adds measured intensities and their variances, and the background, from expected counts (n,)."""
+    n = len(table)
+    bbox = np.array(list(table["bbox"])).reshape(-1, 6)
+    size = (bbox[:, 1::2] - bbox[:, ::2]).prod(axis=1)
+    n_peak = np.maximum(9, np.round(0.25 * size))
+    n_around = np.maximum(30, size - n_peak)
+    signal = np.clip(expected * (1.0 + instrument_error * rng.standard_normal(n)), 0, None)
+    peak = rng.poisson(signal + background * n_peak)
+    around = rng.poisson(background * n_around) / n_around
+    value = peak - around * n_peak
+    variance = peak + around * n_peak**2 / n_around
+    variance = np.maximum(variance, 1.0)
+    # profile fitting weights the pixels: it gains where the background is strong
+    gain = 1.0 / (1.0 + 0.5 * background * n_peak / (np.clip(value, 0, None) + background * n_peak))
+    extra = rng.standard_normal(n) * 0.02 * np.sqrt(variance)
+    columns = {
+        "intensity.sum.value": value,
+        "intensity.sum.variance": variance,
+        "intensity.prf.value": value + extra,
+        "intensity.prf.variance": variance * np.sqrt(gain),
+        "background.mean": around,
+        "background.sum.value": around * n_peak,
+        "background.sum.variance": around * n_peak,
+        "profile.correlation": 1.0
+        - 0.4 / np.sqrt(1.0 + np.clip(value, 0, None) / np.sqrt(variance)),
+        "partiality": np.ones(n),
+    }
+    for name, values in columns.items():
+        table[name] = flex.double(np.ascontiguousarray(values, dtype=float))
+    for name, numbers in (
+        ("num_pixels.foreground", n_peak),
+        ("num_pixels.background", n_around),
+        ("num_pixels.background_used", n_around),
+        ("num_pixels.valid", n_peak + n_around),
+    ):
+        table[name] = flex.int(numbers.astype(np.int32))
+
+
+def _add_centroids(
+    table: flex.reflection_table, experiment: Experiment, rng: np.random.Generator
+) -> None:
+    """Adds observed centroids: the predicted ones with an error of 0.2 pixels and 0.2 images."""
+    n, spread = len(table), 0.2
+    x, y, z = table["xyzcal.px"].parts()
+    noise = rng.normal(0.0, spread, (3, n))
+    table["xyzobs.px.value"] = flex.vec3_double(
+        x + flex.double(noise[0]), y + flex.double(noise[1]), z + flex.double(noise[2])
+    )
+    table["xyzobs.px.variance"] = flex.vec3_double(n, (spread**2,) * 3)
+    table.centroid_px_to_mm(ExperimentList([experiment]))
+
+
+def simulate_diffraction(
+    sample: Sample,
+    rng: np.random.Generator,
+    wavelength: float = 4.13,
+    d_min: float = 3.5,
+    sweeps: Sequence[Sweep] = (Sweep(),),
+    angle_offset: float = 0.0,
+    rotation_sense: int = 1,
+    n_points: int = 256,
+    mean_counts: float = 20000.0,
+    background: float = 0.2,
+    instrument_error: float = 0.01,
+    decay_b: float = 2.0,
+    distance_mm: float = 10.0,
+) -> tuple[ExperimentList, flex.reflection_table]:
+    """Experiments and integrated reflections of a sample, ready for dials.scale.
+
+    sample: in the tomo frame of the first sweep; the tomography's rotation_angle is zero where omega
+    is angle_offset (degrees), and grows with omega (rotation_sense 1) or against it (-1).
+    wavelength, d_min in Angstrom; n_points: points in the crystal that the transmission is a mean of;
+    mean_counts: expected counts of a mean reflection before absorption; background: counts per pixel;
+    instrument_error: relative error of strong reflections; decay_b: growth of the temperature
+    factor over all sweeps in A^2.
+
+    Besides the columns of dials.integrate the table has ``true.intensity`` (|F|^2, the same scale for
+    all) and ``true.transmission``. Raises ValueError for wavelengths and limits that cannot be.
+    """
+    if not (mean_counts > 0 and background >= 0 and instrument_error >= 0 and n_points >= 1):
+        raise ValueError(
+            f"mean_counts ({mean_counts}) and n_points ({n_points}) must be > 0, background "
+            f"({background}) and instrument_error ({instrument_error}) >= 0."
+        )
+    energy_keV = energy_from_wavelength(wavelength)
+    true = structure_factor_intensities(wavelength, d_min, rng)
+    experiments = thaumatin_experiments(wavelength, sweeps, rng, distance_mm)
+    datum = tomo_to_datum(experiments[0], angle_offset, rotation_sense)
+    tables, to_source, exits, lp_factors = [], [], [], []
+    for number, experiment in enumerate(experiments):
+        table = predict_reflections(experiment, d_min)
+        if len(table) == 0:
+            raise ValueError(
+                f"No reflection of sweep {number + 1} falls on the detector to {d_min} A; widen the "
+                "sweep or the resolution."
+            )
+        _add_centroids(table, experiment, rng)
+        table.compute_corrections(ExperimentList([experiment]))
+        s1 = np.array(list(table["s1"])).reshape(-1, 3)
+        phi = np.array(table["xyzcal.mm"].parts()[2])
+        source, exit = directions_in_tomo(experiment, s1, phi, datum)
+        lorentz, polarisation = lorentz_polarisation(experiment, s1)
+        to_source.append(source)
+        exits.append(exit)
+        lp_factors.append(lorentz * polarisation)
+        table["id"] = flex.int(len(table), number)
+        table["imageset_id"] = flex.int(len(table), number)
+        tables.append(table)
+    sizes = [len(t) for t in tables]
+    reflections = flex.reflection_table.concat(tables)
+    logger.info("tracing %d reflections through %r", len(reflections), sample)
+    transmission = true_transmissions(
+        sample, energy_keV, np.concatenate(to_source), np.concatenate(exits), n_points, rng
+    )
+    intensity = _intensities_of(reflections, true)
+    d = np.array(reflections["d"])
+    z = np.array(reflections["xyzcal.px"].parts()[2])
+    images = [e.scan.get_num_images() for e in experiments]
+    before = np.repeat(np.cumsum([0, *images[:-1]]), sizes)
+    dose = (before + z) / sum(images)
+    factor = intensity * np.concatenate(lp_factors) * np.array(reflections["qe"])
+    factor *= np.exp(-decay_b * dose / (2 * d**2))
+    factor *= mean_counts / np.nanmean(factor)
+    keep = np.isfinite(factor)
+    _add_counts(
+        reflections, np.nan_to_num(factor * transmission), background, instrument_error, rng
+    )
+    reflections["true.intensity"] = flex.double(np.nan_to_num(intensity))
+    reflections["true.transmission"] = flex.double(transmission)
+    reflections["partial_id"] = flex.size_t(range(len(reflections)))
+    reflections["entering"] = reflections["entering"]
+    reflections.set_flags(
+        flex.bool(len(reflections), True),
+        reflections.flags.predicted
+        | reflections.flags.observed
+        | reflections.flags.indexed
+        | reflections.flags.used_in_refinement
+        | reflections.flags.strong
+        | reflections.flags.integrated_sum
+        | reflections.flags.integrated_prf,
+    )
+    reflections = reflections.select(flex.bool(keep))
+    for number, experiment in enumerate(experiments):
+        reflections.experiment_identifiers()[number] = experiment.identifier
+    return experiments, reflections
+
+
+def write_diffraction(
+    experiments: ExperimentList,
+    reflections: flex.reflection_table,
+    experiments_file: str | os.PathLike[str],
+    reflections_file: str | os.PathLike[str],
+) -> None:
+    """Writes both files, or neither."""
+    with OutputFiles() as out:
+        experiments.as_file(os.fspath(out.path(experiments_file)))
+        reflections.as_file(os.fspath(out.path(reflections_file)))
