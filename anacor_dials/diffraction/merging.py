@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from cctbx import miller
@@ -26,10 +26,7 @@ from dials.util.batch_handling import (
     assign_batches_to_reflections,
     get_image_ranges,
 )
-from dials.util.multi_dataset_handling import (
-    parse_multiple_datasets,
-    sort_tables_to_experiments_order,
-)
+from dials.util.multi_dataset_handling import sort_tables_to_experiments_order
 from dxtbx.model.experiment_list import ExperimentListFactory
 from numpy.typing import NDArray
 
@@ -121,7 +118,7 @@ def compare_merging_statistics(
     d_min (A): the limit; None takes the finest that all data sets reach. Raises ValueError where the
     data sets are not of the same crystal symmetry or hold nothing in common.
     """
-    loaded = [load_scaled(label, *paths) for label, paths in data.items()]
+    loaded = in_one_cell([load_scaled(label, *paths) for label, paths in data.items()])
     limits = common_resolution(loaded, d_min)
     width = block_width(loaded)
     return [merging_statistics(scaled, *limits, n_bins, width) for scaled in loaded]
@@ -137,7 +134,8 @@ def load_scaled(
     table = flex.reflection_table.from_file(os.fspath(reflections))
     if "inverse_scale_factor" not in table:
         raise ValueError(f"{reflections} is not scaled (no inverse_scale_factor); run dials.scale.")
-    tables = sort_tables_to_experiments_order(parse_multiple_datasets([table]), expts)
+    tables = table.select(table["id"] >= 0).split_by_experiment_id()
+    tables = sort_tables_to_experiments_order(tables, expts)
     tables = assign_batches_to_reflections(tables, [0] * len(tables))  # batch = image number
     images, scales, sweeps = [], [], []
     for i, sweep in enumerate(tables):
@@ -163,13 +161,10 @@ def load_scaled(
     )
 
 
-def common_resolution(
-    data: Sequence[ScaledIntensities], d_min: float | None = None
-) -> tuple[float, float]:
-    """(d_max, d_min) in A: the limits of the unique reflections that all data sets have.
+def in_one_cell(data: Sequence[ScaledIntensities]) -> list[ScaledIntensities]:
+    """The same data, all with the unit cell of the first, so that all d spacings agree.
 
-    A reflection at either limit is then in every data set, so that cctbx divides them all into the
-    same shells. d_min: a limit asked for; the result is at or just below it.
+    Raises ValueError where space groups differ, or cells by more than 1 % or 1 degree.
     """
     first = data[0].intensities
     for other in data[1:]:
@@ -178,13 +173,25 @@ def common_resolution(
                 f"{data[0].label} and {other.label} differ in unit cell or space group "
                 f"({_symmetry(first)}; {_symmetry(other.intensities)}); compare one crystal with itself."
             )
-    unique = first.unique_under_symmetry()
+    symmetry = first.crystal_symmetry()
+    return [
+        replace(one, intensities=one.intensities.customized_copy(crystal_symmetry=symmetry))
+        for one in data
+    ]
+
+
+def common_resolution(
+    data: Sequence[ScaledIntensities], d_min: float | None = None
+) -> tuple[float, float]:
+    """(d_max, d_min) in A: the limits of the unique reflections that all data sets have.
+
+    A reflection at either limit is then in every data set, so that cctbx divides them all into the
+    same shells; they share one cell (`in_one_cell`). d_min: a limit asked for; the result is the
+    finest common spacing that is not below it.
+    """
+    unique = data[0].intensities.map_to_asu().unique_under_symmetry()
     for other in data[1:]:
-        unique = unique.common_set(
-            other.intensities.customized_copy(
-                crystal_symmetry=first.crystal_symmetry()
-            ).unique_under_symmetry()
-        )
+        unique = unique.common_set(other.intensities.map_to_asu().unique_under_symmetry())
     if d_min is not None:
         unique = unique.resolution_filter(d_min=d_min)
     if unique.size() == 0:

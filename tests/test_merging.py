@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("dials", reason="the statistics are DIALS' own")
+
+from cctbx import crystal, miller
+from dials.array_family import flex
+from dxtbx.model.experiment_list import ExperimentListFactory
+
+from anacor_dials.diffraction.merging import (
+    ROWS,
+    MergingStatistics,
+    ScaledIntensities,
+    block_width,
+    common_resolution,
+    compare_merging_statistics,
+    comparison_table,
+    format_table,
+    in_one_cell,
+    load_scaled,
+    merging_statistics,
+)
+from anacor_dials.diffraction.scaling import scale
+
+L_CYSTEINE = Path(__file__).parents[2] / "shared" / "data" / "l_cysteine"
+
+
+@pytest.fixture(scope="module")
+def two_sweeps(tmp_path_factory):
+    """Two real sweeps scaled together, quickly."""
+    if not L_CYSTEINE.is_dir():
+        pytest.skip("the real data of ../shared/data/l_cysteine are not beside this checkout")
+    return scale(
+        [L_CYSTEINE / f"sweep_{n}.expt" for n in (25, 30)],
+        [L_CYSTEINE / f"sweep_{n}.refl" for n in (25, 30)],
+        "none",
+        tmp_path_factory.mktemp("scaled"),
+        options=(
+            "full_matrix=False",
+            "error_model=None",
+            "intensity_choice=profile",
+            "outlier_rejection=simple",
+            "physical.decay_correction=False",
+            "output.html=None",
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def loaded(two_sweeps):
+    return load_scaled("two", two_sweeps.experiments, two_sweeps.reflections)
+
+
+# ---- against dials.scale and against the formulae ----
+
+
+def test_statistics_are_those_that_dials_scale_prints(two_sweeps):
+    """All that the summary in dials.scale.log prints, to its last digit."""
+    (statistics,) = compare_merging_statistics(
+        {"two": (two_sweeps.experiments, two_sweeps.reflections)}
+    )
+    summary = two_sweeps.log.read_text().rpartition("Summary of merging statistics")[2]
+    printed = {
+        match[1].strip(): match[2].split()
+        for match in re.finditer(r"^(\S.*?)\s{2,}((?:-?[\d.]+\s*)+)$", summary, re.MULTILINE)
+    }
+    compared = 0
+    for key, texts in printed.items():
+        for ours, theirs in zip(statistics.table_1.get(key, ()), texts, strict=False):
+            last_digit = 10.0 ** -len(theirs.partition(".")[2])
+            assert ours == pytest.approx(float(theirs), abs=0.501 * last_digit), key
+            compared += 1
+    assert compared > 40
+
+
+def test_r_factors_by_their_definitions(loaded):
+    """R = sum_h w_n sum_i |I_i - <I>| / sum I, w = 1, sqrt(n/(n-1)), sqrt(1/(n-1)) (Weiss, 2001)."""
+    d_max, d_min = loaded.intensities.d_max_min()
+    table = merging_statistics(loaded, d_max, d_min).table_1
+    array = loaded.intensities.map_to_asu()
+    groups: dict[tuple[int, int, int], list[tuple[float, float]]] = {}
+    for h, value, sigma in zip(array.indices(), array.data(), array.sigmas(), strict=True):
+        groups.setdefault(h, []).append((value, 1 / sigma**2))
+    total = r_merge = r_meas = r_pim = 0.0
+    for members in groups.values():
+        values, weights = np.array(members).T
+        n = len(values)
+        if n > 1:
+            spread = np.abs(values - np.average(values, weights=weights)).sum()
+            total += values.sum()
+            r_merge += spread
+            r_meas += spread * math.sqrt(n / (n - 1))
+            r_pim += spread * math.sqrt(1 / (n - 1))
+    assert table["Rmerge(I)"][0] == pytest.approx(r_merge / total, rel=1e-3)
+    assert table["Rmeas(I)"][0] == pytest.approx(r_meas / total, rel=1e-3)
+    assert table["Rpim(I)"][0] == pytest.approx(r_pim / total, rel=1e-3)
+    assert table["Total unique"][0] == len(groups)
+    assert table["Total observations"][0] == len(loaded.scales)
+
+
+def test_series_against_image_number(two_sweeps, loaded):
+    """Block means of the scaled.refl itself, sweep by sweep."""
+    d_max, d_min = loaded.intensities.d_max_min()
+    width = 50
+    series = merging_statistics(loaded, d_max, d_min, images_per_block=width).by_image
+    table = flex.reflection_table.from_file(str(two_sweeps.reflections))
+    table = table.select(~table.get_flags(table.flags.bad_for_scaling, all=False))
+    expts = ExperimentListFactory.from_json_file(str(two_sweeps.experiments), check_format=False)
+    assert [one.identifier for one in series] == ["lcys25", "lcys30"]
+    for i, one in enumerate(series):
+        sweep = table.select(table["id"] == i)
+        image = np.floor(sweep["xyzobs.px.value"].parts()[2].as_numpy_array()) + 1
+        scales = sweep["inverse_scale_factor"].as_numpy_array()
+        low, high = expts[i].scan.get_image_range()
+        blocks = [(image >= a) & (image < a + width) for a in range(low, high + 1, width)]
+        expected = [(image[b].mean(), scales[b].mean()) for b in blocks if b.any()]
+        np.testing.assert_allclose(one.images, [image for image, _ in expected])
+        np.testing.assert_allclose(one.scale, [scale for _, scale in expected])
+        assert np.all((one.r_merge > 0) & (one.r_merge < 0.5))
+        assert len(one.r_merge) == len(one.i_over_sigma) == len(expected)
+
+
+def test_shells_run_from_low_to_high_resolution(loaded):
+    d_max, d_min = loaded.intensities.d_max_min()
+    statistics = merging_statistics(loaded, d_max, d_min, n_bins=8)
+    shells = statistics.by_resolution
+    assert {len(values) for values in shells.values()} == {8}
+    assert np.all(shells["d_max"] > shells["d_min"])
+    np.testing.assert_allclose(shells["d_max"][1:], shells["d_min"][:-1])
+    assert shells["d_min"][-1] == pytest.approx(d_min, rel=1e-4)
+    assert shells["observations"].sum() == len(loaded.scales)
+    assert shells["r_meas"][-1] == statistics.table_1["Rmeas(I)"][2]
+
+
+# ---- the common resolution ----
+
+
+def without_high_resolution(source, folder: Path, d_min: float):
+    table = flex.reflection_table.from_file(str(source.reflections))
+    path = folder / f"cut_{d_min}.refl"
+    table.select(table["d"] >= d_min).as_file(str(path))
+    return source.experiments, path
+
+
+def test_all_data_sets_are_cut_where_the_poorest_ends(two_sweeps, tmp_path):
+    full = (two_sweeps.experiments, two_sweeps.reflections)
+    cut = without_high_resolution(two_sweeps, tmp_path, 0.9)
+    a, b = compare_merging_statistics({"full": full, "cut": cut}, n_bins=10)
+    assert a.d_min == b.d_min == pytest.approx(0.9, abs=0.005)
+    assert a.d_min >= 0.9
+    for name in a.by_resolution:
+        np.testing.assert_array_equal(a.by_resolution[name], b.by_resolution[name])
+    assert a.table_1 == b.table_1
+
+
+def test_a_limit_that_is_asked_for(two_sweeps):
+    data = {"two": (two_sweeps.experiments, two_sweeps.reflections)}
+    (statistics,) = compare_merging_statistics(data, d_min=0.8)
+    assert 0.8 <= statistics.d_min < 0.803
+    assert statistics.by_resolution["d_min"][-1] == pytest.approx(statistics.d_min, rel=1e-4)
+    with pytest.raises(ValueError, match=r"no reflection in common to 50.00 A"):
+        compare_merging_statistics(data, d_min=50)
+
+
+def intensities(symmetry: str, indices, cell=(10, 11, 12, 90, 90, 90)) -> ScaledIntensities:
+    indices = flex.miller_index(indices)
+    array = miller.array(
+        miller.set(crystal.symmetry(cell, symmetry), indices, anomalous_flag=False),
+        data=flex.double(len(indices), 100.0),
+        sigmas=flex.double(len(indices), 1.0),
+    )
+    n = len(indices)
+    return ScaledIntensities(
+        symmetry, array, np.ones(n, int), np.ones(n), np.zeros(n, int), ("x",), ((1, 10),)
+    )
+
+
+def test_limits_are_reflections_that_all_data_sets_have():
+    a = intensities("P212121", [(1, 1, 0), (2, 0, 0), (3, 1, 1), (-5, 1, 2)])
+    b = intensities("P212121", [(-2, 0, 0), (5, -1, -2), (8, 1, 1)])
+    d_max, d_min = common_resolution([a, b])
+    assert d_max == pytest.approx(5.0)
+    assert d_min == pytest.approx(1 / math.sqrt(25 / 100 + 1 / 121 + 4 / 144))
+
+
+def test_different_crystals_are_refused():
+    a, b = intensities("P212121", [(2, 0, 0)]), intensities("P21212", [(2, 0, 0)])
+    with pytest.raises(ValueError, match=r"P212121 and P21212 differ .*\(P 21 21 21, cell 10.00"):
+        in_one_cell([a, b])
+    with pytest.raises(ValueError, match="differ in unit cell"):
+        in_one_cell([a, intensities("P212121", [(2, 0, 0)], (10.5, 11, 12, 90, 90, 90))])
+
+
+def test_small_differences_of_the_cell_do_not_move_the_shells():
+    a = intensities("P212121", [(2, 0, 0)])
+    b = intensities("P212121", [(2, 0, 0)], (10.01, 11, 12, 90, 90, 90))
+    same = in_one_cell([a, b])
+    assert same[1].intensities.d_spacings().data()[0] == 5.0
+
+
+def test_data_without_equivalents_are_refused_by_name():
+    lone = intensities("P212121", [(1, 1, 1), (2, 1, 3)])
+    with pytest.raises(ValueError, match="P212121: .*no equivalent reflections"):
+        merging_statistics(lone, 10, 1)
+
+
+def test_blocks_hold_about_so_many_observations_in_the_sparsest_data():
+    dense, sparse = intensities("P1", [(1, 1, 1)] * 50), intensities("P1", [(1, 1, 1)] * 5)
+    assert block_width([dense], 10) == 2
+    assert block_width([dense, sparse], 10) == 20
+    assert block_width([dense], 1) == 1
+
+
+def test_what_is_not_scaled_is_refused(tmp_path):
+    if not L_CYSTEINE.is_dir():
+        pytest.skip("the real data of ../shared/data/l_cysteine are not beside this checkout")
+    with pytest.raises(ValueError, match=r"sweep_20.refl is not scaled .*run dials.scale"):
+        load_scaled("raw", L_CYSTEINE / "sweep_20.expt", L_CYSTEINE / "sweep_20.refl")
+
+
+# ---- the table ----
+
+
+def statistics_of(label: str, **table_1) -> MergingStatistics:
+    values = {
+        "Completeness": (96.5, 99.0, 90.2),
+        "Multiplicity": (21.3, 20.0, 9.4),
+        "I/sigma": (26.6, 50.0, 7.9),
+        "Rmerge(I)": (0.134, 0.1, 0.345),
+        "Rmeas(I)": (0.137, 0.1, 0.364),
+        "Rpim(I)": (0.027, 0.02, 0.113),
+        "CC half": (0.996, 0.999, 0.943),
+        "Anomalous correlation": (-0.159, 0.1, -0.521),
+        "Anomalous slope": (1.096,),
+        "Total observations": (308760, 10000, 6189),
+        "Total unique": (14513, 1000, 656),
+    }
+    shells = {"d_max": np.array([129.26, 2.35]), "d_min": np.array([5.0, 2.31])}
+    return MergingStatistics(label, 129.26, 2.31, {**values, **table_1}, shells, ())
+
+
+def test_the_table_of_a_publication():
+    """The thermolysin columns of the table that the program is to make, cell by cell."""
+    text = format_table([statistics_of("Manual")])
+    lines = {line.split("  ")[0]: " ".join(line.split()) for line in text.splitlines()}
+    assert lines["Resolution limit"] == "Resolution limit 129.26 - 2.31 (2.35 - 2.31)"
+    assert lines["Completeness (%)"] == "Completeness (%) 96.5 (90.2)"
+    assert lines["Multiplicity"] == "Multiplicity 21.3 (9.4)"
+    assert lines["I/sigma"] == "I/sigma 26.6 (7.9)"
+    assert lines["Rmeas"] == "Rmeas 0.137 (0.364)"
+    assert lines["CC half"] == "CC half 0.996 (0.943)"
+    assert lines["Anomalous correlation"] == "Anomalous correlation -0.159 (-0.521)"
+    assert lines["Anomalous slope"] == "Anomalous slope 1.096"
+    assert lines["Total reflections"] == "Total reflections 308760 (6189)"
+    assert lines["Unique reflections"] == "Unique reflections 14513 (656)"
+    assert len(comparison_table([statistics_of("Manual")])) == 12
+
+
+def best_of(name: str, *statistics: MergingStatistics) -> tuple[bool, ...]:
+    return {row.name: row.best for row in comparison_table(statistics)}[name]
+
+
+def test_the_best_value_is_the_lowest_r_and_the_highest_of_all_else():
+    low = {row.key: (0.1, 0.1, 0.1) for row in ROWS}
+    high = {row.key: (0.2, 0.1, 0.1) for row in ROWS}
+    low["Total observations"] = low["Total unique"] = (1, 1, 1)
+    high["Total observations"] = high["Total unique"] = (2, 1, 1)
+    a, b = statistics_of("low", **low), statistics_of("high", **high)
+    for row in comparison_table([a, b])[1:]:
+        assert row.best == ((True, False) if row.name.startswith("R") else (False, True)), row.name
+
+
+def test_values_that_print_alike_are_equally_good():
+    a, b, c = (
+        statistics_of(str(value), **{"Rmeas(I)": (value, 0, 0)})
+        for value in (0.13661, 0.1367, 0.14)
+    )
+    assert best_of("Rmeas", a, b, c) == (True, True, False)
+    assert best_of("Rmeas", a, b) == (False, False)
+    assert best_of("Resolution limit", a, b, c) == (False, False, False)
+
+
+def test_undefined_values_are_never_best():
+    undefined = statistics_of("a", **{"Anomalous slope": (None,), "CC half": (float("nan"),) * 3})
+    negative = statistics_of("b", **{"Anomalous slope": (-0.2,), "CC half": (-0.1, 0, 0)})
+    for name in ("Anomalous slope", "CC half"):
+        assert best_of(name, undefined, negative) == (False, True)
+    assert "nan" not in format_table([undefined, negative])
+
+
+def test_a_failed_strategy_is_a_column_with_its_reason_below():
+    text = format_table([statistics_of("none")], {"analytical": "no column"})
+    lines = text.splitlines()
+    assert lines[0].split() == ["none", "analytical"]
+    assert all(line.split()[-1] == "failed" for line in lines[2:14])
+    assert lines[-1] == "analytical failed: no column"
