@@ -186,6 +186,23 @@ def test_an_existing_scaling_model_does_not_switch_the_correction_off(scaled, tm
     assert corrections(after.experiments) == [("scale", "analytical")]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "name", "terms"),
+    [
+        ("auto", "sh_high", {"scale", "absorption"}),
+        ("physical", "analytical_sh", {"scale", "absorption", "analytical"}),
+        ("dose_decay", "analytical_sh", {"absorption", "analytical"}),
+        ("array", "analytical", {"decay", "analytical"}),
+    ],
+)
+def test_every_scaling_model_of_dials_takes_the_strategies(sweep, tmp_path, model, name, terms):
+    done = scale([sweep[0]], [sweep[1]], name, tmp_path, model=model, options=FAST)
+    found = set(corrections(done.experiments)[0])
+    assert terms <= found
+    assert found.isdisjoint({"absorption", "analytical"} - terms)
+
+
 def test_reason_and_log_of_a_failed_run(sweep, tmp_path):
     (tmp_path / "scaled.expt").write_text("of an earlier run")
     with pytest.raises(ScalingError, match="ended with status [12]: .*nonsense") as failure:
@@ -243,7 +260,9 @@ class PretendedScaling:
         with self.lock:
             self.running -= 1
         if "fail=True" in command:
-            return 1, "much text\nSorry: the line search\nfailed"
+            return 1, "much text\nSorry: no data\nfound"
+        if "diverge=True" in command:
+            return 1, "RuntimeError: lbfgs error: Line search failed.\ntext\nSorry: No data found"
         terms = ["scale"]
         if any("absorption_level" in option for option in command):
             terms.append("absorption")
@@ -291,10 +310,17 @@ def test_a_failed_strategy_leaves_the_others_standing(pretended, tmp_path):
     outcomes = scale_all(pretended_jobs(tmp_path, (), ("fail=True",)), nproc=2)
     failed = outcomes[1]
     assert isinstance(failed, FailedScaling)
-    assert failed.reason == "dials.scale ended with status 1: the line search failed"
+    assert failed.reason == "dials.scale ended with status 1: no data found"
     assert failed.log.is_file()
     assert "fail=True" in failed.command_line
     assert sum(isinstance(outcome, ScaledData) for outcome in outcomes) == len(outcomes) - 1
+
+
+def test_a_failed_minimisation_is_named_beside_what_it_led_to(pretended, tmp_path):
+    with pytest.raises(
+        ScalingError, match=r"No data found \(after lbfgs error: Line search failed"
+    ):
+        scaling.run_job(pretended_jobs(tmp_path, ("diverge=True",))[0])
 
 
 def test_a_correction_that_was_ignored_in_silence_is_a_failure(pretended, tmp_path):

@@ -244,8 +244,12 @@ def _not_merged(outcome: ScaledData, error: ValueError) -> FailedScaling:
 
 def _refuse_if_all_failed(outcomes: Sequence[ScaledData | FailedScaling]) -> None:
     if not any(_succeeded(outcome) for outcome in outcomes):
-        reasons = "; ".join(f"{outcome.label}: {outcome.reason}" for outcome in outcomes)
-        raise ValueError(f"No strategy succeeded ({reasons}).")
+        reasons = "; ".join(
+            f"{outcome.label}: {outcome.reason.rstrip('.')}"
+            + (f" (log: {outcome.log})" if outcome.log else "")
+            for outcome in outcomes
+        )
+        raise ValueError(f"No strategy succeeded. {reasons}.")
 
 
 # ---- showing it -----------------------------------------------------------------------------------
@@ -448,3 +452,8 @@ def _layout(title: str, x_title: str, y_title: str) -> dict[str, Any]:
         "yaxis": {"title": {"text": y_title}},
         "hovermode": "closest",
     }
+
+
+def report_sections(comparison: Comparison) -> list[Any]:
+    """x"""
+    return []

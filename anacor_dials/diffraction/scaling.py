@@ -152,7 +152,7 @@ class ScalingJob:
         """The command line; run in any folder it makes scaled.expt, scaled.refl and a log there."""
         return (
             "dials.scale",
-            *(str(Path(path).absolute()) for path in (*self.experiments, *self.reflections)),
+            *map(os.path.abspath, (*self.experiments, *self.reflections)),
             *self.strategy.options(self.model),
             *self.options,
         )
@@ -377,12 +377,20 @@ def _run_process(command: Sequence[str], folder: str, threads: int) -> tuple[int
 
 
 def _last_words(printed: str) -> str:
-    """The reason among what a DIALS command printed: from "Sorry:" on, else its last line."""
+    """The reason among what a DIALS command printed: from "Sorry:" on, else its last line.
+
+    After a minimisation that failed dials.scale goes on without a scale and ends with "No data found",
+    so the failure itself is added.
+    """
+    lines = printed.splitlines()
+    reason = lines[-1].strip() if lines else "it printed nothing."
     for mark in ("Sorry:", "Usage error:"):
         if mark in printed:
-            return " ".join(printed.rpartition(mark)[2].split())
-    lines = printed.splitlines()
-    return lines[-1].strip() if lines else "it printed nothing."
+            reason = " ".join(printed.rpartition(mark)[2].split())
+    minimiser = "lbfgs error:"
+    if minimiser in printed and minimiser not in reason:
+        reason += f" (after {minimiser}{printed.rpartition(minimiser)[2].splitlines()[0]})"
+    return reason
 
 
 def corrections(experiments: str | os.PathLike[str]) -> list[tuple[str, ...]]:
