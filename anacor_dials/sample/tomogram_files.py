@@ -6,6 +6,9 @@
     /entry/frame/voxel_size              float64 (3,)  um   along X, Y, Z of the tomo frame
     /entry/frame/centre                  float64 (3,)       voxel index of the origin
     /entry/reconstruction/data           float32 (nx, ny, nz)  1/um                      (optional)
+    /entry/reconstruction/@projections   path of the scan that it was made from          (optional)
+    /entry/reconstruction/@scan_centre   float64 (2,) pixels of the scan's images where the rotation
+                                         axis is, across it, and the beam's centre, along it  (optional)
     /entry/segmentation/labels           uint8 (nx, ny, nz)                              (optional)
     /entry/segmentation/names            strings (n,)       names[label]
     /entry/segmentation/mu               float64 (n,)  1/um, NaN where unknown; @energy_keV
@@ -41,7 +44,8 @@ class SampleFile:
     """What a ``tomo.h5`` holds; parts that it lacks are None.
 
     mu_per_um: (n,) by label, 1/um, NaN where unknown; energy_keV: the energy that mu belongs to.
-    probabilities: uint8 (n, nx, ny, nz), 255 = 1. projections: path of the raw scan.
+    probabilities: uint8 (n, nx, ny, nz), 255 = 1. projections: path of the raw scan. scan_centre: where
+    in its images (column or row number) the rotation axis is, across it, and the beam's centre, along it.
     """
 
     path: Path
@@ -51,6 +55,7 @@ class SampleFile:
     energy_keV: float | None
     probabilities: NDArray[np.uint8] | None
     projections: Path | None
+    scan_centre: tuple[float, float] | None = None
 
 
 def available_memory_bytes() -> int | None:
@@ -161,11 +166,18 @@ def read_sample_file(
         voxel_size = _read_voxel_size(file, path)
         centre_dataset = _dataset(file, "entry/frame/centre")
         centre = None if centre_dataset is None else np.asarray(centre_dataset[()], np.float64)
+        scan = scan_centre = None
         try:
             volume = None
+            whole = file.get("entry/reconstruction")
+            if isinstance(whole, h5py.Group) and "projections" in whole.attrs:
+                scan = (Path(path).parent / str(whole.attrs["projections"])).resolve()
+            if isinstance(whole, h5py.Group) and "scan_centre" in whole.attrs:
+                across, along = np.asarray(whole.attrs["scan_centre"], dtype=np.float64)
+                scan_centre = (float(across), float(along))
             if data is not None:
                 volume = Tomogram(_read_array(data, np.float32, "The tomogram"), voxel_size, centre)
-            label_volume = mu = energy = scan = chances = None
+            label_volume = mu = energy = chances = None
             if values is not None:
                 group = file["entry/segmentation"]
                 if not np.issubdtype(values.dtype, np.integer):
@@ -191,7 +203,7 @@ def read_sample_file(
                     chances = _read_array(chances_dataset, np.uint8, "The probabilities")
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    return SampleFile(Path(path), volume, label_volume, mu, energy, chances, scan)
+    return SampleFile(Path(path), volume, label_volume, mu, energy, chances, scan, scan_centre)
 
 
 def _create(group: h5py.Group, name: str, values: NDArray[Any]) -> h5py.Dataset:
@@ -202,6 +214,64 @@ def _create(group: h5py.Group, name: str, values: NDArray[Any]) -> h5py.Dataset:
     return group.create_dataset(
         name, data=values, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True
     )
+
+
+def _write_frame(
+    file: h5py.File, voxel_size_um: ArrayLike, centre: ArrayLike, parameters: str
+) -> h5py.Group:
+    """The entry of a ``tomo.h5``, with all but its volumes."""
+    entry = file.create_group("entry")
+    entry.attrs["NX_class"] = "NXentry"
+    file.attrs["default"] = "entry"
+    entry["definition"] = "NXtomoproc"
+    entry["program"] = "anacor_dials"
+    entry["program"].attrs["version"] = __version__
+    entry["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    entry["parameters"] = parameters
+    frame = entry.create_group("frame")
+    frame["voxel_size"] = np.asarray(voxel_size_um, dtype=np.float64)
+    frame["voxel_size"].attrs["units"] = "um"
+    frame["centre"] = np.asarray(centre, dtype=np.float64)
+    return entry
+
+
+@contextmanager
+def new_tomogram_file(
+    path: str | os.PathLike[str],
+    shape: tuple[int, int, int],
+    voxel_size_um: ArrayLike,
+    centre: ArrayLike,
+    projections: str | os.PathLike[str] | None = None,
+    scan_centre: tuple[float, float] | None = None,
+    parameters: str = "",
+) -> Iterator[h5py.Dataset]:
+    """The data set float32 (nx, ny, nz), in 1/um, of a new ``tomo.h5``, to be filled slab by slab.
+
+    For tomograms larger than the memory; slabs along X of whole chunks (CHUNK) are written fastest.
+    voxel_size_um, centre: (3,), as of :class:`Tomogram`; projections: the raw scan, stored relative to
+    the file; scan_centre: as of :class:`SampleFile`. Whole or not at all: an exception within the block leaves what was there before.
+    """
+    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
+        entry = _write_frame(file, voxel_size_um, centre, parameters)
+        group = entry.create_group("reconstruction")
+        group.attrs["NX_class"] = "NXdata"
+        group.attrs["signal"] = "data"
+        dataset = group.create_dataset(
+            "data",
+            shape,
+            dtype=np.float32,
+            chunks=tuple(min(CHUNK, n) for n in shape),
+            compression="gzip",
+            compression_opts=1,
+            shuffle=True,
+        )
+        dataset.attrs["units"] = "1/um"
+        if projections is not None:
+            folder = Path(path).absolute().parent
+            group.attrs["projections"] = os.path.relpath(projections, folder)
+        if scan_centre is not None:
+            group.attrs["scan_centre"] = np.asarray(scan_centre, dtype=np.float64)
+        yield dataset
 
 
 def write_sample_file(
@@ -229,23 +299,15 @@ def write_sample_file(
         ):
             raise ValueError(f"{tomogram!r} and {labels!r} are not on the same grid.")
     with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
-        entry = file.create_group("entry")
-        entry.attrs["NX_class"] = "NXentry"
-        file.attrs["default"] = "entry"
-        entry["definition"] = "NXtomoproc"
-        entry["program"] = "anacor_dials"
-        entry["program"].attrs["version"] = __version__
-        entry["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        entry["parameters"] = parameters
-        frame = entry.create_group("frame")
-        frame["voxel_size"] = volume.voxel_size_um
-        frame["voxel_size"].attrs["units"] = "um"
-        frame["centre"] = volume.centre
+        entry = _write_frame(file, volume.voxel_size_um, volume.centre, parameters)
         if tomogram is not None:
             group = entry.create_group("reconstruction")
             group.attrs["NX_class"] = "NXdata"
             group.attrs["signal"] = "data"
             _create(group, "data", tomogram.values).attrs["units"] = "1/um"
+            if projections is not None:
+                folder = Path(path).absolute().parent
+                group.attrs["projections"] = os.path.relpath(projections, folder)
         if labels is not None:
             group = entry.create_group("segmentation")
             _create(group, "labels", labels.values)

@@ -117,7 +117,7 @@ def angular_weights(angles_deg: FloatArray, period_deg: float = 180.0) -> FloatA
     return np.deg2rad(weights) * (180.0 / period_deg)
 
 
-def covers(angles_deg: FloatArray) -> float:
+def largest_gap(angles_deg: FloatArray) -> float:
     """The largest angle (degrees) without a projection, angles taken modulo half a turn."""
     ordered = np.sort(np.mod(angles_deg, 180.0))
     return float(np.max(np.diff(np.append(ordered, ordered[0] + 180.0))))

@@ -1,0 +1,184 @@
+"""What is done to transmissions and sinograms between the detector and the reconstruction.
+
+In this order: unusable pixels are bridged, zingers removed, (for segmentation only) phases retrieved,
+transmissions clipped, logarithms taken, rings removed from sinograms.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import numba
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from anacor_dials.sample.materials import wavelength_from_energy
+
+FloatImages = NDArray[np.float32]
+
+RING_METHODS = ("off", "light", "strong")
+LIGHT_RING_PIXELS = 11  # width of the median along u; wider ones take more of the sample with them
+
+
+@numba.njit(parallel=True, cache=True)
+def bridge_unusable(images: FloatImages) -> int:
+    """Number of unusable (NaN) pixels in images (n, nx, ny), which are replaced in place.
+
+    Straight lines across them along Y, from the nearest usable neighbours; a line of the image that has
+    none at all becomes 1, beam without sample.
+    """
+    n, nx, ny = images.shape
+    counts = np.zeros(n, np.int64)
+    for k in numba.prange(n):
+        for i in range(nx):
+            line = images[k, i]
+            last = -1
+            for j in range(ny):
+                if np.isnan(line[j]):
+                    counts[k] += 1
+                    continue
+                if last < j - 1:
+                    for m in range(last + 1, j):
+                        if last < 0:
+                            line[m] = line[j]
+                        else:
+                            line[m] = line[last] + (line[j] - line[last]) * (m - last) / (j - last)
+                last = j
+            if last < ny - 1:
+                value = line[last] if last >= 0 else np.float32(1.0)
+                for m in range(last + 1, ny):
+                    line[m] = value
+    return int(counts.sum())
+
+
+@numba.njit(parallel=True, cache=True)
+def remove_zingers(images: FloatImages, threshold: FloatImages) -> tuple[FloatImages, int]:
+    """Images (n, nx, ny) without zingers, and how many there were.
+
+    A zinger, a direct hit of the camera by an X-ray or a particle, is brighter than the median of its
+    3 x 3 neighbourhood by more than the threshold (n,), in transmission; it is replaced by the median.
+    """
+    n, nx, ny = images.shape
+    out = images.copy()
+    counts = np.zeros(n, np.int64)
+    for k in numba.prange(n):
+        near = np.empty(9, np.float32)
+        for i in range(nx):
+            for j in range(ny):
+                limit = images[k, i, j] - threshold[k]
+                size = 0
+                below = 0
+                for a in range(max(i - 1, 0), min(i + 2, nx)):
+                    for b in range(max(j - 1, 0), min(j + 2, ny)):
+                        near[size] = images[k, a, b]
+                        below += near[size] < limit
+                        size += 1
+                if 2 * below > size:  # so the median is below the limit
+                    out[k, i, j] = np.median(near[:size])
+                    counts[k] += 1
+    return out, int(counts.sum())
+
+
+def zinger_threshold(images: FloatImages, least: float) -> FloatImages:
+    """What counts as a zinger (n,) in images (n, nx, ny): `least`, or 8 sigma of the noise if that is more.
+
+    The noise is estimated from differences of neighbours (median absolute deviation).
+    """
+    n, nx, ny = images.shape
+    every = max(1, nx * ny // 20000)
+    if ny < 2:
+        return np.full(n, least, dtype=np.float32)
+    difference = np.abs(np.diff(images, axis=2)).reshape(n, -1)[:, ::every]
+    noise = (1.4826 / math.sqrt(2)) * np.median(difference, axis=1)
+    return np.maximum(least, 8 * noise).astype(np.float32)
+
+
+def paganin_length_um(energy_keV: float, distance_mm: float, delta_beta: float) -> float:
+    """The length L in um of Paganin's filter 1 / (1 + L^2 k^2), L^2 = (delta/beta) lambda z / 4 pi."""
+    wavelength_um = wavelength_from_energy(energy_keV) * 1e-4
+    return math.sqrt(delta_beta * wavelength_um * distance_mm * 1e3 / (4 * math.pi))
+
+
+def retrieve_phase(
+    images: FloatImages, length_um: float, pixel_xy_um: tuple[float, float]
+) -> FloatImages:
+    """Transmissions (n, nx, ny) of the contact plane of a sample of one material, from fringed ones.
+
+    ``F^-1 { F(T) / (1 + L^2 |k|^2) }`` (Paganin et al., J. Microsc. 206 (2002) 33, eq. 10); k angular
+    frequency in 1/um, length_um: L, see :func:`paganin_length_um`. Where materials have other ratios
+    delta/beta, edges are too soft or too hard and mu near them is wrong: for segmentation only.
+    """
+    n, nx, ny = images.shape
+    pad = [
+        min(math.ceil(6 * length_um / p), m - 1) for p, m in zip(pixel_xy_um, (nx, ny), strict=True)
+    ]
+    shape = [
+        scipy.fft.next_fast_len(m + 2 * p, real=True) for m, p in zip((nx, ny), pad, strict=True)
+    ]
+    kx = 2 * np.pi * np.fft.fftfreq(shape[0], pixel_xy_um[0])
+    ky = 2 * np.pi * np.fft.rfftfreq(shape[1], pixel_xy_um[1])
+    response = (1 / (1 + length_um**2 * (kx[:, None] ** 2 + ky[None, :] ** 2))).astype(np.float32)
+    out = np.empty_like(images)
+    margins = [(p, s - m - p) for p, s, m in zip(pad, shape, (nx, ny), strict=True)]
+    for k in range(n):
+        wide = np.pad(images[k], margins, mode="symmetric" if min(nx, ny) > 1 else "edge")
+        spectrum = scipy.fft.rfft2(wide) * response
+        smooth = scipy.fft.irfft2(spectrum, shape)
+        out[k] = smooth[pad[0] : pad[0] + nx, pad[1] : pad[1] + ny]
+    return out
+
+
+@numba.njit(parallel=True, cache=True)
+def minus_log(images: FloatImages, least: float) -> int:
+    """Number of pixels that were clipped; transmissions (n, nx, ny) become -ln T in place.
+
+    Transmissions below `least` are taken as `least`.
+    """
+    n, nx, ny = images.shape
+    counts = np.zeros(n, np.int64)
+    low = np.float32(least)
+    for k in numba.prange(n):
+        for i in range(nx):
+            for j in range(ny):
+                value = images[k, i, j]
+                if value < low:
+                    value = low
+                    counts[k] += 1
+                images[k, i, j] = -np.log(value)
+    return int(counts.sum())
+
+
+def check_ring_method(method: str) -> None:
+    """Raises ValueError where rings cannot be removed that way here."""
+    if method not in RING_METHODS:
+        raise ValueError(
+            f"Ring removal {method!r} is unknown; choose one of {', '.join(RING_METHODS)}."
+        )
+    if method != "off" and importlib.util.find_spec("algotom") is None:
+        raise ValueError(
+            "Ring removal needs algotom, which is not installed; pip install algotom, or set "
+            "rings=off."
+        )
+
+
+def remove_rings(sinogram: FloatImages, method: str) -> FloatImages:
+    """A sinogram (n_angles, n_u) without the stripes that make rings (Vo et al., Opt. Express 26 (2018) 28396).
+
+    light: sorting (algorithm 3) with a narrow window, for full and partial stripes of normal detectors;
+    strong: all stripes, dead and fluctuating pixels too (algorithms 6, 5, 4, 3). Both smooth what is
+    constant over all angles and so bias mu slightly near the axis.
+    """
+    check_ring_method(method)
+    if method == "off":
+        return sinogram
+    from algotom.prep import removal
+
+    if method == "light":
+        clean = removal.remove_stripe_based_sorting(sinogram, size=LIGHT_RING_PIXELS)
+    else:
+        clean = removal.remove_all_stripe(
+            sinogram, snr=3.0, la_size=51, sm_size=LIGHT_RING_PIXELS, drop_ratio=0.1
+        )
+    return np.asarray(clean, dtype=np.float32)

@@ -1,0 +1,186 @@
+"""The place of the rotation axis on the detector: where in a sinogram u = 0 is."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from anacor_dials.sample.frames import FloatArray
+from anacor_dials.tomography.backprojection import is_full_turn
+
+Sinograms = NDArray[np.float32]
+
+logger = logging.getLogger("dials.anacor_dials.tomography.rotation_centre")
+
+CENTRE_METHODS = ("auto", "vo", "opposite", "mass")
+
+
+@dataclass(frozen=True)
+class RotationCentre:
+    """The axis at pixel `axis` (fractional) across, found by `method`; `per_slice` where several were used.
+
+    spread: median absolute deviation of the slices' own values, in pixels.
+    """
+
+    axis: float
+    method: str
+    per_slice: tuple[float, ...] = ()
+
+    @property
+    def spread(self) -> float:
+        return (
+            float(np.median(np.abs(np.array(self.per_slice) - self.axis)))
+            if self.per_slice
+            else 0.0
+        )
+
+
+def centre_of_mass_axis(sinogram: Sinograms, angles_deg: FloatArray) -> float:
+    """The axis (pixel number) from the centre of mass of each projection of a sinogram (n_angles, n_u).
+
+    The centre of mass of -ln T is at ``axis + y0 cos(theta) - z0 sin(theta)`` where the whole sample is
+    on the detector: a linear least-squares fit.
+    """
+    edge = max(2, sinogram.shape[1] // 50)
+    sides = np.concatenate([sinogram[:, :edge], sinogram[:, -edge:]], axis=1)
+    p = sinogram.astype(np.float64) - np.median(sides)
+    mass = p.sum(axis=1)
+    good = mass > 0.1 * np.median(mass)
+    if not np.median(mass) > 0 or good.sum() < 3:
+        raise ValueError("The slice is empty: there is nothing to find the rotation axis by.")
+    middle = (p @ np.arange(p.shape[1]))[good] / mass[good]
+    theta = np.deg2rad(angles_deg[good])
+    design = np.stack([np.ones_like(theta), np.cos(theta), -np.sin(theta)], axis=1)
+    return float(np.linalg.lstsq(design, middle, rcond=None)[0][0])
+
+
+def is_whole_sample(sinogram: Sinograms) -> bool:
+    """True where a slice's sample is on the detector at all angles: its mass stays, its sides are empty."""
+    edge = max(2, sinogram.shape[1] // 50)
+    mass = sinogram.sum(axis=1, dtype=np.float64)
+    sides = np.concatenate([sinogram[:, :edge], sinogram[:, -edge:]], axis=1).mean()
+    height = np.percentile(sinogram, 99)
+    return bool(np.std(mass) < 0.03 * np.mean(mass) and sides < 0.03 * height)
+
+
+def opposite_views_axis(sinogram: Sinograms, angles_deg: FloatArray, pairs: int = 120) -> float:
+    """The axis (pixel number) of a whole turn's sinogram: p(theta, u) = p(theta + 180, 2 axis - u).
+
+    The mean square difference of opposite views where they overlap, relative to their mean squares,
+    is smallest at the axis, wherever on the detector that is (half-acquisition scans included).
+    """
+    n_u = sinogram.shape[1]
+    order = np.argsort(np.mod(angles_deg, 360.0), kind="stable")
+    turn = np.mod(angles_deg, 360.0)[order]
+    views = scipy.ndimage.gaussian_filter1d(sinogram[order].astype(np.float64), 1.0, axis=1)
+    first = np.linspace(0, np.sum(turn < 180.0) - 1, min(pairs, int(np.sum(turn < 180.0)))).astype(
+        int
+    )
+    a = views[first]
+    # the view half a turn on, between its two neighbours
+    place = np.interp(
+        np.mod(turn[first] + 180.0, 360.0),
+        np.append(turn, turn[0] + 360.0),
+        np.arange(len(turn) + 1),
+    )
+    low = np.floor(place).astype(int)
+    part = (place - low)[:, None]
+    b = (1 - part) * views[low % len(turn)] + part * views[(low + 1) % len(turn)]
+    b = b[:, ::-1]
+    least = max(8, n_u // 20)
+    shifts = np.arange(-(n_u - least), n_u - least + 1)  # n_u - 1 - 2 axis
+    misfit = np.empty(len(shifts))
+    for k, shift in enumerate(shifts):
+        start, stop = max(0, -shift), min(n_u, n_u - shift)
+        one, other = a[:, start:stop], b[:, start + shift : stop + shift]
+        size = np.sum(one * one) + np.sum(other * other)
+        misfit[k] = np.sum((one - other) ** 2) / size if size > 0 else np.inf
+    # a strip without sample agrees with anything: it must hold a fair part of the whole
+    whole = np.sum(a * a) + np.sum(b * b)
+    for k, shift in enumerate(shifts):
+        start, stop = max(0, -shift), min(n_u, n_u - shift)
+        held = np.sum(a[:, start:stop] ** 2) + np.sum(b[:, start + shift : stop + shift] ** 2)
+        if held < 0.1 * whole:
+            misfit[k] = np.inf
+    best = int(np.argmin(misfit))
+    shift = float(shifts[best])
+    if 0 < best < len(shifts) - 1 and np.all(np.isfinite(misfit[best - 1 : best + 2])):
+        below, here, above = misfit[best - 1 : best + 2]
+        if below + above > 2 * here:
+            shift += 0.5 * (below - above) / (below - 2 * here + above)
+    return (n_u - 1 - shift) / 2
+
+
+def vo_axis(sinogram: Sinograms, angles_deg: FloatArray) -> float:
+    """The axis (pixel number) of a half turn's sinogram, by algotom (Vo et al., Opt. Express 22 (2014) 19078).
+
+    Of longer scans the first half turn is used.
+    """
+    from algotom.prep.calculation import find_center_vo
+
+    n_u = sinogram.shape[1]
+    half = np.abs(angles_deg - angles_deg[0]) <= 180.0
+    margin = n_u // 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the search range; the result is checked against it
+        return float(
+            find_center_vo(
+                np.ascontiguousarray(sinogram[half]),
+                start=margin,
+                stop=n_u - 1 - margin,
+                step=0.25,
+            )
+        )
+
+
+def find_rotation_centre(
+    sinograms: Sinograms, angles_deg: FloatArray, method: str = "auto"
+) -> RotationCentre:
+    """The place of the rotation axis, the median of several slices' (n_slices, n_angles, n_u), -ln T.
+
+    method: opposite (whole turns), vo (half turns), mass (the whole sample on the detector); auto takes
+    opposite views where the scan is a whole turn, else Vo's where algotom is installed, else the centre
+    of mass (which a slope of the background pulls along). Raises ValueError where no slice holds anything.
+    """
+    if method not in CENTRE_METHODS:
+        raise ValueError(
+            f"The way {method!r} to find the centre is unknown; choose {', '.join(CENTRE_METHODS)}, or "
+            "give the centre."
+        )
+    full = is_full_turn(angles_deg)
+    if method == "opposite" and not full:
+        raise ValueError(
+            "Opposite views need a scan of 360 degrees; choose another way to find the centre."
+        )
+    algotom = importlib.util.find_spec("algotom") is not None
+    if method == "vo" and not algotom:
+        raise ValueError("Vo's way to find the centre needs algotom: pip install algotom.")
+    chosen = method
+    if method == "auto":
+        chosen = "opposite" if full else "vo" if algotom else "mass"
+    find = {"opposite": opposite_views_axis, "vo": vo_axis, "mass": centre_of_mass_axis}[chosen]
+    if chosen == "mass" and not all(is_whole_sample(s) for s in sinograms):
+        logger.warning("The sample reaches beyond the detector: its centre of mass is uncertain.")
+    found = []
+    for sinogram in sinograms:
+        try:
+            found.append(find(sinogram, angles_deg))
+        except ValueError as error:
+            logger.debug("A slice is left out: %s", error)
+    if not found:
+        raise ValueError(
+            "The rotation axis cannot be found: the slices are empty. Give it by hand, centre=."
+        )
+    axis = float(np.median(found))
+    if not 0 <= axis <= sinograms.shape[-1] - 1:
+        raise ValueError(
+            f"The rotation axis was found at pixel {axis:.1f}, outside the detector (0 to "
+            f"{sinograms.shape[-1] - 1}); give it by hand, centre=."
+        )
+    return RotationCentre(axis, chosen, tuple(found))
