@@ -552,13 +552,13 @@ def _twice_area(p: Any, i: int, j: int, k: int) -> float:
     return (p[j, 0] - p[i, 0]) * (p[k, 1] - p[i, 1]) - (p[j, 1] - p[i, 1]) * (p[k, 0] - p[i, 0])
 
 
-@njit(cache=True)
+@njit(cache=True, parallel=True)
 def _walk_faces(
     p: Any,
     faces: Any,
     owner: Any,
-    n_u: int,
-    n_v: int,
+    n_inner: int,
+    n_outer: int,
     fill: bool,
     next_free: Any,
     depths: Any,
@@ -566,28 +566,36 @@ def _walk_faces(
 ) -> None:
     """Counts the crossings of every line of the grid (fill False) or writes them down (fill True).
 
-    p: (n, 3) projected vertices, u and v in units of the grid, w in um.
+    p: (n, 3) projected vertices: places along the inner and the outer direction of the grid, in units
+    of the grid, and along the lines, in um; left-handed. Lines are numbered outer * n_inner + inner.
     """
-    for f in range(len(faces)):
-        i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
-        area = _twice_area(p, i, j, k)
-        if area == 0.0:
-            continue
-        v_low = min(p[i, 1], p[j, 1], p[k, 1])
-        v_high = max(p[i, 1], p[j, 1], p[k, 1])
-        for row in range(max(0, int(np.ceil(v_low))), min(n_v - 1, int(np.floor(v_high))) + 1):
-            low, high = _span(p, i, j, k, float(row))
-            if low >= high:
+    strip = 16  # lines of one strip belong to one thread
+    for number in prange((n_outer + strip - 1) // strip):
+        start, stop = number * strip, min(n_outer, (number + 1) * strip)
+        for f in range(len(faces)):
+            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+            v_low = min(p[i, 1], p[j, 1], p[k, 1])
+            v_high = max(p[i, 1], p[j, 1], p[k, 1])
+            if v_high < start or v_low > stop - 1:
                 continue
-            first = max(0, int(np.ceil(low)))
-            last = min(n_u, int(np.ceil(high)))  # u < high
-            for column in range(first, last):
-                line = column * n_v + row
-                if fill:
-                    place = next_free[line]
-                    depths[place] = _depth(p, i, j, k, area, float(column), float(row))
-                    meshes[place] = -(owner[f] + 1) if area > 0 else owner[f] + 1
-                next_free[line] += 1
+            area = _twice_area(p, i, j, k)
+            if area == 0.0:
+                continue
+            first_row = max(start, int(np.ceil(v_low)))
+            last_row = min(stop - 1, int(np.floor(v_high)))
+            for row in range(first_row, last_row + 1):
+                low, high = _span(p, i, j, k, float(row))
+                if low >= high:
+                    continue
+                first = max(0, int(np.ceil(low)))
+                last = min(n_inner, int(np.ceil(high)))  # low <= u < high
+                for column in range(first, last):
+                    line = row * n_inner + column
+                    if fill:
+                        place = next_free[line]
+                        depths[place] = _depth(p, i, j, k, area, float(column), float(row))
+                        meshes[place] = owner[f] + 1 if area > 0 else -(owner[f] + 1)
+                    next_free[line] += 1
 
 
 @njit(cache=True, parallel=True)
@@ -622,13 +630,14 @@ def line_crossings(
     steps = np.broadcast_to(np.asarray(step_um, dtype=np.float64), (2,))
     p = vertices @ np.asarray(frame, dtype=np.float64)
     p[:, :2] = (p[:, :2] - np.asarray(first_um, dtype=np.float64)) / steps
+    p = np.ascontiguousarray(p[:, [1, 0, 2]])
     counts = np.zeros(n_u * n_v, dtype=np.int64)
     no_depths, no_meshes = np.empty(0), np.empty(0, np.int16)
-    _walk_faces(p, faces, owner, n_u, n_v, False, counts, no_depths, no_meshes)
+    _walk_faces(p, faces, owner, n_v, n_u, False, counts, no_depths, no_meshes)
     starts = np.concatenate([[0], np.cumsum(counts)])
     depths = np.empty(starts[-1])
     which = np.empty(starts[-1], dtype=np.int16)
-    _walk_faces(p, faces, owner, n_u, n_v, True, starts[:-1].copy(), depths, which)
+    _walk_faces(p, faces, owner, n_v, n_u, True, starts[:-1].copy(), depths, which)
     _sort_lines(starts, depths, which)
     return LineCrossings((n_u, n_v), starts, depths, which)
 

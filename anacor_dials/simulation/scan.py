@@ -1,0 +1,458 @@
+"""Virtual scans: all images of a rotating sample, written as an NXtomo file, and the truth beside it.
+
+Images are made *upright* (first index along X, the rotation axis, second along Y at angle zero) and
+written with the rows and columns that the settings ask for.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anacor_dials import __version__
+from anacor_dials.sample.frames import FloatArray, ImageAxes, scan_rotation
+from anacor_dials.sample.output_files import OutputFiles
+from anacor_dials.sample.tomogram_files import write_sample_file
+from anacor_dials.sample.volumes import LabelVolume
+from anacor_dials.simulation.detector import (
+    DetectorModel,
+    Sensor,
+    binned,
+    flats_for_scan,
+    synthetic_flats,
+)
+from anacor_dials.simulation.meshes import thickness_maps
+from anacor_dials.simulation.samples import Sample
+from anacor_dials.simulation.wavefield import (
+    WaveGrid,
+    detector_intensity,
+    incident_wave,
+    on_device,
+    require_sampling,
+    sample_factor,
+    transfer_function,
+)
+
+logger = logging.getLogger("dials.anacor_dials.simulation.scan")
+
+PROJECTION, FLAT, DARK = 0, 1, 2
+N_BEAM_STATES = 4  # patterns of the incident beam that are carried to the sample and kept
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """How a scan is taken. Lengths as named, angles in degrees.
+
+    image_shape: (rows, columns) of the images written; pixel_size_um at the sample. Angles: first_angle
+    + k angle_range / n_projections. fast_axis, slow_axis: directions in which column and row numbers
+    grow, in the tomo frame at angle zero. axis_shift_px: how far the rotation axis is from the middle
+    of the image, along Y. oversampling: points of the wave per pixel and direction; n_slices: layers
+    that the sample is cut into along the beam (1: the projection approximation). n_flats, n_darks: of
+    each, before and after.
+    """
+
+    energy_keV: float = 3.5
+    distance_mm: float = 10.0
+    pixel_size_um: float = 0.3
+    image_shape: tuple[int, int] = (1024, 1024)
+    n_projections: int = 900
+    first_angle: float = 0.0
+    angle_range: float = 180.0
+    fast_axis: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    slow_axis: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    axis_shift_px: float = 0.0
+    oversampling: int = 2
+    n_slices: int = 1
+    propagator: str = "fresnel"
+    precision: str = "single"
+    n_flats: int = 10
+    n_darks: int = 10
+    detector: DetectorModel = field(default_factory=DetectorModel)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.energy_keV) and 0.5 <= self.energy_keV <= 150):
+            raise ValueError(
+                f"The photon energy is {self.energy_keV} keV; scans are simulated between 0.5 and 150 keV."
+            )
+        if self.n_projections < 1 or not (
+            math.isfinite(self.angle_range) and self.angle_range != 0
+        ):
+            raise ValueError(
+                f"A scan of {self.n_projections} projections over {self.angle_range} degrees is none; "
+                "ask for at least one projection and a range other than 0."
+            )
+        if self.n_flats < 1 or self.n_darks < 1 or self.n_slices < 1:
+            raise ValueError(
+                f"n_flats ({self.n_flats}), n_darks ({self.n_darks}) and n_slices ({self.n_slices}) must "
+                "be at least 1."
+            )
+        if self.precision not in ("single", "double"):
+            raise ValueError(f"The precision is {self.precision!r}; choose single or double.")
+        if min(self.image_shape) < 8:
+            raise ValueError(
+                f"Images of {self.image_shape[0]} x {self.image_shape[1]} pixels are too small; 8 x 8 "
+                "is the least."
+            )
+        _ = self.axes, self.grid  # refuse what cannot be
+
+    @property
+    def axes(self) -> ImageAxes:
+        return ImageAxes.from_vectors(self.fast_axis, self.slow_axis)
+
+    @property
+    def upright_shape(self) -> tuple[int, int]:
+        """Pixels (nx, ny) along X and Y."""
+        return self.axes.upright_shape(*self.image_shape)
+
+    @property
+    def grid(self) -> WaveGrid:
+        """The grid of the wave; ValueError where it does not sample the distance well enough."""
+        step = self.pixel_size_um / max(self.oversampling, 1)
+        grid = WaveGrid.around(
+            self.upright_shape,
+            self.pixel_size_um,
+            self.oversampling,
+            self.energy_keV,
+            self.distance_mm,
+            max(8, self.detector.blur_points(step) + 1),
+        )
+        require_sampling(grid.shape, grid.step_um, self.distance_mm * 1e3, self.energy_keV)
+        return grid
+
+    @property
+    def angles(self) -> FloatArray:
+        """Rotation angles (n_projections,) in degrees."""
+        return (
+            self.first_angle + self.angle_range * np.arange(self.n_projections) / self.n_projections
+        )
+
+    def raw(self, upright: NDArray[Any]) -> NDArray[Any]:
+        """An upright image (nx, ny) as the rows and columns that are written."""
+        axes = self.axes
+        image = upright[:: axes.x_sign, :: axes.y_sign]
+        return np.ascontiguousarray(image.T if axes.transposed else image)
+
+
+def require_in_view(sample: Sample, settings: ScanSettings) -> None:
+    """Raises ValueError where the sample turns out of the images' sides, or crystal or liquor end outside.
+
+    Loop, stem and pin may leave the images along the rotation axis.
+    """
+    nx, ny = settings.upright_shape
+    half_x = 0.5 * nx * settings.pixel_size_um
+    half_y = (0.5 * ny - abs(settings.axis_shift_px)) * settings.pixel_size_um
+    reach = 0.0
+    for part in sample.parts:
+        low, high = part.mesh.bounds_um
+        if part.material in ("crystal", "liquor") and (low[0] < -half_x or high[0] > half_x):
+            raise ValueError(
+                f"The {part.material} reaches from {low[0]:.0f} to {high[0]:.0f} um along the rotation "
+                f"axis and the images show {-half_x:.0f} to {half_x:.0f} um; take more or larger pixels."
+            )
+        if low[0] <= half_x and high[0] >= -half_x:
+            reach = max(reach, float(np.hypot(*part.mesh.vertices[:, 1:].T).max()))
+    if reach > half_y:
+        raise ValueError(
+            f"The sample is larger than the field of view: it reaches {reach:.0f} um from the rotation "
+            f"axis and the images {half_y:.0f} um; take more or larger pixels, or a smaller sample."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class VirtualScan:
+    """A sample on the beamline: makes its images one by one.
+
+    sample, settings; beam_flats: (n, nx, ny) intensities on the detector without sample, relative,
+    that light the projections in turn; device: cpu or cuda.
+    """
+
+    sample: Sample
+    settings: ScanSettings
+    beam_flats: FloatArray
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require_in_view(self.sample, self.settings)
+
+    @cached_property
+    def grid(self) -> WaveGrid:
+        return self.settings.grid
+
+    @cached_property
+    def radius_um(self) -> float:
+        """How far the sample reaches from the rotation axis."""
+        return max(float(np.hypot(*m.vertices[:, 1:].T).max()) for m in self.sample.meshes)
+
+    @cached_property
+    def slab_edges_um(self) -> FloatArray:
+        """Edges (n_slices + 1,) of the layers along Z, equally far apart; the outer ones are open."""
+        edges = np.linspace(-self.radius_um, self.radius_um, self.settings.n_slices + 1)
+        edges[[0, -1]] = -np.inf, np.inf
+        return edges
+
+    @property
+    def slab_distance_um(self) -> float:
+        """From the middle of one layer to that of the next."""
+        return 2 * self.radius_um / self.settings.n_slices
+
+    def _transfer(self, distance_um: float) -> torch.Tensor:
+        s = self.settings
+        return transfer_function(
+            self.grid.shape,
+            self.grid.step_um,
+            distance_um,
+            s.energy_keV,
+            s.propagator,
+            self.device,
+            s.precision,
+        )
+
+    @cached_property
+    def _transfers(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """From the first layer to the detector, from layer to layer, from the last to the detector."""
+        s = self.settings
+        depth = 0.5 * (s.n_slices - 1) * self.slab_distance_um
+        if s.n_slices > 1 and s.distance_mm * 1e3 < depth:
+            raise ValueError(
+                f"The detector, at {s.distance_mm} mm, stands in the sample; move it back or take one slice."
+            )
+        first = self._transfer(s.distance_mm * 1e3 + depth)
+        if s.n_slices == 1:
+            return first, None, first
+        return (
+            first,
+            self._transfer(self.slab_distance_um),
+            self._transfer(s.distance_mm * 1e3 - depth),
+        )
+
+    @cached_property
+    def _incident(self) -> list[torch.Tensor]:
+        """The wave at the first layer for every state of the beam."""
+        return [
+            incident_wave(
+                on_device(self.grid.refined(flat), self.device, self.settings.precision),
+                self._transfers[0],
+            )
+            for flat in self.beam_flats
+        ]
+
+    @cached_property
+    def _optical(self) -> tuple[FloatArray, FloatArray]:
+        s = self.settings
+        return self.sample.mu_per_um(s.energy_keV), self.sample.delta(s.energy_keV)
+
+    def thicknesses(self, angle: float) -> FloatArray:
+        """Thickness of every material (n_labels, n_slices, mx, my) in um, slices as the beam meets them."""
+        nx, ny = self.settings.upright_shape
+        centre = np.array([(nx - 1) / 2, (ny - 1) / 2 + self.settings.axis_shift_px])
+        maps = thickness_maps(
+            self.sample.meshes,
+            self.sample.labels,
+            len(self.sample.names),
+            scan_rotation(angle).T,
+            self.grid.first_point_um(centre),
+            self.grid.shape,
+            self.grid.step_um,
+            self.slab_edges_um,
+        )
+        return np.flip(maps, axis=1).copy()  # the beam comes from +Z
+
+    def intensity(self, angle: float, state: int = 0) -> torch.Tensor:
+        """Intensities (nx, ny) on the pixels, relative to the beam's mean, blurred as the detector does."""
+        s = self.settings
+        maps = on_device(self.thicknesses(angle)[1:], self.device, s.precision)
+        mu, delta = self._optical
+        layers = [
+            sample_factor(maps[:, k], mu[1:], delta[1:], s.energy_keV) for k in range(s.n_slices)
+        ]
+        _, between, to_detector = self._transfers
+        fine = detector_intensity(self._incident[state], layers, between, to_detector)
+        return self._on_pixels(fine)
+
+    def flat_intensity(self, flat: FloatArray) -> torch.Tensor:
+        """Intensities (nx, ny) on the pixels of a flat (nx, ny), without a sample."""
+        return self._on_pixels(
+            on_device(self.grid.refined(flat), self.device, self.settings.precision)
+        )
+
+    def _on_pixels(self, fine: torch.Tensor) -> torch.Tensor:
+        grid = self.grid
+        sigma = self.settings.detector.blur_sigma_um / grid.step_um
+        return binned(fine, grid.image_shape, grid.margin, grid.oversampling, sigma)
+
+    def transmission(self, angle: float) -> NDArray[np.float64]:
+        """The noiseless flat-corrected image (nx, ny), upright."""
+        ratio = self.intensity(angle) / self.flat_intensity(self.beam_flats[0])
+        return ratio.cpu().numpy().astype(np.float64)
+
+
+def true_labels(sample: Sample, settings: ScanSettings) -> LabelVolume:
+    """The true labels on the grid that the scan reconstructs to: a voxel per pixel, the axis in the middle."""
+    nx, ny = settings.upright_shape
+    return sample.label_volume(settings.pixel_size_um, (nx, ny, ny))
+
+
+def write_scan(
+    scan_file: str | os.PathLike[str],
+    truth_file: str | os.PathLike[str],
+    sample: Sample,
+    settings: ScanSettings,
+    rng: np.random.Generator,
+    device: str = "cpu",
+    real_flats: FloatArray | None = None,
+    parameters: str = "",
+    progress: Callable[[int], object] = lambda done: None,
+) -> None:
+    """Makes a scan and writes the NXtomo file and the truth, both or neither.
+
+    real_flats: (n, rows, columns) flats of a real scan, from which the beam is taken; synthetic ones
+    where None. parameters: PHIL text for the record. progress is called with 1 after each projection.
+    The truth holds labels, materials and mu, and points to the scan. Raises ValueError where sample,
+    settings and flats do not go together.
+    """
+    seed = rng.bit_generator.seed_seq
+    record = {
+        "seed": str(getattr(seed, "entropy", None)),
+        "spawn_key": list(getattr(seed, "spawn_key", ())),
+        "settings": asdict(settings),
+        "sample": dict(sample.parameters),
+    }
+    detector = settings.detector
+    if real_flats is None:
+        beam = synthetic_flats(settings.upright_shape, N_BEAM_STATES, rng, detector.flat_shift_px)
+        before, after = beam[:1], beam[-1:]
+    else:
+        upright = np.stack([settings.axes.upright(f) for f in np.asarray(real_flats, float)])
+        beam, recorded = flats_for_scan(upright, rng)
+        beam = beam[:N_BEAM_STATES]
+        before, after = recorded[: (len(recorded) + 1) // 2], recorded[len(recorded) // 2 :]
+    scan = VirtualScan(sample, settings, beam, device)
+    sensor = Sensor.drawn(detector, settings.upright_shape, rng)
+    generator = torch.Generator(device=device)
+    generator.manual_seed(int(rng.integers(2**62)))
+    flicker = 1.0 + 0.1 * detector.beam_drift * rng.standard_normal(settings.n_projections)
+
+    n_flats, n_darks, n = settings.n_flats, settings.n_darks, settings.n_projections
+    keys = np.repeat([DARK, FLAT, PROJECTION, FLAT, DARK], [n_darks, n_flats, n, n_flats, n_darks])
+    angles = np.concatenate(
+        [
+            np.full(n_darks + n_flats, settings.angles[0]),
+            settings.angles,
+            np.full(n_darks + n_flats, settings.angles[-1]),
+        ]
+    )
+
+    def beam_strength(time: float) -> float:
+        return 1.0 + detector.beam_drift * (time - 0.5)
+
+    with OutputFiles() as out:
+        scan_path, truth_path = out.path(scan_file), out.path(truth_file)
+        with h5py.File(scan_path, "w") as file:
+            images = _write_metadata(file, settings, record, keys, angles, parameters)
+            place = 0
+
+            def add(intensity: torch.Tensor | None, flat: bool = False) -> None:
+                nonlocal place
+                images[place] = settings.raw(sensor.counts(intensity, generator, flat))
+                place += 1
+
+            for _ in range(n_darks):
+                add(None)
+            for number in range(n_flats):
+                add(scan.flat_intensity(before[number % len(before)]) * beam_strength(0.0), True)
+            for number, angle in enumerate(settings.angles):
+                time = number / n
+                state = min(int(time * len(beam)), len(beam) - 1)
+                strength = beam_strength(time) * flicker[number]
+                add(scan.intensity(float(angle), state) * strength)
+                progress(1)
+            for number in range(n_flats):
+                add(scan.flat_intensity(after[number % len(after)]) * beam_strength(1.0), True)
+            for _ in range(n_darks):
+                add(None)
+        write_sample_file(
+            truth_path,
+            labels=true_labels(sample, settings),
+            mu_per_um=sample.mu_per_um(settings.energy_keV),
+            energy_keV=settings.energy_keV,
+            projections=Path(scan_file).absolute(),
+            parameters=parameters,
+        )
+
+
+def _write_metadata(
+    file: h5py.File,
+    settings: ScanSettings,
+    record: dict[str, Any],
+    keys: NDArray[Any],
+    angles: FloatArray,
+    parameters: str,
+) -> h5py.Dataset:
+    """Everything of an NXtomo file but the images; returns the data set that they go into."""
+
+    def group(parent: h5py.Group, name: str, nx_class: str) -> h5py.Group:
+        made = parent.create_group(name)
+        made.attrs["NX_class"] = nx_class
+        return made
+
+    def quantity(parent: h5py.Group, name: str, value: Any, units: str) -> None:
+        parent[name] = value
+        parent[name].attrs["units"] = units
+
+    file.attrs["default"] = "entry1"
+    entry1 = group(file, "entry1", "NXentry")
+    entry1.attrs["default"] = "tomo_entry"
+    entry = group(entry1, "tomo_entry", "NXsubentry")
+    entry.attrs["default"] = "data"
+    entry["definition"] = "NXtomo"
+    entry["title"] = "virtual scan"
+    entry["program_name"] = "anacor_dials"
+    entry["program_name"].attrs["version"] = __version__
+    entry["start_time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    instrument = group(entry, "instrument", "NXinstrument")
+    instrument["name"] = "virtual beamline"
+    source = group(instrument, "source", "NXsource")
+    source["probe"] = "x-ray"
+    source["type"] = "Synchrotron X-ray Source"
+    beam = group(instrument, "beam", "NXbeam")
+    quantity(beam, "incident_energy", settings.energy_keV, "keV")
+    detector = group(instrument, "detector", "NXdetector")
+    rows, columns = settings.image_shape
+    images = detector.create_dataset(
+        "data", (len(keys), rows, columns), dtype=np.uint16, chunks=(1, rows, columns)
+    )
+    images.attrs["units"] = "counts"
+    detector["image_key"] = keys.astype(np.int32)
+    for axis in "xy":
+        quantity(detector, f"{axis}_pixel_size", settings.pixel_size_um * 1e-6, "m")
+    quantity(detector, "distance", settings.distance_mm * 1e-3, "m")
+    quantity(detector, "fast_axis", np.array(settings.fast_axis), "")
+    quantity(detector, "slow_axis", np.array(settings.slow_axis), "")
+    sample = group(entry, "sample", "NXsample")
+    sample["name"] = "virtual sample"
+    quantity(sample, "rotation_angle", angles, "deg")
+    data = group(entry, "data", "NXdata")
+    data.attrs["signal"] = "data"
+    data.attrs["axes"] = ["rotation_angle", ".", "."]
+    data["data"] = images
+    data["rotation_angle"] = sample["rotation_angle"]
+    data["image_key"] = detector["image_key"]
+    process = group(entry, "process", "NXprocess")
+    process["program"] = "anacor_dials"
+    process["version"] = __version__
+    process["simulation"] = json.dumps(record)
+    process["parameters"] = parameters
+    return images
