@@ -42,6 +42,7 @@ setup(
         "numpy>=1.26",
         "scikit-image",
         "scipy",
+        "threadpoolctl",
         "tifffile",
         "tqdm",
         "xraylib",

@@ -1,0 +1,258 @@
+"""Functions of two directions, tabulated and interpolated: incident arcs and the sphere of exits.
+
+The transmission of a sample depends on two directions only, to the source and along the exit. The
+first lies on a circle for each sweep (a cone about its rotation axis), the second anywhere on the
+sphere. Both are sampled at nodes, and between nodes interpolated by cubic B-splines (Unser, IEEE Sig.
+Proc. Mag. 16 (1999) 22).
+
+Exits: rings of constant angle theta from the tomo frame's X, at (i + 1/2) step, with a number of nodes
+proportional to sin(theta). Each ring is periodic, so trigonometric interpolation brings all rings to
+one length without loss. Continued over the poles (theta -> -theta, psi -> psi + 180 deg), the sphere
+becomes a torus (the double Fourier sphere; Merilees, Atmosphere 11 (1973) 13) on which splines know no
+edge and no pole.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from anacor_dials.sample.frames import FloatArray, unit
+
+RING_MARGIN = 4  # nodes beyond the directions in use: the spline's memory is 0.27 per node
+ARC_MARGIN = 3
+CONE_TOLERANCE = 2e-4  # rad; how far directions to the source may lie off their cone
+
+
+class ExitGrid:
+    """Nodes on the part of the sphere that exit directions use.
+
+    directions: (n, 3) unit vectors of the nodes. step_deg: distance of rings and, along the longest
+    ring, of nodes.
+    """
+
+    def __init__(self, step_deg: float, exits: ArrayLike) -> None:
+        exits = np.asarray(exits, dtype=np.float64).reshape(-1, 3)
+        self.n_rings = max(6, round(180 / step_deg))
+        self.step_deg = 180 / self.n_rings
+        self.n_psi = 2 * max(6, round(180 / step_deg))
+        theta = (np.arange(self.n_rings) + 0.5) * math.pi / self.n_rings
+        used = np.arccos(np.clip(exits[:, 0], -1.0, 1.0)) / math.pi * self.n_rings - 0.5
+        self.first = max(0, math.floor(used.min()) - RING_MARGIN)
+        self.last = min(self.n_rings - 1, math.ceil(used.max()) + RING_MARGIN)
+        self.sizes = [
+            min(self.n_psi, max(8, 2 * math.ceil(self.n_psi * math.sin(t) / 2)))
+            for t in theta[self.first : self.last + 1]
+        ]
+        rings = []
+        for t, size in zip(theta[self.first : self.last + 1], self.sizes, strict=True):
+            psi = np.arange(size) * (2 * math.pi / size)
+            rings.append(
+                np.column_stack(
+                    [
+                        np.full(size, math.cos(t)),
+                        math.sin(t) * np.cos(psi),
+                        math.sin(t) * np.sin(psi),
+                    ]
+                )
+            )
+        self.directions = np.concatenate(rings)
+
+    def torus(self, values: NDArray[np.floating[Any]]) -> FloatArray:
+        """Values at the nodes (k, n) on the torus (k, 2 n_rings, n_psi).
+
+        Rings that were left out take the values of the nearest one; no direction in use feels them.
+        """
+        k = values.shape[0]
+        sphere = np.empty((k, self.n_rings, self.n_psi))
+        start = 0
+        for ring, size in enumerate(self.sizes, self.first):
+            spectrum = np.fft.rfft(values[:, start : start + size].astype(np.float64), axis=1)
+            start += size
+            if size < self.n_psi:
+                spectrum[:, -1] *= 0.5  # the highest frequency is shared by +size/2 and -size/2
+            longer = np.zeros((k, self.n_psi // 2 + 1), dtype=np.complex128)
+            longer[:, : spectrum.shape[1]] = spectrum
+            sphere[:, ring] = np.fft.irfft(longer, self.n_psi, axis=1) * (self.n_psi / size)
+        sphere[:, : self.first] = sphere[:, self.first, None]
+        sphere[:, self.last + 1 :] = sphere[:, self.last, None]
+        over_the_pole = np.roll(sphere[:, ::-1], self.n_psi // 2, axis=2)
+        return np.concatenate([sphere, over_the_pole], axis=1)
+
+    def coordinates(self, exits: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Fractional indices (n,) along the torus' two axes of directions (n, 3)."""
+        theta = np.arccos(np.clip(exits[:, 0], -1.0, 1.0))
+        psi = np.arctan2(exits[:, 2], exits[:, 1])
+        return theta * (self.n_rings / math.pi) - 0.5, psi * (self.n_psi / (2 * math.pi))
+
+
+class IncidentArc:
+    """Nodes on the circle, or the part of it, from which one sweep's beam comes.
+
+    directions: (n, 3) unit vectors of the nodes. closed: the arc goes all the way round.
+    Raises ValueError where the directions to the source do not lie on one cone about the axis.
+    """
+
+    def __init__(self, step_deg: float, rotation_axis: ArrayLike, to_source: ArrayLike) -> None:
+        axis = unit(rotation_axis)
+        s = np.asarray(to_source, dtype=np.float64).reshape(-1, 3)
+        along = s @ axis
+        if np.ptp(along) > 2 * CONE_TOLERANCE:
+            raise ValueError(
+                "The directions to the source of a sweep lie up to "
+                f"{np.degrees(np.ptp(along)):.3f} deg off a cone about its rotation axis."
+            )
+        self._along = float(np.mean(along))
+        radius = math.sqrt(max(0.0, 1.0 - self._along**2))
+        across = s - np.outer(along, axis)
+        self._axis = axis
+        if radius > 1e-6:
+            self._u = unit(across[0])
+        else:  # the beam runs along the axis: one direction, whatever the angle
+            self._u = unit(np.cross(axis, np.eye(3)[np.argmin(np.abs(axis))]))
+        self._v = np.cross(axis, self._u)
+        angle = np.mod(self._angle(s), 2 * math.pi) if radius > 1e-6 else np.zeros(1)
+        ordered = np.sort(angle)
+        gaps = np.diff(np.append(ordered, ordered[0] + 2 * math.pi))
+        widest = int(np.argmax(gaps))
+        step = math.radians(step_deg)
+        span = 2 * math.pi - float(gaps[widest])
+        self.closed = span + 2 * ARC_MARGIN * step > 2 * math.pi
+        if self.closed:
+            self.n = max(8, round(2 * math.pi / step))
+            self._start, self._step = 0.0, 2 * math.pi / self.n
+        else:
+            begin = float(ordered[(widest + 1) % len(ordered)])
+            if span < 1e-6:
+                self.n, self._start, self._step = 1, begin, 1.0
+            else:
+                intervals = max(3, math.ceil(span / step))
+                self._step = span / intervals
+                self._start = begin - ARC_MARGIN * self._step
+                self.n = intervals + 1 + 2 * ARC_MARGIN
+        psi = self._start + self._step * np.arange(self.n)
+        self.directions = self._along * axis + radius * (
+            np.outer(np.cos(psi), self._u) + np.outer(np.sin(psi), self._v)
+        )
+
+    def _angle(self, to_source: FloatArray) -> FloatArray:
+        return np.arctan2(to_source @ self._v, to_source @ self._u)
+
+    def coordinates(self, to_source: FloatArray) -> FloatArray:
+        """Fractional node index (n,) of directions (n, 3)."""
+        if self.n == 1:
+            return np.zeros(len(to_source))
+        ahead = np.mod(self._angle(to_source) - self._start, 2 * math.pi)
+        return ahead / self._step
+
+
+@dataclass(frozen=True, eq=False)
+class DirectionTable:
+    """A function of (to_source, exit) by its values at the nodes of arcs and an exit grid.
+
+    values: (sum of arc sizes, number of exit nodes); coefficients of the splines are made from them.
+    """
+
+    arcs: tuple[IncidentArc, ...]
+    exit_grid: ExitGrid
+    values: NDArray[np.floating[Any]]
+
+    def __post_init__(self) -> None:
+        torus = self.exit_grid.torus(self.values)
+        for axis in (1, 2):
+            ndimage.spline_filter1d(torus, 3, axis=axis, output=torus, mode="grid-wrap")
+        offsets = np.concatenate([[0], np.cumsum([arc.n for arc in self.arcs])])
+        for arc, start, end in zip(self.arcs, offsets[:-1], offsets[1:], strict=True):
+            if arc.n > 1:
+                mode = "grid-wrap" if arc.closed else "mirror"
+                torus[start:end] = ndimage.spline_filter1d(torus[start:end], 3, axis=0, mode=mode)
+        object.__setattr__(self, "_coefficients", torus)
+        object.__setattr__(self, "_offsets", offsets.astype(np.int64))
+
+    def __call__(self, to_source: ArrayLike, exits: ArrayLike, sweep: ArrayLike) -> FloatArray:
+        """Interpolated values (n,) for directions (n, 3) of the sweeps (n,) that the arcs belong to."""
+        to_source = np.asarray(to_source, dtype=np.float64).reshape(-1, 3)
+        sweep = np.asarray(sweep, dtype=np.int64)
+        along_arc = np.empty(len(to_source))
+        for index, arc in enumerate(self.arcs):
+            chosen = sweep == index
+            along_arc[chosen] = arc.coordinates(to_source[chosen])
+        theta, psi = self.exit_grid.coordinates(np.asarray(exits, dtype=np.float64).reshape(-1, 3))
+        result = np.empty(len(to_source))
+        _interpolate(
+            self._coefficients,  # type: ignore[attr-defined]
+            self._offsets,  # type: ignore[attr-defined]
+            np.array([arc.n for arc in self.arcs]),
+            np.array([arc.closed for arc in self.arcs]),
+            sweep,
+            along_arc,
+            theta,
+            psi,
+            result,
+        )
+        return result
+
+
+@dataclass(frozen=True)
+class TableSum:
+    """The sum of functions tabulated on different grids."""
+
+    tables: tuple[DirectionTable, ...]
+
+    def __call__(self, to_source: ArrayLike, exits: ArrayLike, sweep: ArrayLike) -> FloatArray:
+        """Summed values (n,), see :meth:`DirectionTable.__call__`."""
+        return np.sum([table(to_source, exits, sweep) for table in self.tables], axis=0)
+
+
+@njit(inline="always")
+def _cubic_weights(t):  # type: ignore[no-untyped-def]
+    s = 1.0 - t
+    return (
+        s * s * s / 6.0,
+        (4.0 - 6.0 * t * t + 3.0 * t * t * t) / 6.0,
+        (4.0 - 6.0 * s * s + 3.0 * s * s * s) / 6.0,
+        t * t * t / 6.0,
+    )
+
+
+@njit(parallel=True, cache=True)
+def _interpolate(coefficients, offsets, sizes, closed, sweep, along_arc, theta, psi, result):  # type: ignore[no-untyped-def]
+    n_theta = coefficients.shape[1]
+    n_psi = coefficients.shape[2]
+    for i in prange(result.shape[0]):
+        n = sizes[sweep[i]]
+        start = offsets[sweep[i]]
+        base_a = int(math.floor(along_arc[i]))
+        base_t = int(math.floor(theta[i]))
+        base_p = int(math.floor(psi[i]))
+        wa = _cubic_weights(along_arc[i] - base_a)
+        wt = _cubic_weights(theta[i] - base_t)
+        wp = _cubic_weights(psi[i] - base_p)
+        total = 0.0
+        for a in range(4):
+            if n == 1:
+                if a > 0:
+                    break
+                row = start
+                weight_a = 1.0
+            else:
+                ia = base_a - 1 + a
+                if closed[sweep[i]]:
+                    ia %= n
+                else:
+                    ia = min(max(ia, 0), n - 1)
+                row = start + ia
+                weight_a = wa[a]
+            for b in range(4):
+                it = (base_t - 1 + b) % n_theta
+                weight_b = weight_a * wt[b]
+                for c in range(4):
+                    ip = (base_p - 1 + c) % n_psi
+                    total += weight_b * wp[c] * coefficients[row, it, ip]
+        result[i] = total

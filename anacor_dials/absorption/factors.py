@@ -1,0 +1,630 @@
+"""Absorption factors (transmissions) of reflections, with their errors.
+
+    A_h = (1/V) int_V exp(-int mu ds along the incident path - int mu ds along the exit path) dV
+
+(International Tables for Crystallography C, 6.3.3.1), V the illuminated part of the crystal. The
+integral over V is a mean over stratified points of the crystal. As A depends on two directions only,
+the rays of every point are traced for the nodes of a direction table, T_in (incident nodes x points)
+and T_out (exit nodes x points), and A at the nodes is the matrix product T_in T_out^T / n; log A is
+interpolated to each reflection. For few reflections their own rays are traced instead.
+
+Two levels save most of the rays: log A varies quickly with direction but alike for every fair choice
+of points, so a fine grid is traced from some points only, and on a coarse grid all points correct it:
+log A = log A_some (fine grid) + log (A_all / A_some) (coarse grid).
+
+The error is measured in every run. (1) For random reflections A is computed by exact voxel traversal
+from the same points: the rms difference is the error of marching and interpolation. (2) The spread of
+the pairs of points gives the error of taking points instead of the whole crystal, without bias. Their
+sum in quadrature is compared with the tolerance, and the grid or the points are refined until it
+holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from anacor_dials.absorption import ray_tracing
+from anacor_dials.absorption.crystal_points import CrystalPoints
+from anacor_dials.absorption.direction_table import DirectionTable, ExitGrid, IncidentArc, TableSum
+from anacor_dials.absorption.ray_tracing import AttenuatingVolume
+from anacor_dials.sample.frames import FloatArray, unit
+from anacor_dials.sample.volumes import LabelVolume
+
+logger = logging.getLogger("dials.anacor.absorption")
+
+SMALLEST_TRANSMISSION = 1e-30  # so that a logarithm exists; no such reflection is ever measured
+PILOT_POINTS = 2048
+PILOT_REFLECTIONS = 32
+PATH_POINTS = 1024
+PATH_STEP_DEG = 10.0
+# Shares of the tolerance, in quadrature; what is left is for chance.
+POINT_SHARE = 0.6
+GRID_SHARE = 0.75
+POINT_POWER = 1.3  # points ~ error^-1.3, measured on crystals of 10^6 voxels
+STEP_AT_TOLERANCE_1E3 = 5.5  # deg between exit nodes of the fine grid at a tolerance of 0.1 %
+ARC_TO_EXIT_STEP = 1.25
+# The fine grid takes one point in FINE_SHARE, from so many points on; the coarse grid's step is
+# COARSE_RATIO times as wide.
+FINE_SHARE = 3
+TWO_LEVELS_FROM = 6144
+COARSE_RATIO = 2.0
+LARGEST_CHUNK = 8192
+MOST_POINTS = 2_000_000
+MOST_ROUNDS = 5
+
+Grid = tuple[tuple[IncidentArc, ...], ExitGrid]
+
+METHODS = ("auto", "table", "direct", "exact")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class BeamProfile:
+    """The beam's cross-section at the sample, for partly illuminated crystals.
+
+    shape: "tophat" (a rectangle) or "gaussian". size_um: full width of the rectangle, or full width
+    at half maximum, (along the rotation axis, across it). offset_um: where its middle is, from the
+    volume's origin, along the axis and along to_source x axis.
+    """
+
+    shape: str
+    size_um: tuple[float, float]
+    offset_um: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if self.shape not in ("tophat", "gaussian"):
+            raise ValueError(f"The beam profile is {self.shape!r}; it is tophat or gaussian.")
+        if not all(math.isfinite(s) and s > 0 for s in self.size_um):
+            raise ValueError(f"The beam size is {self.size_um} um; give two lengths > 0.")
+        if not all(math.isfinite(s) for s in self.offset_um):
+            raise ValueError(f"The beam offset is {self.offset_um} um; give two lengths.")
+
+    def weights(
+        self, positions_um: FloatArray, to_source: FloatArray, rotation_axis: ArrayLike
+    ) -> NDArray[np.float32]:
+        """Relative intensity (n, m), 0 to 1, at positions (m, 3) for directions to the source (n, 3)."""
+        axis = unit(rotation_axis)
+        along = axis - to_source * (to_source @ axis)[:, None]
+        along /= np.linalg.norm(along, axis=1, keepdims=True)
+        across = np.cross(to_source, along)
+        u = (along @ positions_um.T - self.offset_um[0]) / self.size_um[0]
+        v = (across @ positions_um.T - self.offset_um[1]) / self.size_um[1]
+        if self.shape == "tophat":
+            return ((np.abs(u) <= 0.5) & (np.abs(v) <= 0.5)).astype(np.float32)
+        return np.exp(-4 * math.log(2) * (u**2 + v**2)).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Where the beam comes from and where each reflection leaves, in the tomo frame.
+
+    to_source, exit: (n, 3) unit vectors; sweep: (n,) index of each reflection's sweep;
+    rotation_axes: (n_sweeps, 3) the sweeps' rotation axes.
+    """
+
+    to_source: FloatArray
+    exit: FloatArray
+    sweep: NDArray[np.int64]
+    rotation_axes: FloatArray
+
+    def __post_init__(self) -> None:
+        n = len(self.to_source)
+        axes = np.asarray(self.rotation_axes, dtype=np.float64).reshape(-1, 3)
+        object.__setattr__(self, "rotation_axes", axes)
+        object.__setattr__(self, "sweep", np.asarray(self.sweep, dtype=np.int64))
+        if self.to_source.shape != (n, 3) or self.exit.shape != (n, 3) or self.sweep.shape != (n,):
+            raise ValueError(
+                f"Directions of shapes {self.to_source.shape}, {self.exit.shape} and sweeps "
+                f"{self.sweep.shape} do not belong together; (n, 3), (n, 3) and (n,) are needed."
+            )
+        for vectors, what in ((self.to_source, "to the source"), (self.exit, "of exit")):
+            if n and not np.all(np.abs(np.linalg.norm(vectors, axis=1) - 1.0) < 1e-6):
+                raise ValueError(f"The directions {what} are not all unit vectors.")
+        if n and (self.sweep.min() < 0 or self.sweep.max() >= len(axes)):
+            raise ValueError(
+                f"A reflection belongs to sweep {self.sweep.max()} of {len(axes)} sweeps."
+            )
+
+    @classmethod
+    def of_one_sweep(
+        cls, to_source: ArrayLike, exits: ArrayLike, rotation_axis: ArrayLike = (1.0, 0.0, 0.0)
+    ) -> Directions:
+        """All reflections in one sweep; the vectors (n, 3) are normalised."""
+        s = unit(np.asarray(to_source, dtype=np.float64).reshape(-1, 3))
+        e = unit(np.asarray(exits, dtype=np.float64).reshape(-1, 3))
+        return cls(s, e, np.zeros(len(s), dtype=np.int64), np.array([rotation_axis]))
+
+    def __len__(self) -> int:
+        return len(self.to_source)
+
+    def __getitem__(self, index: Any) -> Directions:
+        return Directions(
+            self.to_source[index], self.exit[index], self.sweep[index], self.rotation_axes
+        )
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How the factors were computed and how far they are from exact tracing.
+
+    Errors are relative (rms). traced_error: against exact tracing from the same points, on n_checked
+    reflections; point_error: of taking n_points points; rms_error: both in quadrature.
+    """
+
+    method: str
+    device: str
+    n_points: int
+    n_directions: int
+    exit_step_deg: float | None
+    incident_step_deg: float | None
+    n_checked: int
+    traced_error: float
+    largest_traced_error: float
+    point_error: float
+    tolerance: float
+    seconds: float
+
+    @property
+    def rms_error(self) -> float:
+        return math.hypot(self.traced_error, self.point_error)
+
+    @property
+    def reached(self) -> bool:
+        return self.rms_error <= self.tolerance
+
+    def __str__(self) -> str:
+        grid = (
+            f" on a grid of {self.incident_step_deg:.1f} / {self.exit_step_deg:.1f} deg"
+            if self.exit_step_deg is not None
+            else ""
+        )
+        return (
+            f"{self.method}: {self.n_points} points, {self.n_directions} directions{grid}; rms error "
+            f"{100 * self.rms_error:.3f} % (rays and grid {100 * self.traced_error:.3f} % on "
+            f"{self.n_checked} reflections traced exactly, worst "
+            f"{100 * self.largest_traced_error:.3f} %; points {100 * self.point_error:.3f} %), "
+            f"tolerance {100 * self.tolerance:.3f} %, {self.seconds:.1f} s on {self.device}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class AbsorptionFactors:
+    """Transmissions of reflections.
+
+    transmission: (n,), 0 < A <= 1; standard_error: (n,), absolute; mean_path_um: (n, n_labels), the
+    absorption-weighted mean path in each material, incident and exit together: -d ln A / d mu; zero
+    for the background. table: log A as a function of directions, where one was made.
+    """
+
+    transmission: FloatArray
+    standard_error: FloatArray
+    mean_path_um: FloatArray
+    accuracy: Accuracy
+    table: TableSum | None = None
+
+
+def select_device(device: str) -> ModuleType:
+    """The module that traces rays on a device: auto (a GPU where CuPy finds one), cpu or cuda.
+
+    Raises ValueError where cuda is asked for and not there.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"The device is {device!r}; it is one of {', '.join(DEVICES)}.")
+    if device == "cpu":
+        return ray_tracing
+    from anacor_dials.absorption import ray_tracing_cuda
+
+    reason = ray_tracing_cuda.why_unavailable()
+    if reason is None:
+        return ray_tracing_cuda
+    if device == "cuda":
+        raise ValueError(f"device=cuda needs CuPy and an NVIDIA GPU: {reason}. Use device=cpu.")
+    return ray_tracing
+
+
+def absorption_factors(
+    labels: LabelVolume,
+    mu_per_um: ArrayLike,
+    directions: Directions,
+    *,
+    tolerance: float = 1e-3,
+    method: str = "auto",
+    beam: BeamProfile | None = None,
+    check_reflections: int = 64,
+    memory_gb: float = 2.0,
+    nproc: int | None = None,
+    device: str = "auto",
+    rng: np.random.Generator | None = None,
+    progress: bool = False,
+) -> AbsorptionFactors:
+    """Transmissions of reflections through a labelled sample.
+
+    labels: the sample; mu_per_um: (n_labels,) 1/um; directions: of n reflections; tolerance: wanted
+    relative rms error; method: "auto", "table", "direct" (the reflections' own rays, marched) or
+    "exact" (the same, by voxel traversal); beam: None where the beam bathes the crystal;
+    memory_gb: for tables and rays, above what the volume itself takes; rng: chooses the points
+    (default seed 0).
+
+    Raises ValueError for mu that does not fit the labels, a volume without crystal, a beam that
+    misses the crystal, or a tolerance that is no small positive number.
+    """
+    if not 1e-5 <= tolerance <= 0.1:
+        raise ValueError(
+            f"The tolerance is {tolerance:g}; relative errors from 1e-5 to 0.1 can be asked for."
+        )
+    if method not in METHODS:
+        raise ValueError(f"The method is {method!r}; it is one of {', '.join(METHODS)}.")
+    if not memory_gb >= 0.1:
+        raise ValueError(f"The memory is {memory_gb} GB; at least 0.1 GB is needed.")
+    rng = rng or np.random.default_rng(0)
+    engine = select_device(device)
+    threads = ray_tracing.use_threads(nproc)
+    with threadpool_limits(limits=threads, user_api="blas"):
+        volume = ray_tracing.prepare_volume(labels, np.asarray(mu_per_um, dtype=np.float64))
+        points = CrystalPoints(labels)
+        run = _Computation(
+            labels, volume, points, directions, beam, engine, memory_gb * 1e9, rng, progress
+        )
+        return run.factors(tolerance, method, check_reflections)
+
+
+class _Computation:
+    """One call of absorption_factors: what all its steps share."""
+
+    def __init__(
+        self,
+        labels: LabelVolume,
+        volume: AttenuatingVolume,
+        crystal: CrystalPoints,
+        directions: Directions,
+        beam: BeamProfile | None,
+        engine: ModuleType,
+        memory_bytes: float,
+        rng: np.random.Generator,
+        progress: bool,
+    ) -> None:
+        self.labels = labels
+        self.volume = volume
+        self.crystal = crystal
+        self.directions = directions
+        self.beam = beam
+        self.engine = engine
+        self.memory_bytes = memory_bytes
+        self.rng = rng
+        self.progress = progress
+
+    # ---- the whole -------------------------------------------------------------------------------
+
+    def factors(self, tolerance: float, method: str, check_reflections: int) -> AbsorptionFactors:
+        start = time.perf_counter()
+        n = len(self.directions)
+        if n == 0:
+            raise ValueError("There are no reflections with directions to compute factors for.")
+        checked = np.sort(self.rng.permutation(n)[:check_reflections])
+        n_points = self._points_for(tolerance)
+        step = min(max(STEP_AT_TOLERANCE_1E3 * (tolerance / 1e-3) ** 0.7, 1.5), 15.0)
+        table: TableSum | None = None
+        for round_ in range(MOST_ROUNDS):
+            points = self.crystal.draw(n_points, self.rng)
+            parts = _interleaved(n_points, FINE_SHARE if n_points >= TWO_LEVELS_FROM else 1)
+            grid = self._grid(step) if self._use_table(method, n_points, step) else None
+            if grid is None:
+                transmission, relative = self._direct(points, exact=method == "exact")
+                n_directions = 2 * n
+            else:
+                table, relative_table, n_directions = self._tables(points, parts, grid)
+                transmission = np.exp(table(*_arguments(self.directions)))
+                relative = np.exp(0.5 * relative_table(*_arguments(self.directions)))
+            deviation = np.zeros(1)
+            if method != "exact":
+                exact, _ = self._exact(points, self.directions[checked])
+                deviation = transmission[checked] / exact - 1.0
+            accuracy = Accuracy(
+                method="exact" if method == "exact" else "direct" if grid is None else "table",
+                device=self.engine.DEVICE,
+                n_points=n_points,
+                n_directions=n_directions,
+                exit_step_deg=None if grid is None else grid[1].step_deg,
+                incident_step_deg=None if grid is None else ARC_TO_EXIT_STEP * step,
+                n_checked=len(checked),
+                traced_error=float(np.sqrt(np.mean(deviation**2))),
+                largest_traced_error=float(np.max(np.abs(deviation))),
+                point_error=float(np.sqrt(np.mean(relative**2))),
+                tolerance=tolerance,
+                seconds=time.perf_counter() - start,
+            )
+            logger.info("%s", accuracy)
+            if accuracy.reached or round_ == MOST_ROUNDS - 1:
+                break
+            next_points, next_step = self._refined(accuracy, step, tolerance)
+            if (next_points, next_step) == (n_points, step):
+                break
+            n_points, step = next_points, next_step
+        if not accuracy.reached:
+            logger.warning(
+                "The tolerance of %.3f %% was not reached: the rms error is %.3f %%. "
+                "Allow more memory (absorption.memory) or a larger absorption.tolerance.",
+                100 * tolerance,
+                100 * accuracy.rms_error,
+            )
+        transmission = np.clip(transmission, SMALLEST_TRANSMISSION, 1.0)
+        total_error = transmission * np.hypot(relative, accuracy.traced_error)
+        paths = self._mean_paths()
+        return AbsorptionFactors(transmission, total_error, paths, accuracy, table)
+
+    def _points_for(self, tolerance: float) -> int:
+        """How many points bring the points' error to its share of the tolerance, from a pilot."""
+        n = len(self.directions)
+        chosen = self.directions[self.rng.permutation(n)[:PILOT_REFLECTIONS]]
+        points = self.crystal.draw(PILOT_POINTS, self.rng)
+        exact, error = self._exact(points, chosen)
+        pilot_error = float(np.sqrt(np.mean((error / exact) ** 2)))
+        wanted = PILOT_POINTS * (pilot_error / (POINT_SHARE * tolerance)) ** POINT_POWER
+        return 2 * math.ceil(min(max(wanted, PILOT_POINTS), MOST_POINTS) / 2)
+
+    def _refined(self, accuracy: Accuracy, step: float, tolerance: float) -> tuple[int, float]:
+        """More points, a finer grid or both, for the part of the error that is too large."""
+        n_points = accuracy.n_points
+        if accuracy.point_error > POINT_SHARE * tolerance * 1.2:
+            factor = (accuracy.point_error / (POINT_SHARE * tolerance)) ** POINT_POWER
+            n_points = min(2 * math.ceil(n_points * max(1.2, factor) / 2), MOST_POINTS)
+        if accuracy.traced_error > GRID_SHARE * tolerance and accuracy.method == "table":
+            factor = accuracy.traced_error / (GRID_SHARE * tolerance)
+            finer = step / min(2.0, max(1.2, factor**0.8))
+            if self._table_bytes(self._grid(finer)) < 0.5 * self.memory_bytes:
+                step = finer
+        return n_points, step
+
+    # ---- rays ------------------------------------------------------------------------------------
+
+    def _weights(
+        self, points: FloatArray, directions: FloatArray, sweep: int
+    ) -> NDArray[np.float32]:
+        assert self.beam is not None
+        positions = self.labels.position_um(points)
+        axis = self.directions.rotation_axes[sweep]
+        return self.beam.weights(positions, directions, axis)
+
+    def _reflection_weights(
+        self, points: FloatArray, directions: Directions
+    ) -> NDArray[np.float32] | None:
+        """The beam's intensity (n, m) at m points for n reflections; None for a bathing beam."""
+        if self.beam is None:
+            return None
+        weights = np.empty((len(directions), len(points)), dtype=np.float32)
+        for sweep in np.unique(directions.sweep):
+            chosen = directions.sweep == sweep
+            weights[chosen] = self._weights(points, directions.to_source[chosen], int(sweep))
+        _require_light(weights.sum(axis=1))
+        return weights
+
+    def _exact(self, points: FloatArray, directions: Directions) -> tuple[FloatArray, FloatArray]:
+        weights = self._reflection_weights(points, directions)
+        exact, error = self.engine.exact_transmission(
+            self.volume, points, directions.to_source, directions.exit, weights
+        )
+        return np.maximum(exact, SMALLEST_TRANSMISSION), error
+
+    def _direct(self, points: FloatArray, exact: bool) -> tuple[FloatArray, FloatArray]:
+        """A (n,) by every reflection's own rays, and its relative standard error (n,)."""
+        n = len(self.directions)
+        transmission, relative = np.empty(n), np.empty(n)
+        size = max(1, min(256, int(0.2 * self.memory_bytes / (8 * len(points)))))
+        for start in self._steps(range(0, n, size), "reflections"):
+            part = self.directions[start : start + size]
+            if exact:
+                mean, error = self._exact(points, part)
+            else:
+                mean, error = self._marched(points, part)
+            transmission[start : start + size] = mean
+            relative[start : start + size] = error / mean
+        return transmission, relative
+
+    def _marched(self, points: FloatArray, part: Directions) -> tuple[FloatArray, FloatArray]:
+        weights = self._reflection_weights(points, part)
+        xp = self.engine.xp
+        total = xp.zeros(len(part))
+        squares = xp.zeros(len(part))
+        for begin in range(0, len(points), LARGEST_CHUNK):
+            some = points[begin : begin + LARGEST_CHUNK]
+            f = self.engine.march_transmission(self.volume, some, part.to_source)
+            f = f * self.engine.march_transmission(self.volume, some, part.exit)
+            if weights is not None:
+                f = f * xp.asarray(weights[:, begin : begin + LARGEST_CHUNK])
+            total += f.sum(axis=1, dtype=np.float64)
+            squares += ((f[:, ::2] - f[:, 1::2]) ** 2).sum(axis=1, dtype=np.float64)
+        norm = np.full(len(part), float(len(points))) if weights is None else weights.sum(axis=1)
+        mean = np.maximum(self.engine.to_numpy(total) / norm, SMALLEST_TRANSMISSION)
+        return mean, np.sqrt(self.engine.to_numpy(squares)) / norm
+
+    # ---- the table -------------------------------------------------------------------------------
+
+    def _grid(self, step: float) -> Grid:
+        arcs = tuple(
+            IncidentArc(
+                ARC_TO_EXIT_STEP * step, axis, self.directions.to_source[self.directions.sweep == i]
+            )
+            for i, axis in enumerate(self.directions.rotation_axes)
+        )
+        return arcs, ExitGrid(step, self.directions.exit)
+
+    @staticmethod
+    def _n_nodes(grid: Grid) -> int:
+        return sum(arc.n for arc in grid[0]) + len(grid[1].directions)
+
+    @staticmethod
+    def _table_bytes(grid: Grid) -> float:
+        """Four tables at the nodes, and three of splines on the whole torus."""
+        n_incident = sum(arc.n for arc in grid[0])
+        torus = 2 * grid[1].n_rings * grid[1].n_psi
+        return 8.0 * n_incident * (4 * len(grid[1].directions) + 3 * torus)
+
+    def _steps(self, steps: range, what: str) -> Iterable[int]:
+        return tqdm(steps, desc=f"Tracing {what}", leave=False, disable=not self.progress)
+
+    def _use_table(self, method: str, n_points: int, step: float) -> bool:
+        """Whether a table needs fewer rays than the reflections themselves."""
+        if method != "auto":
+            return method == "table"
+        fine = self._n_nodes(self._grid(step))
+        if n_points < TWO_LEVELS_FROM:
+            return fine < 2 * len(self.directions)
+        coarse = self._n_nodes(self._grid(COARSE_RATIO * step))
+        return fine / FINE_SHARE + coarse < 2 * len(self.directions)
+
+    def _tables(
+        self, points: FloatArray, parts: list[NDArray[np.int64]], fine: Grid
+    ) -> tuple[TableSum, DirectionTable, int]:
+        """log A and the log of its relative variance by direction, and how many were traced."""
+        if len(parts) == 1:
+            log_a, log_variance, _ = self._table(points, parts, fine)
+            return (
+                TableSum((DirectionTable(*fine, log_a),)),
+                DirectionTable(*fine, log_variance),
+                self._n_nodes(fine),
+            )
+        coarse = self._grid(COARSE_RATIO * fine[1].step_deg)
+        log_fine, _, _ = self._table(points, parts[:1], fine)
+        log_all, log_variance, log_some = self._table(points, parts, coarse)
+        return (
+            TableSum(
+                (
+                    DirectionTable(*fine, log_fine),
+                    DirectionTable(*coarse, log_all - log_some),
+                )
+            ),
+            DirectionTable(*coarse, log_variance),
+            self._n_nodes(fine) + self._n_nodes(coarse),
+        )
+
+    def _table(
+        self, points: FloatArray, parts: list[NDArray[np.int64]], grid: Grid
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """At the nodes: log A, the log of its relative variance, log A of the first part alone."""
+        arcs, exit_grid = grid
+        xp = self.engine.xp
+        incident = np.concatenate([arc.directions for arc in arcs])
+        arc_of = np.concatenate([np.full(arc.n, i) for i, arc in enumerate(arcs)])
+        exits = exit_grid.directions
+        shape = (len(incident), len(exits))
+        # rays of both kinds, their squares and pair products, in float32
+        bytes_per_point = 4 * 2.5 * (shape[0] + shape[1])
+        chunk = int((self.memory_bytes - self._table_bytes(grid)) * 0.5 / bytes_per_point)
+        chunk = max(64, min(chunk, LARGEST_CHUNK)) // 2 * 2
+        chunks = [part[i : i + chunk] for part in parts for i in range(0, len(part), chunk)]
+        chunks_of_first = -(-len(parts[0]) // chunk)
+        sums, squares, pairs = (xp.zeros(shape) for _ in range(3))
+        lit = xp.zeros((shape[0], 1))
+        log_first = np.zeros(shape)
+        for index in self._steps(range(len(chunks)), f"{sum(shape)} directions"):
+            some = points[chunks[index]]
+            t_in = self.engine.march_transmission(self.volume, some, incident)
+            t_out = self.engine.march_transmission(self.volume, some, exits)
+            if self.beam is None:
+                lit += len(some)
+            else:
+                weights = np.empty(t_in.shape, dtype=np.float32)
+                for i in range(len(arcs)):
+                    weights[arc_of == i] = self._weights(some, incident[arc_of == i], i)
+                lit += xp.asarray(weights.sum(axis=1, dtype=np.float64))[:, None]
+                t_in = t_in * xp.asarray(weights)
+            sums += t_in @ t_out.T
+            pairs += (t_in[:, ::2] * t_in[:, 1::2]) @ (t_out[:, ::2] * t_out[:, 1::2]).T
+            squares += (t_in**2) @ (t_out**2).T
+            if index == chunks_of_first - 1:
+                log_first = self._log_ratio(sums, lit)
+        total = np.maximum(self.engine.to_numpy(sums), SMALLEST_TRANSMISSION)
+        variance = self.engine.to_numpy(squares) - 2 * self.engine.to_numpy(pairs)
+        relative_variance = np.maximum(variance, 0.0) / total**2
+        return self._log_ratio(sums, lit), np.log(relative_variance + 1e-14), log_first
+
+    def _log_ratio(self, sums: Any, lit: Any) -> FloatArray:
+        light = self.engine.to_numpy(lit)
+        _require_light(light)
+        return np.log(np.maximum(self.engine.to_numpy(sums), SMALLEST_TRANSMISSION) / light)
+
+    # ---- paths -----------------------------------------------------------------------------------
+
+    def _mean_paths(self) -> FloatArray:
+        """-d ln A / d mu (n, n_labels), um, from fewer points and a coarser grid: good to 1-2 %."""
+        n_labels = len(self.labels.names)
+        points = self.crystal.draw(PATH_POINTS, self.rng)
+        arcs, exit_grid = self._grid(PATH_STEP_DEG)
+        n = len(self.directions)
+        if 2 * n < self._n_nodes((arcs, exit_grid)):
+            return self._own_mean_paths(points)
+        incident = np.concatenate([arc.directions for arc in arcs])
+        arc_of = np.concatenate([np.full(arc.n, i) for i, arc in enumerate(arcs)])
+        exits = exit_grid.directions
+        weighted = np.zeros((n_labels, len(incident), len(exits)))
+        total = np.zeros((len(incident), len(exits)))
+        for start in range(0, len(points), 128):
+            some = points[start : start + 128]
+            t_in, l_in = self._path_lengths(some, incident)
+            t_out, l_out = self._path_lengths(some, exits)
+            if self.beam is not None:
+                for i in range(len(arcs)):
+                    t_in[arc_of == i] *= self._weights(some, incident[arc_of == i], i)
+            total += t_in @ t_out.T
+            for label in range(1, n_labels):
+                weighted[label] += (t_in * l_in[..., label]) @ t_out.T
+                weighted[label] += t_in @ (t_out * l_out[..., label]).T
+        total = np.maximum(total, SMALLEST_TRANSMISSION)
+        paths = np.zeros((n, n_labels))
+        for label in range(1, n_labels):
+            table = DirectionTable(arcs, exit_grid, weighted[label] / total)
+            paths[:, label] = np.maximum(table(*_arguments(self.directions)), 0.0)
+        return paths
+
+    def _own_mean_paths(self, points: FloatArray) -> FloatArray:
+        paths = np.zeros((len(self.directions), len(self.labels.names)))
+        weights = self._reflection_weights(points, self.directions)
+        for i, (s, e) in enumerate(
+            zip(self.directions.to_source, self.directions.exit, strict=True)
+        ):
+            t, lengths = self._path_lengths(points, np.stack([s, e]))
+            f = t[0] * t[1] * (1.0 if weights is None else weights[i])
+            total = max(float(f.sum()), SMALLEST_TRANSMISSION)
+            paths[i] = f @ (lengths[0] + lengths[1]) / total
+        paths[:, 0] = 0.0
+        return paths
+
+    def _path_lengths(
+        self, points: FloatArray, directions: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        depths, lengths = ray_tracing.exact_path_lengths(
+            self.volume, points, directions, len(self.labels.names)
+        )
+        return np.exp(-depths), lengths
+
+
+def _arguments(directions: Directions) -> tuple[FloatArray, FloatArray, NDArray[np.int64]]:
+    return directions.to_source, directions.exit, directions.sweep
+
+
+def _interleaved(n: int, n_parts: int) -> list[NDArray[np.int64]]:
+    """The indices of n points in n_parts, each spread over all of the crystal, pairs kept together."""
+    pair = np.arange(n // 2)
+    return [
+        np.stack([2 * pair[i::n_parts], 2 * pair[i::n_parts] + 1], axis=1).ravel()
+        for i in range(n_parts)
+    ]
+
+
+def _require_light(light: NDArray[np.floating[Any]]) -> None:
+    if np.any(light <= 0):
+        raise ValueError(
+            "The beam misses the crystal at some angles of the scan; check beam.size and beam.offset "
+            "(um, from the volume's centre) and the file's /entry/frame/centre."
+        )
