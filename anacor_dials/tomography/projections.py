@@ -203,18 +203,25 @@ def mean_frame(
 ) -> FloatImages:
     """The mean (rows, columns) of some frames, read one at a time; NaN where one is unusable.
 
-    With five or more, the brightest value of each pixel is left out: direct hits of the camera.
+    With five or more, a pixel's brightest value is left out where it is far above the others (six times
+    their scatter, and 5 %): a direct hit of the camera.
     """
     total: FloatArray = np.zeros(frames.shape[1:], dtype=np.float64)
-    brightest = np.full(frames.shape[1:], -np.inf)
+    squares, brightest = np.zeros_like(total), np.full_like(total, -np.inf)
     for number in numbers:
         image = frames.read(np.array([number]))[0].astype(np.float64)
         image[(image >= saturation) | ~np.isfinite(image)] = np.nan
         total += image
+        squares += image * image
         brightest = np.maximum(brightest, image)
-    if len(numbers) >= 5:
-        return ((total - brightest) / (len(numbers) - 1)).astype(np.float32)
-    return (total / len(numbers)).astype(np.float32)
+    n = len(numbers)
+    mean = total / n
+    if n >= 5:
+        others = (total - brightest) / (n - 1)
+        scatter = np.sqrt(np.maximum((squares - brightest**2) / (n - 1) - others**2, 0))
+        hit = brightest - others > np.maximum(6 * scatter, 0.05 * np.abs(others))
+        mean = np.where(hit, others, mean)
+    return mean.astype(np.float32)
 
 
 def _same_view(angles_deg: FloatArray, full_scan_tolerance: float) -> tuple[NDArray[np.bool_], str]:

@@ -1,0 +1,168 @@
+"""Virtual scans of ellipsoids, whose projections have a closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Ellipsoid:
+    """centre, semi_axes: (3,) um along X, Y, Z of the tomo frame; mu: 1/um."""
+
+    centre: tuple[float, float, float]
+    semi_axes: tuple[float, float, float]
+    mu: float
+
+
+# nothing about them is symmetric: a flip, a swap or a half-voxel shift moves at least one
+ELLIPSOIDS = (
+    Ellipsoid((-3.0, 4.0, -11.0), (11.0, 8.0, 6.0), 0.020),
+    Ellipsoid((6.0, -15.0, 5.0), (7.0, 6.0, 9.0), 0.012),
+    Ellipsoid((9.5, 12.5, 12.0), (6.0, 6.0, 6.0), 0.030),
+)
+
+
+@dataclass(frozen=True)
+class EllipsoidScan:
+    """A scan of ellipsoids, as a camera sees it; everything is computed from vectors.
+
+    shape: (rows, columns); pixel_um: edge of a pixel. fast_axis, slow_axis: tomo frame at angle zero.
+    axis_pixel: column or row number of the rotation axis across it; beam_pixel: likewise along it (None:
+    the middle). drift: of the beam's intensity from beginning to end. counts: of the flat (0: no noise).
+    ring_gain: rms error of single pixels' gain that the flats do not show.
+    """
+
+    ellipsoids: tuple[Ellipsoid, ...] = ELLIPSOIDS
+    shape: tuple[int, int] = (44, 64)
+    pixel_um: float = 1.0
+    fast_axis: tuple[int, int, int] = (0, 1, 0)
+    slow_axis: tuple[int, int, int] = (1, 0, 0)
+    angles_deg: tuple[float, ...] = tuple(np.arange(180) * 1.0)
+    axis_pixel: float | None = None
+    beam_pixel: float | None = None
+    dark: float = 100.0
+    flat: float = 30000.0
+    drift: float = 0.0
+    counts: float = 0.0
+    ring_gain: float = 0.0
+    seed: int = 1
+
+    def at(self, **changes: object) -> EllipsoidScan:
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def horizontal(self) -> bool:
+        return self.fast_axis[0] != 0
+
+    def _origin(self) -> tuple[float, float]:
+        """(row, column) of the origin."""
+        rows, columns = self.shape
+        across, along = (rows, columns) if self.horizontal else (columns, rows)
+        axis = (across - 1) / 2 if self.axis_pixel is None else self.axis_pixel
+        beam = (along - 1) / 2 if self.beam_pixel is None else self.beam_pixel
+        return (axis, beam) if self.horizontal else (beam, axis)
+
+    def transmission(self, oversample: int = 3) -> NDArray[np.float64]:
+        """exp(-integral of mu) (n, rows, columns), averaged over the area of each pixel."""
+        row0, column0 = self._origin()
+        sub = (np.arange(oversample) - (oversample - 1) / 2) / oversample
+        rows = (np.arange(self.shape[0])[:, None] + sub).ravel() - row0
+        columns = (np.arange(self.shape[1])[:, None] + sub).ravel() - column0
+        place = self.pixel_um * (
+            rows[:, None, None] * np.array(self.slow_axis)
+            + columns[None, :, None] * np.array(self.fast_axis)
+        )
+        x, u = place[..., 0], place[..., 1]
+        images = []
+        for angle in np.deg2rad(self.angles_deg):
+            cos, sin = np.cos(angle), np.sin(angle)
+            # in the sample the ray runs along (0, sin, cos), towards the source
+            start = np.stack([x, u * cos, -u * sin], axis=-1)
+            total = np.zeros(x.shape)
+            for e in self.ellipsoids:
+                o = (start - e.centre) / np.array(e.semi_axes)
+                d = np.array([0.0, sin, cos]) / np.array(e.semi_axes)
+                a, b, c = d @ d, o @ d, np.sum(o * o, axis=-1) - 1
+                total += e.mu * 2 * np.sqrt(np.maximum(b * b - a * c, 0)) / a
+            fine = np.exp(-total).reshape(self.shape[0], oversample, self.shape[1], oversample)
+            images.append(fine.mean(axis=(1, 3)))
+        return np.stack(images)
+
+    def frames(
+        self, flats: int = 6, darks: int = 4
+    ) -> tuple[NDArray[np.uint16], NDArray[np.int32], NDArray[np.float64]]:
+        """(images, image keys, angles) : flats, darks, projections, flats."""
+        rng = np.random.default_rng(self.seed)
+        transmission = self.transmission()
+        n = len(transmission)
+        keys = np.array([1] * flats + [2] * darks + [0] * n + [1] * flats)
+        angles = np.concatenate(
+            [np.zeros(flats + darks), self.angles_deg, np.full(flats, self.angles_deg[-1])]
+        )
+        rows, columns = np.mgrid[: self.shape[0], : self.shape[1]]
+        profile = 1 + 0.1 * np.sin(rows / 9.0) + 0.15 * np.cos(columns / 13.0)
+        beam = self.flat * profile * (1 + self.drift * np.arange(len(keys)) / len(keys))[
+            :, None, None
+        ]  # fmt: skip
+        beam[keys == 2] = 0
+        beam[keys == 0] *= transmission
+        if self.counts:
+            beam = rng.poisson(beam * (self.counts / self.flat)) * (self.flat / self.counts)
+        if self.ring_gain:
+            gain = 1 + self.ring_gain * rng.standard_normal(self.shape)
+            beam[keys == 0] *= gain
+        return np.rint(beam + self.dark).clip(0, 65535).astype(np.uint16), keys, angles
+
+    def write_nxtomo(self, path: Path, **changes: object) -> Path:
+        """The scan as Diamond's NXtomo files are; changes: of the data sets, None to leave one out."""
+        images, keys, angles = self.frames()
+        content: dict[str, object] = {
+            "definition": "NXtomo",
+            "instrument/detector/data": images,
+            "instrument/detector/image_key": keys,
+            "instrument/detector/x_pixel_size": self.pixel_um * 1e-6,
+            "instrument/detector/y_pixel_size": self.pixel_um * 1e-6,
+            "instrument/beam/incident_energy": 3.5,
+            "data/rotation_angle": angles,
+        }
+        units = {
+            "x_pixel_size": "m",
+            "y_pixel_size": "m",
+            "rotation_angle": "deg",
+            "incident_energy": "keV",
+        }
+        content.update(changes)
+        with h5py.File(path, "w") as file:
+            entry = file.create_group("entry1/tomo_entry")
+            entry.attrs["NX_class"] = "NXsubentry"
+            file["entry1"].attrs["NX_class"] = "NXentry"
+            for name, value in content.items():
+                if value is not None:
+                    entry[name] = value
+                    unit = units.get(name.rsplit("/", 1)[-1])
+                    if unit:
+                        entry[name].attrs["units"] = unit
+            if "instrument/detector/data" in entry:
+                entry["data/data"] = h5py.SoftLink("/entry1/tomo_entry/instrument/detector/data")
+        return path
+
+
+@pytest.fixture
+def ellipsoid_scan() -> EllipsoidScan:
+    """Three ellipsoids, 180 projections of 44 x 64 pixels of 1 um, the axis in the middle column."""
+    return EllipsoidScan()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the checkout; skips where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}")
+    return folder
