@@ -335,7 +335,7 @@ RESOLUTION_FIGURES = {
     "multiplicity": ("Multiplicity", "Multiplicity against resolution"),
 }
 IMAGE_FIGURES = {
-    "scale": ("Inverse scale factor", "Scale against image number"),
+    "scale": ("Inverse scale factor / its mean", "Scale against image number"),
     "r_merge": ("R<sub>merge</sub>", "R<sub>merge</sub> against image number"),
 }
 
@@ -389,6 +389,8 @@ def image_figure(statistics: Sequence[MergingStatistics], name: str) -> dict[str
             [start + series.images for start, series in zip(starts, one.by_image, strict=False)]
         )
         y = np.concatenate([getattr(series, name) for series in one.by_image])
+        if name == "scale":  # its overall factor means nothing
+            y = y / y.mean()
         text = [
             f"{series.identifier}: {image:.0f}"
             for series in one.by_image
@@ -440,7 +442,12 @@ def _line(
         "name": label,
         "x": _plain_list(x),
         "y": _plain_list(y),
-        "line": {"color": COLOURS[i % len(COLOURS)], "width": 1.5},
+        "line": {
+            "color": COLOURS[i % len(COLOURS)],
+            "width": 1.5,
+            "dash": ("solid", "dot")[i % 2],  # equal lines stay both visible
+        },
+        "marker": {"size": 4},
         **more,
     }
 

@@ -273,7 +273,7 @@ def strategy_called(name: str) -> Strategy:
 def _outcome(job: ScalingJob, threads: int) -> ScaledData | FailedScaling:
     try:
         return run_job(job, threads)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         try:
             command = job.command()
         except ValueError:
