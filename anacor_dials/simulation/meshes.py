@@ -109,7 +109,7 @@ def _open_edges(faces: IntArray) -> int:
     forward, count = np.unique(start * n + end, return_counts=True)
     backward = np.unique(end * n + start)
     doubled = int(np.sum(count - 1))
-    return doubled + len(np.setxor1d(forward, backward))
+    return doubled + len(np.setdiff1d(forward, backward))
 
 
 # ---- shapes ------------------------------------------------------------------------------------
@@ -393,6 +393,8 @@ def _first_meeting(
         longest = max(longest, high[j, 0] - low[j, 0])
     t1 = np.empty((3, 3))
     t2 = np.empty((3, 3))
+    mine = np.zeros(3, np.bool_)
+    theirs = np.zeros(3, np.bool_)
     for i in range(n):
         for k in range(3):
             t1[k] = vertices[faces[i, k]]
@@ -413,12 +415,28 @@ def _first_meeting(
                 or high[j, 2] < lo[2]
             ):
                 continue
+            n_shared = 0
+            if same:  # neighbours meet in what they share; only their other edges can pierce
+                for k in range(3):
+                    mine[k] = theirs[k] = False
+                for k in range(3):
+                    for m in range(3):
+                        if faces[i, k] == other_faces[j, m]:
+                            mine[k] = theirs[m] = True
+                            n_shared += 1
+                if n_shared > 1:
+                    continue
             for k in range(3):
                 t2[k] = other_vertices[other_faces[j, k]]
             for k in range(3):
-                if _edge_pierces(t1[k], t1[(k + 1) % 3], t2[0], t2[1], t2[2], 1e-9):
+                end = (k + 1) % 3
+                if not (mine[k] or mine[end]) and _edge_pierces(
+                    t1[k], t1[end], t2[0], t2[1], t2[2], 1e-9
+                ):
                     return i, j
-                if _edge_pierces(t2[k], t2[(k + 1) % 3], t1[0], t1[1], t1[2], 1e-9):
+                if not (theirs[k] or theirs[end]) and _edge_pierces(
+                    t2[k], t2[end], t1[0], t1[1], t1[2], 1e-9
+                ):
                     return i, j
     return -1, -1
 
