@@ -1,14 +1,79 @@
-"""Virtual scans of ellipsoids, whose projections have a closed form."""
+"""Fixtures shared by tests, and --require, which turns skips into failures."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from anacor_dials.sample.volumes import LabelVolume
+
+# ---- --require ------------------------------------------------------------------------------------
+
+# what a skip for lack of it says
+REQUIREMENTS = {
+    "gpu": r"CuPy|GPU|CUDA",
+    "dials": r"\b(dials|dxtbx|cctbx|scitbx|iotbx|libtbx|xia2)\b",
+    "sam2": r"\bsam2\b|SAM-2",
+}
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help=f"fail where a test is skipped for lack of {', '.join(REQUIREMENTS)} "
+        "(repeatable, or separated by commas)",
+    )
+
+
+def required(config: pytest.Config) -> list[str]:
+    """What --require names; raises UsageError for what it does not know."""
+    names = [name for text in config.getoption("--require") for name in text.split(",") if name]
+    for name in names:
+        if name not in REQUIREMENTS:
+            raise pytest.UsageError(f"--require={name}: it is one of {', '.join(REQUIREMENTS)}")
+    return names
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    required(config)
+
+
+def refuse_skip(report: Report, config: pytest.Config) -> Report:
+    """The report, failed where it is a skip for lack of something that is required."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        for name in required(config):
+            if re.search(REQUIREMENTS[name], reason):
+                report.outcome = "failed"
+                report.longrepr = f"--require={name}: {reason}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, pytest.TestReport]:
+    return refuse_skip((yield), item.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, Any, pytest.CollectReport]:
+    return refuse_skip((yield), collector.config)
+
+
+# ---- virtual scans of ellipsoids, whose projections have a closed form ----------------------------
 
 
 @dataclass(frozen=True)
@@ -164,5 +229,19 @@ def shared_data() -> Path:
     """The folder of real data beside the checkout; skips where it is absent."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"no real data in {folder}")
+        pytest.skip(f"There is no folder of real data {folder}.")
     return folder
+
+
+@pytest.fixture
+def sample_labels() -> LabelVolume:
+    """20 x 24 x 28 voxels of 2 x 1.5 x 1 um: a drop of liquor, a rod of loop in it, a crystal.
+
+    Nothing is symmetric, and the origin is not the middle.
+    """
+    x, y, z = np.indices((20, 24, 28))
+    labels = np.zeros(x.shape, dtype=np.uint8)
+    labels[((x - 9) / 9) ** 2 + ((y - 12) / 10) ** 2 + ((z - 13) / 12) ** 2 <= 1] = 1
+    labels[(abs(y - 6) <= 1) & (abs(z - 10) <= 1) & (x <= 12)] = 2
+    labels[((x - 8) / 5) ** 2 + ((y - 13) / 4) ** 2 + ((z - 15) / 7) ** 2 <= 1] = 3
+    return LabelVolume(labels, np.array([2.0, 1.5, 1.0]), np.array([9.0, 11.5, 14.25]))

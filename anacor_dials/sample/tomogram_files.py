@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,8 +183,13 @@ def read_sample_file(
                 group = file["entry/segmentation"]
                 if not np.issubdtype(values.dtype, np.integer):
                     raise ValueError(f"labels are {values.dtype}; they must be whole numbers")
-                if values.dtype.itemsize > 1 and values.size and values[()].max() > 255:
-                    raise ValueError("labels exceed 255; at most 256 materials can be told apart")
+                if values.dtype != np.uint8 and values.ndim:
+                    # read as uint8 they would be clipped without a word
+                    for plane in values:
+                        if plane.size and (plane.min() < 0 or plane.max() > 255):
+                            raise ValueError(
+                                f"labels reach from {plane.min()} to {plane.max()}; they are 0 to 255"
+                            )
                 names_dataset = _dataset(file, "entry/segmentation/names")
                 names = DEFAULT_NAMES if names_dataset is None else _texts(names_dataset)
                 label_volume = LabelVolume(
@@ -334,6 +340,9 @@ def _relabelled(stack: NDArray[Any], path: object, n_names: int) -> NDArray[np.u
         raise ValueError(
             f"{path} holds {stack.dtype} values; a label stack holds whole numbers (0, 1, 2 ...)."
         )
+    if stack.size == 0:
+        raise ValueError(f"{path} has the shape {stack.shape}: there is nothing in it.")
+    require_memory(stack.size, f"The label stack {path}")
     low, high = int(stack.min()), int(stack.max())
     if low < 0 or high >= n_names:
         raise ValueError(
@@ -373,6 +382,10 @@ def read_label_stack(
             stack = _read_array(dataset, dataset.dtype, "The label stack")
     elif not Path(text).exists():
         raise ValueError(f"There is no file {text}.")
+    elif h5py.is_hdf5(text):
+        raise ValueError(
+            f"{text} is an HDF5 file; name the data set too, as in {text}:/path/of/dataset."
+        )
     elif text.endswith(".npy"):
         try:
             stack = np.load(text, allow_pickle=False, mmap_mode="r")
@@ -398,9 +411,17 @@ def _read_tiff_stack(path: Path) -> NDArray[Any]:
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in (".tif", ".tiff"))
         if not files:
             raise ValueError(f"The folder {path} has no .tif or .tiff files.")
+    unreadable = (tifffile.TiffFileError, OSError, ValueError, zlib.error)
+    try:
+        with tifffile.TiffFile(files[0]) as first:
+            n_bytes = sum(series.nbytes for series in first.series)
+    except unreadable as error:
+        raise ValueError(f"{path} cannot be read as TIFF ({error}).") from None
+    # a folder's slices are read one by one and then stacked
+    require_memory(n_bytes * len(files) * (2 if path.is_dir() else 1), f"The label stack {path}")
     try:
         slices = [tifffile.imread(file) for file in files]
-    except (tifffile.TiffFileError, ValueError) as error:
+    except unreadable as error:
         raise ValueError(f"{path} cannot be read as TIFF ({error}).") from None
     if len({s.shape for s in slices}) != 1:
         raise ValueError(f"The slices in {path} do not all have the same size.")
