@@ -497,7 +497,7 @@ def _tomopy_slices(
     filter_name: str,
 ) -> NDArray[np.float32]:
     square_n = _library_square(grid, sinograms.shape[-1], axis)
-    n = 2 * square_n  # its Fourier grid wraps around
+    n = 3 * square_n  # its Fourier grid wraps around: less would leave a cup
     scale, offset = _gridrec_habits(n, filter_name)
     moved = centred(sinograms, axis, n) * _relative(weights)[:, None].astype(np.float32)
     mass = moved.sum(axis=-1).mean(axis=-1)[:, None, None]

@@ -276,10 +276,7 @@ def slab_sinograms(
     for batch in _batches(projections, x[1] - x[0] + 2 * _halo(projections, settings)):
         images = attenuation(projections, settings, batch, x, counts)
         sinograms[:, batch] = images.transpose(1, 0, 2)
-    if settings.rings != "off":
-        for k in range(len(sinograms)):
-            sinograms[k] = remove_rings(sinograms[k], settings.rings)
-    return sinograms
+    return remove_rings(sinograms, settings.rings)
 
 
 def row_sinograms(
@@ -426,7 +423,7 @@ def plan_reconstruction(
     sinograms = row_sinograms(projections, replace(settings, paganin_delta_beta=None), rows)
     if settings.centre is None:
         logger.info("Looking for the rotation axis in %d slices", len(rows))
-        clean = np.stack([remove_rings(s, settings.rings) for s in sinograms])
+        clean = remove_rings(sinograms.copy(), settings.rings)
         found = find_rotation_centre(clean, projections.angles_deg, settings.centre_method)
     else:
         found = RotationCentre(
@@ -476,7 +473,7 @@ def plan_reconstruction(
     if pictures:
         middle = len(rows) // 2
         row = int(rows[middle])
-        clean_row = remove_rings(sinograms[middle], settings.rings)
+        clean_row = remove_rings(sinograms[middle : middle + 1].copy(), settings.rings)[0]
         raw = projections.transmission(slice(None), slice(row, row + 1))
         bridge_unusable(raw)
         minus_log(raw, settings.least_transmission)

@@ -126,14 +126,18 @@ def vo_axis(sinogram: Sinograms, angles_deg: FloatArray) -> float:
 
     n_u = sinogram.shape[1]
     half = np.abs(angles_deg - angles_deg[0]) <= 180.0
-    margin = n_u // 4
+    start, stop = n_u // 4, n_u - 1 - n_u // 4
+    if is_whole_sample(sinogram):  # then the centre of mass says where to look
+        guess, near = centre_of_mass_axis(sinogram, angles_deg), max(20, n_u // 20)
+        if start + near < guess < stop - near:
+            start, stop = int(guess) - near, int(guess) + near
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the search range; the result is checked against it
         return float(
             find_center_vo(
                 np.ascontiguousarray(sinogram[half]),
-                start=margin,
-                stop=n_u - 1 - margin,
+                start=start,
+                stop=stop,
                 step=0.25,
             )
         )
