@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 
 COMMANDS = {
     "dials.anacor_absorption": "anacor_absorption",
+    "dials.anacor_compare": "anacor_compare",
 }
 
 # DIALS itself is on no package registry: it comes from conda-forge, Debian or a beamline's module.
@@ -40,6 +41,7 @@ setup(
         "jinja2",
         "numba",
         "numpy>=1.26",
+        "procrunner",
         "scikit-image",
         "scipy",
         "threadpoolctl",

@@ -227,6 +227,17 @@ def test_one_bad_factor_is_refused_with_its_value(sweep, tmp_path, value):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["none", "analytical"])
+def test_intensities_that_were_divided_already_are_refused(sweep, tmp_path, name):
+    table = flex.reflection_table.from_file(str(sweep[1]))
+    table["analytical_correction_applied"] = table["analytical_correction"]
+    path = tmp_path / "divided.refl"
+    table.as_file(str(path))
+    with pytest.raises(ValueError, match=r"divided.refl were divided .* output.mode=column"):
+        scale([sweep[0]], [path], name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_column_is_refused_and_says_what_to_do(tmp_path):
     if not L_CYSTEINE.is_dir():
         pytest.skip("the real data of ../shared/data/l_cysteine are not beside this checkout")
@@ -281,7 +292,7 @@ class PretendedScaling:
 def pretended(monkeypatch):
     process = PretendedScaling()
     monkeypatch.setattr(scaling, "_run_process", process)
-    monkeypatch.setattr(scaling, "check_analytical_column", lambda path: None)
+    monkeypatch.setattr(scaling, "check_reflections", lambda path, analytical: None)
     return process
 
 

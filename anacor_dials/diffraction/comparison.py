@@ -146,8 +146,8 @@ def scaling_jobs(
     """One job for each strategy and data source, each with a folder of its own below `folder`.
 
     Strategies without the analytical factors get one job, for the first source, as the others hold the
-    same intensities; where they do not (factors already divided in), one job for every source. model,
-    options: as in `anacor_dials.diffraction.scaling.ScalingJob`.
+    same intensities; where they do not, one job for every source. model, options: as in
+    `anacor_dials.diffraction.scaling.ScalingJob`.
     """
     if not strategies:
         raise ValueError("No strategy was asked for; name at least one.")
@@ -256,7 +256,7 @@ def _refuse_if_all_failed(outcomes: Sequence[ScaledData | FailedScaling]) -> Non
 
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as plain values for JSON; what is undefined is None. Resolutions in A."""
+    """The comparison for `anacor_dials.report.write_json`. Resolutions in A, seconds of scaling."""
     by_label = {one.label: one for one in comparison.statistics}
     strategies = []
     for outcome in comparison.outcomes:
@@ -277,18 +277,9 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
                 "experiments": str(outcome.experiments),
                 "reflections": str(outcome.reflections),
                 "html": str(outcome.html) if outcome.html else None,
-                "table_1": {key: [_plain(v) for v in row] for key, row in one.table_1.items()},
-                "by_resolution": {key: _plain_list(v) for key, v in one.by_resolution.items()},
-                "by_image": [
-                    {
-                        "identifier": series.identifier,
-                        "images": _plain_list(series.images),
-                        "scale": _plain_list(series.scale),
-                        "r_merge": _plain_list(series.r_merge),
-                        "i_over_sigma": _plain_list(series.i_over_sigma),
-                    }
-                    for series in one.by_image
-                ],
+                "table_1": dict(one.table_1),
+                "by_resolution": dict(one.by_resolution),
+                "by_image": [vars(series) for series in one.by_image],
             }
         strategies.append(entry)
     return {
@@ -312,21 +303,12 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _plain(value: float | None) -> float | int | None:
-    if value is None or not np.isfinite(value):
-        return None
-    return int(value) if isinstance(value, (int, np.integer)) else float(value)
-
-
-def _plain_list(values: np.ndarray) -> list[float | None]:
-    return [_plain(value) for value in values.tolist()]
-
-
 # Okabe and Ito (2008): distinct for every kind of colour vision
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999")
 
 RESOLUTION_FIGURES = {
     "r_meas": ("R<sub>meas</sub>", "R<sub>meas</sub> against resolution"),
+    "r_merge": ("R<sub>merge</sub>", "R<sub>merge</sub> against resolution"),
     "r_pim": ("R<sub>pim</sub>", "R<sub>pim</sub> against resolution"),
     "i_over_sigma": ("&lt;I/σ(I)&gt;", "I/σ against resolution"),
     "cc_one_half": ("CC<sub>½</sub>", "CC½ against resolution"),
@@ -341,7 +323,7 @@ IMAGE_FIGURES = {
 
 
 def figures(statistics: Sequence[MergingStatistics]) -> dict[str, dict[str, Any]]:
-    """Plotly figures (plain dictionaries), one line per data set: resolution first, then images."""
+    """Plotly figures (dictionaries of data and layout), one line per data set: resolution first, then images."""
     made = {
         f"{name}_against_resolution": resolution_figure(statistics, name)
         for name in RESOLUTION_FIGURES
@@ -367,7 +349,7 @@ def resolution_figure(statistics: Sequence[MergingStatistics], name: str) -> dic
         "tickvals": ticks.tolist(),
         "ticktext": [f"{value**-0.5:.2f}" for value in ticks],
     }
-    if name in ("completeness", "multiplicity", "r_meas", "r_pim", "i_over_sigma"):
+    if name in ("completeness", "multiplicity", "r_meas", "r_merge", "r_pim", "i_over_sigma"):
         layout["yaxis"]["rangemode"] = "tozero"
     return {"data": data, "layout": layout}
 
@@ -440,8 +422,8 @@ def _line(
         "type": "scatter",
         "mode": mode,
         "name": label,
-        "x": _plain_list(x),
-        "y": _plain_list(y),
+        "x": x,
+        "y": y,
         "line": {
             "color": COLOURS[i % len(COLOURS)],
             "width": 1.5,
@@ -459,8 +441,3 @@ def _layout(title: str, x_title: str, y_title: str) -> dict[str, Any]:
         "yaxis": {"title": {"text": y_title}},
         "hovermode": "closest",
     }
-
-
-def report_sections(comparison: Comparison) -> list[Any]:
-    """x"""
-    return []

@@ -32,12 +32,12 @@ from pathlib import Path
 import numpy as np
 from dials.array_family import flex
 
+from anacor_dials.diffraction.reflections import DIVIDED_COLUMN, FACTOR_COLUMN
+
 try:
     import procrunner
 except ImportError:  # then subprocess does the same
     procrunner = None
-
-ANALYTICAL_COLUMN = "analytical_correction"
 
 # dials.algorithms.scaling.model.model.determine_auto_absorption_params; only the model dose_decay
 # needs the numbers, as it knows no levels: (lmax, surface_weight)
@@ -207,10 +207,10 @@ def scale(
 ) -> ScaledData:
     """The data scaled by one strategy: scaled.expt, scaled.refl, log and HTML in `folder`.
 
-    Runs dials.scale; raises ScalingError (a ValueError) with its reason where it fails, where the
-    column of an analytical strategy is absent or not positive, and where the models that come out do
-    not hold the corrections that were asked for. Then nothing is left in `folder` but
-    ``dials.scale.failed.log``.
+    Runs dials.scale; raises ScalingError (a ValueError) with its reason where it fails and where the
+    models that come out do not hold the corrections that were asked for; then nothing is added to
+    `folder` but ``dials.scale.failed.log``. Raises ValueError before it where a table is unfit for the
+    strategy (`check_reflections`).
     """
     if isinstance(strategy, str):
         strategy = strategy_called(strategy)
@@ -286,9 +286,8 @@ def _outcome(job: ScalingJob, threads: int) -> ScaledData | FailedScaling:
 def run_job(job: ScalingJob, threads: int = 1) -> ScaledData:
     """The scaled data of one job; see `scale`. threads: for each numerical library within the run."""
     command = job.command()
-    if job.strategy.analytical:
-        for path in job.reflections:
-            check_analytical_column(path)
+    for path in job.reflections:
+        check_reflections(path, job.strategy.analytical)
     folder = job.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     # dials.scale works in a folder of its own; only what is complete is moved to its place
@@ -325,21 +324,31 @@ def run_job(job: ScalingJob, threads: int = 1) -> ScaledData:
     )
 
 
-def check_analytical_column(reflections: str | os.PathLike[str]) -> None:
-    """Raises ValueError where a reflection table has no usable column ``analytical_correction``.
+def check_reflections(reflections: str | os.PathLike[str], analytical: bool) -> None:
+    """Raises ValueError where a reflection table would make a strategy other than its name says.
 
-    One NaN, infinite or zero value ends dials.scale with "line search failed", which explains nothing.
+    That is a table whose intensities were divided by their transmissions already, and for an analytical
+    strategy one without a usable column ``analytical_correction``: one NaN, infinite or zero value ends
+    dials.scale with "line search failed", which explains nothing.
     """
     table = flex.reflection_table.from_file(os.fspath(reflections))
-    if ANALYTICAL_COLUMN not in table:
+    if DIVIDED_COLUMN in table:
         raise ValueError(
-            f"{reflections} has no column {ANALYTICAL_COLUMN}; run dials.anacor_absorption on it first."
+            f"The intensities of {reflections} were divided by their transmissions already "
+            "(output.mode=intensities), so every strategy would be an analytical one; compare what "
+            "dials.anacor_absorption writes with output.mode=column."
         )
-    transmission = table[ANALYTICAL_COLUMN].as_numpy_array()
+    if not analytical:
+        return
+    if FACTOR_COLUMN not in table:
+        raise ValueError(
+            f"{reflections} has no column {FACTOR_COLUMN}; run dials.anacor_absorption on it first."
+        )
+    transmission = table[FACTOR_COLUMN].as_numpy_array()
     bad = ~(np.isfinite(transmission) & (transmission > 0))
     if bad.any():
         raise ValueError(
-            f"{reflections} has {bad.sum()} of {bad.size} rows whose {ANALYTICAL_COLUMN} is not a "
+            f"{reflections} has {bad.sum()} of {bad.size} rows whose {FACTOR_COLUMN} is not a "
             f"positive number (the first is {transmission[bad][0]:g}); run dials.anacor_absorption on "
             "it again."
         )

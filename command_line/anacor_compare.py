@@ -1,0 +1,194 @@
+# LIBTBX_SET_DISPATCHER_NAME dials.anacor_compare
+"""
+Scale the same data with several corrections for absorption and compare the results.
+
+Each strategy is one run of dials.scale: without any absorption correction, with spherical harmonics of
+low, medium or high level, with the analytical factors that dials.anacor_absorption wrote, or with both.
+Everything else in scaling is the same. The scaled data are then merged at one common resolution, and
+their statistics stand side by side, the best value of each row marked.
+
+A strategy that fails is shown as failed with its reason; the others stand. Each keeps its scaled.expt,
+scaled.refl and log in a folder of its own, and its command line is printed, to be repeated by hand.
+
+Examples::
+
+  dials.anacor_compare corrected.expt corrected.refl
+
+  dials.anacor_compare corrected.expt corrected.refl strategies=none+sh_high+analytical d_min=2.3 nproc=4
+
+  dials.anacor_compare manual.expt manual.refl network.expt network.refl \\
+    labels=manual,AnACorNet strategies=analytical
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import libtbx
+from dials.util import Sorry, log, show_mail_handle_errors
+from dials.util.options import ArgumentParser
+from dials.util.system import CPU_COUNT
+from dials.util.version import dials_version
+from libtbx import phil
+from tqdm import tqdm
+
+from anacor_dials import __version__
+from anacor_dials.diffraction.comparison import (
+    Comparison,
+    as_dict,
+    compare,
+    data_sources,
+    figures,
+    scaling_jobs,
+)
+from anacor_dials.diffraction.merging import comparison_table, format_table
+from anacor_dials.diffraction.scaling import FailedScaling, strategy_called
+from anacor_dials.phil import parse_phil
+from anacor_dials.report import Figure, Section, Table, Text, write_html, write_json
+from anacor_dials.sample.output_files import OutputFiles
+
+logger = logging.getLogger("dials.anacor_compare")
+
+phil_scope = parse_phil("anacor_compare.phil")
+
+
+def dials_scale_options(params: phil.scope_extract) -> list[str]:
+    """The options of dials.scale that are the same for all strategies."""
+    options = []
+    if params.d_min is not None:
+        options.append(f"cut_data.d_min={params.d_min:g}")
+    if params.scaling.anomalous:
+        options.append("anomalous=True")
+    if not params.scaling.full_matrix:
+        options.append("full_matrix=False")
+    return options + list(params.scaling.options or [])
+
+
+def report(comparison: Comparison) -> list[Section]:
+    """The sections of the HTML report."""
+    statistics, failed = comparison.statistics, comparison.failed
+    rows = comparison_table(statistics)
+    table = Table(
+        [[row.name, *row.cells, *["failed"] * len(failed)] for row in rows],
+        header=["", *(one.label for one in statistics), *failed],
+        caption="Overall (outer shell). Marked: the best overall value of each row. Resolution in Å.",
+        marked=frozenset(
+            (i, j + 1) for i, row in enumerate(rows) for j, best in enumerate(row.best) if best
+        ),
+    )
+    drawn = {
+        name: Figure(
+            figure["data"],
+            figure["layout"],
+            width="full" if name.endswith("_against_image") else "half",
+        )
+        for name, figure in figures(statistics).items()
+    }
+    runs = Table(
+        [
+            [
+                outcome.label,
+                outcome.strategy.description,
+                "failed" if isinstance(outcome, FailedScaling) else f"{outcome.seconds:.0f} s",
+                outcome.log or "",
+            ]
+            for outcome in comparison.outcomes
+        ],
+        header=["strategy", "absorption correction", "time", "log"],
+    )
+    commands = [Text(f"{one.label}:\n{one.command_line}") for one in comparison.outcomes]
+    return [
+        Section(
+            "Merging statistics",
+            [
+                table,
+                *(Text(f"{label} failed: {reason}", "warning") for label, reason in failed.items()),
+                Text(
+                    "Absorption that is left uncorrected can raise the anomalous slope as a signal "
+                    "does, above all where the error model is switched off: judge it beside the "
+                    "anomalous correlation."
+                ),
+            ],
+        ),
+        Section(
+            "Against resolution", [f for n, f in drawn.items() if n.endswith("_against_resolution")]
+        ),
+        Section(
+            "Against image number", [f for n, f in drawn.items() if n.endswith("_against_image")]
+        ),
+        Section("Runs of dials.scale", [runs, *commands]),
+    ]
+
+
+@show_mail_handle_errors()
+def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
+    """Run dials.anacor_compare as from the command line."""
+    parser = ArgumentParser(
+        usage="dials.anacor_compare [options] corrected.expt corrected.refl [...]",
+        phil=phil,
+        read_experiments=True,
+        read_reflections=True,
+        check_format=False,
+        epilog=__doc__,
+    )
+    params, options = parser.parse_args(args=args, show_diff_phil=False)
+    if not params.input.experiments or not params.input.reflections:
+        parser.print_help()
+        sys.exit(1)
+
+    log.config(verbosity=options.verbose, logfile=params.output.log)
+    logger.info("%s\nanacor_dials %s", dials_version(), __version__)
+    if diff_phil := parser.diff_phil.as_str():
+        logger.info("The following parameters have been modified:\n%s", diff_phil)
+
+    try:
+        sources = data_sources(
+            [data.filename for data in params.input.experiments],
+            [data.filename for data in params.input.reflections],
+            [label.strip() for label in (params.labels or "").split(",") if label.strip()],
+        )
+        jobs = scaling_jobs(
+            sources,
+            [strategy_called(name) for name in params.strategies],
+            params.output.directory,
+            params.scaling.model,
+            dials_scale_options(params),
+        )
+        nproc = CPU_COUNT if params.nproc is libtbx.Auto else params.nproc
+        logger.info("Runs of dials.scale: %d, %d at a time", len(jobs), min(nproc, len(jobs)))
+        with OutputFiles() as outputs:
+            html = outputs.path(params.output.html) if params.output.html else None
+            numbers = outputs.path(params.output.json) if params.output.json else None
+            with tqdm(total=2 * len(jobs), disable=None, unit="step") as bar:
+
+                def progress(done: str) -> None:
+                    bar.set_postfix_str(done)
+                    bar.update()
+                    if bar.disable:  # no terminal
+                        logger.info("  %s", done)
+
+                comparison = compare(jobs, params.d_min, params.merging.n_bins, nproc, progress)
+
+            for outcome in comparison.outcomes:
+                logger.info("\n%s:\n  %s", outcome.label, outcome.command_line)
+            logger.info("\n%s\n", format_table(comparison.statistics, comparison.failed))
+            if numbers:
+                write_json(numbers, as_dict(comparison))
+            if html:
+                write_html(html, "Comparison of absorption corrections", report(comparison))
+    except ValueError as error:
+        raise Sorry(error) from None
+
+    for outcome in comparison.outcomes:
+        if outcome.label in comparison.failed:
+            kept = f"; its output: {outcome.log}" if outcome.log else ""
+            logger.warning("%s failed%s", outcome.label, kept)
+    for path in (params.output.html, params.output.json):
+        if path:
+            logger.info("Written: %s", path)
+    logger.info("Scaled data and logs of each strategy: %s", params.output.directory)
+
+
+if __name__ == "__main__":
+    run()
