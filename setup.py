@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 
 COMMANDS = {
     "dials.anacor_absorption": "anacor_absorption",
+    "dials.anacor_reconstruct": "anacor_reconstruct",
     "dials.anacor_compare": "anacor_compare",
 }
 

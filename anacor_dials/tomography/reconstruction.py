@@ -56,7 +56,7 @@ BATCH_BYTES = 2.0e8  # of transmissions corrected at a time
 SUPPORT_SHARE = 0.02  # of the strongest absorption: what counts as sample when cropping
 HISTOGRAM_BINS = 400
 SWEEP_PIXELS = (-8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0)
-PICTURE_PIXELS = 400  # longest side of a picture in the report
+PICTURE_PIXELS = 300  # longest side of a picture in the report
 
 
 @dataclass(frozen=True)
@@ -373,10 +373,9 @@ def _auto_crop(
 def _picture(image: FloatImages) -> FloatImages:
     """An image, averaged over squares until its longer side is a picture's."""
     step = math.ceil(max(image.shape) / PICTURE_PIXELS)
-    if step == 1:
-        return image.astype(np.float32)
-    rows, columns = (n - n % step for n in image.shape)
-    blocks = image[:rows, :columns].reshape(rows // step, step, columns // step, step)
+    down, across = (min(step, n) for n in image.shape)
+    rows, columns = image.shape[0] // down, image.shape[1] // across
+    blocks = image[: rows * down, : columns * across].reshape(rows, down, columns, across)
     return np.asarray(blocks.mean(axis=(1, 3)), dtype=np.float32)
 
 

@@ -1,0 +1,197 @@
+"""The figures of a reconstruction's report, as plotly dictionaries, and its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anacor_dials.tomography.corrections import FloatImages
+from anacor_dials.tomography.reconstruction import ReconstructionPlan
+
+PlotlyFigure = dict[str, Any]
+
+
+def _rounded(image: NDArray[Any]) -> list[list[float]]:
+    """The values with four significant digits: what a picture shows, in a small file."""
+    scale = float(np.abs(image).max()) or 1.0
+    digits = 4 - int(np.floor(np.log10(scale)))
+    rows: list[list[float]] = np.round(image.astype(np.float64), digits).tolist()
+    return rows
+
+
+def _grey(image: FloatImages, window: tuple[float, float], **trace: Any) -> dict[str, Any]:
+    return {
+        "type": "heatmap",
+        "z": _rounded(image),
+        "zmin": window[0],
+        "zmax": window[1],
+        "colorscale": "Greys",
+        "reversescale": True,
+        **trace,
+    }
+
+
+def _window(image: FloatImages) -> tuple[float, float]:
+    low, high = np.percentile(image, (0.5, 99.8))
+    return float(low), float(high) if high > low else float(low) + 1.0
+
+
+def _picture(image: FloatImages, title: str, x: str, y: str, unit: str) -> PlotlyFigure:
+    return {
+        "data": [_grey(image, _window(image), colorbar={"title": {"text": unit}})],
+        "layout": {
+            "title": {"text": title},
+            "xaxis": {"title": {"text": x}, "constrain": "domain"},
+            "yaxis": {"title": {"text": y}, "scaleanchor": "x", "autorange": "reversed"},
+        },
+    }
+
+
+def figures(
+    plan: ReconstructionPlan, expected_mu_per_um: Mapping[str, float] | None = None
+) -> dict[str, PlotlyFigure]:
+    """Name -> figure: sinograms before and after, sweep of the centre, slices, histogram of mu.
+
+    expected_mu_per_um: material -> mu in 1/um, drawn into the histogram.
+    """
+    d = plan.diagnostics
+    drawn: dict[str, PlotlyFigure] = {}
+    for name, image in (("before", d.sinogram_before), ("after", d.sinogram_after)):
+        if image is not None:
+            figure = _picture(
+                image, f"Sinogram {name} corrections, slice {d.sinogram_x}", "pixel across the axis",
+                "projection", "-ln T",
+            )  # fmt: skip
+            figure["layout"]["yaxis"].pop("scaleanchor")
+            drawn[f"sinogram_{name}"] = figure
+    if d.sweep is not None:
+        sweep = d.sweep
+        here = int(np.argmin(np.abs(sweep.centres - d.centre)))
+        window = _window(sweep.pictures[here])
+        k = np.arange(len(sweep.centres))
+        drawn["centre_sweep"] = {
+            "data": [
+                _grey(picture, window, visible=i == here, showscale=False)
+                for i, picture in enumerate(sweep.pictures)
+            ],
+            "layout": {
+                "title": {"text": f"Slice {sweep.x} with the rotation axis elsewhere"},
+                "xaxis": {"constrain": "domain", "title": {"text": "Z"}},
+                "yaxis": {"scaleanchor": "x", "autorange": "reversed", "title": {"text": "Y"}},
+                "sliders": [
+                    {
+                        "active": here,
+                        "currentvalue": {"prefix": "axis at pixel "},
+                        "steps": [
+                            {
+                                "label": f"{centre:.2f}",
+                                "method": "restyle",
+                                "args": [{"visible": (k == i).tolist()}],
+                            }
+                            for i, centre in enumerate(sweep.centres)
+                        ],
+                    }
+                ],
+            },
+        }
+        drawn["centre_negativity"] = {
+            "data": [
+                {
+                    "type": "scatter",
+                    "x": sweep.centres.tolist(),
+                    "y": (100 * sweep.negativity).tolist(),
+                    "mode": "lines+markers",
+                }
+            ],
+            "layout": {
+                "title": {"text": "Negative values: least at the right axis"},
+                "xaxis": {"title": {"text": "rotation axis (pixel)"}},
+                "yaxis": {"title": {"text": "share of negative values (%)"}},
+                "shapes": [_vertical_line(d.centre)],
+            },
+        }
+    axes = {"x": ("Z", "Y"), "y": ("Z", "X"), "z": ("Y", "X")}
+    for name, image in d.slices.items():
+        across, down = axes[name]
+        drawn[f"slice_{name}"] = _picture(
+            image, f"Middle slice across {name.upper()}", across, down, "mu (1/um)"
+        )
+    if d.histogram is not None:
+        edges, counts = d.histogram
+        lines = dict(expected_mu_per_um or {})
+        drawn["histogram"] = {
+            "data": [
+                {
+                    "type": "scatter",
+                    "x": (0.5 * (edges[1:] + edges[:-1])).tolist(),
+                    "y": np.maximum(counts, 0.5).tolist(),
+                    "mode": "lines",
+                    "line": {"shape": "hvh"},
+                }
+            ],
+            "layout": {
+                "title": {"text": "mu of all voxels"},
+                "xaxis": {"title": {"text": "mu (1/um)"}},
+                "yaxis": {"title": {"text": "voxels"}, "type": "log"},
+                "shapes": [_vertical_line(mu) for mu in lines.values()],
+                "annotations": [
+                    {
+                        "x": mu,
+                        "y": 1.0 - 0.07 * i,
+                        "yref": "paper",
+                        "text": f"{name} {mu:.4g}",
+                        "showarrow": False,
+                        "xanchor": "left",
+                    }
+                    for i, (name, mu) in enumerate(lines.items())
+                ],
+            },
+        }
+    return drawn
+
+
+def _vertical_line(x: float) -> dict[str, Any]:
+    return {
+        "type": "line",
+        "x0": x,
+        "x1": x,
+        "yref": "paper",
+        "y0": 0,
+        "y1": 1,
+        "line": {"dash": "dot"},
+    }
+
+
+def as_dict(plan: ReconstructionPlan) -> dict[str, Any]:
+    """The numbers of a reconstruction, for JSON; lengths in um, mu in 1/um, angles in degrees."""
+    d, p = plan.diagnostics, plan.projections
+    edges, counts = d.histogram if d.histogram is not None else (np.empty(0), np.empty(0))
+    return {
+        "scan": str(p.path),
+        "layout": p.layout,
+        "n_projections": d.n_projections,
+        "angles_deg": d.angles_deg,
+        "largest_gap_deg": d.largest_gap_deg,
+        "full_turn": d.full_turn,
+        "energy_keV": p.energy_keV,
+        "backend": d.backend,
+        "filter": plan.settings.filter_name,
+        "rings": plan.settings.rings,
+        "phase_retrieved": d.phase_retrieved,
+        "centre_of_rotation_pixel": d.centre,
+        "centre_method": d.centre_method,
+        "centre_per_slice": d.centre_per_slice,
+        "shape": plan.shape,
+        "voxel_size_um": plan.voxel_size_um,
+        "origin_voxel": plan.centre,
+        "clipped_percent": d.clipped_percent,
+        "unusable_percent": d.unusable_percent,
+        "zinger_percent": d.zinger_percent,
+        "seconds": d.seconds,
+        "seconds_per_slice": d.seconds_per_slice,
+        "histogram": {"edges_per_um": edges, "counts": counts},
+        "warnings": d.warnings,
+    }
