@@ -96,7 +96,7 @@ class DetectorModel:
 
     def blur_points(self, step_um: float) -> int:
         """How many points to either side the blur reaches (4 sigma)."""
-        return math.ceil(4 * self.blur_sigma_um / step_um)
+        return math.ceil(4 * self.blur_sigma_um / step_um) if step_um > 0 else 0
 
 
 def perfect_detector(photons: float = 4000.0, **choices: float) -> DetectorModel:

@@ -968,19 +968,17 @@ def quadrature_points(
 ) -> tuple[FloatArray, FloatArray]:
     """Points (n, 3) in um and weights (n,), of sum one, for means over the union of solids.
 
-    Every solid is cut into tetrahedra from its centroid to its faces, the largest are halved until
-    there are about n_points / 4, and each gets the four-point rule of degree 2 (Hammer, Marlowe and
-    Stroud, 1956). Where k solids overlap, their points count 1 / k. Solids of more than n_points
-    / 4 faces get evenly spread points instead (:func:`points_inside`), which need many more for the
-    same error.
+    In general the solids are crossed by parallel lines, a random step aside, with Gauss' points on what
+    lies inside. With few points (6 to 50 per face) a single crystal of up to 200 faces does better cut
+    into tetrahedra: from its centroid to its faces, the largest halved until there are about
+    n_points / 4, each with the four-point rule of degree 2 (Hammer, Marlowe and Stroud, 1956).
     """
-    if 4 * sum(len(m.faces) for m in meshes) > n_points:
-        return points_inside(meshes, n_points, rng), np.full(n_points, 1.0 / n_points)
-    tetrahedra = np.concatenate(
-        [
-            np.stack([np.broadcast_to(m.centroid_um, m.corners[0].shape), *m.corners], axis=1)
-            for m in meshes
-        ]
+    mesh = meshes[0]
+    n_faces = len(mesh.faces)
+    if len(meshes) > 1 or n_faces > 200 or not 6 * n_faces <= n_points <= 50 * n_faces:
+        return _points_on_lines(meshes, n_points, rng)
+    tetrahedra = np.stack(
+        [np.broadcast_to(mesh.centroid_um, mesh.corners[0].shape), *mesh.corners], axis=1
     )
     while 4 * len(tetrahedra) < n_points:
         # the largest are cut in two across their longest edge; what is less than half of it waits
@@ -999,10 +997,46 @@ def quadrature_points(
     barycentric = np.full((4, 4), near) + (far - near) * np.eye(4)
     points = np.einsum("qc,nci->nqi", barycentric, tetrahedra).reshape(-1, 3)
     weights = np.repeat(_signed_volumes(tetrahedra) / 4, 4)
-    if len(meshes) > 1:
-        shared = np.sum([contains(m, points) for m in meshes], axis=0)
-        weights = weights / np.maximum(shared, 1)
     return points, weights / weights.sum()
+
+
+def _points_on_lines(
+    meshes: Sequence[Mesh], n_points: int, rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray]:
+    """Points and weights as for :func:`quadrature_points`, on lines along the longest side."""
+    n_gauss = 5
+    low = np.min([m.bounds_um[0] for m in meshes], axis=0)
+    high = np.max([m.bounds_um[1] for m in meshes], axis=0)
+    frame = frame_along(np.eye(3)[int(np.argmax(high - low))])
+    shadow = 0.0
+    for mesh in meshes:
+        a, b, c = mesh.corners
+        shadow += 0.25 * float(np.abs(np.cross(b - a, c - a) @ frame[:, 2]).sum())
+    step = np.sqrt(shadow * n_gauss / n_points)
+    places = np.concatenate([m.vertices for m in meshes]) @ frame[:, :2]
+    first = places.min(axis=0) - rng.random(2) * step
+    n_u, n_v = np.ceil((places.max(axis=0) - first) / step).astype(int) + 1
+    lines = line_crossings(meshes, frame, first, (int(n_u), int(n_v)), float(step))
+    starts, ends, which = [], [], []
+    for line in range(len(lines.starts) - 1):
+        depth = 0
+        for k in range(lines.starts[line], lines.starts[line + 1]):
+            before = depth
+            depth += 1 if lines.meshes[k] > 0 else -1
+            if before == 0:
+                starts.append(lines.depths[k])
+                which.append(line)
+            elif depth == 0:
+                ends.append(lines.depths[k])
+    start, end, line_of = np.array(starts), np.array(ends), np.array(which)
+    node, gauss = np.polynomial.legendre.leggauss(n_gauss)
+    w = 0.5 * (start + end)[:, None] + 0.5 * (end - start)[:, None] * node
+    u, v = (first + step * np.column_stack(np.divmod(line_of, int(n_v)))).T
+    points = (
+        u[:, None, None] * frame[:, 0] + v[:, None, None] * frame[:, 1] + w[..., None] * frame[:, 2]
+    )
+    weights = ((end - start)[:, None] * gauss).ravel()
+    return points.reshape(-1, 3), weights / weights.sum()
 
 
 PAIRS = np.array([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)])
