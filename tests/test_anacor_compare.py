@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-pytest.importorskip("dials", reason="dials.anacor_compare needs DIALS")
+pytest.importorskip("dials")
 
 from dials.array_family import flex
 from dials.util import Sorry
@@ -27,8 +27,6 @@ from anacor_dials.diffraction.merging import ImageSeries, MergingStatistics
 from anacor_dials.diffraction.scaling import STRATEGIES
 from anacor_dials.report import plain
 
-L_CYSTEINE = Path(__file__).parents[2] / "shared" / "data" / "l_cysteine"
-
 FAST = (
     "d_min=0.8",
     "scaling.full_matrix=False",
@@ -38,30 +36,35 @@ FAST = (
 )
 
 
-def write_attenuated(sweep: int, folder: Path, name: str, factor=1.0) -> tuple[Path, Path]:
+def write_attenuated(
+    l_cysteine: Path, sweep: int, folder: Path, name: str, power: float = 1.0
+) -> tuple[Path, Path]:
     """A real sweep of which made-up factors have been taken; the column holds them to a power."""
-    if not L_CYSTEINE.is_dir():
-        pytest.skip("the real data of ../shared/data/l_cysteine are not beside this checkout")
-    table = flex.reflection_table.from_file(str(L_CYSTEINE / f"sweep_{sweep}.refl"))
+    table = flex.reflection_table.from_file(str(l_cysteine / f"sweep_{sweep}.refl"))
     s1 = table["s1"].as_numpy_array().reshape(-1, 3)
     x, y, _ = (s1 / np.maximum(np.linalg.norm(s1, axis=1), 1e-9)[:, None]).T
     phi = table["xyzcal.mm"].parts()[2].as_numpy_array()
     depth = 1.2 * (1 + 0.6 * np.cos(phi - 0.3)) * (1 + 0.5 * x + 0.4 * y * np.sin(phi))
     transmission = flex.double(np.exp(-depth))
-    table["analytical_correction"] = flex.double(np.exp(-factor * depth))
+    table["analytical_correction"] = flex.double(np.exp(-power * depth))
     for kind in ("prf", "sum"):
         table[f"intensity.{kind}.value"] *= transmission
         table[f"intensity.{kind}.variance"] *= transmission * transmission
     path = folder / f"{name}.refl"
     table.as_file(str(path))
     experiments = folder / f"{name}.expt"
-    experiments.write_bytes((L_CYSTEINE / f"sweep_{sweep}.expt").read_bytes())
+    experiments.write_bytes((l_cysteine / f"sweep_{sweep}.expt").read_bytes())
     return experiments, path
 
 
 @pytest.fixture(scope="module")
-def corrected(tmp_path_factory):
-    return write_attenuated(25, tmp_path_factory.mktemp("data"), "corrected")
+def l_cysteine(shared_data):
+    return shared_data / "l_cysteine"
+
+
+@pytest.fixture(scope="module")
+def corrected(l_cysteine, tmp_path_factory):
+    return write_attenuated(l_cysteine, 25, tmp_path_factory.mktemp("data"), "corrected")
 
 
 # ---- the command ----
@@ -132,12 +135,10 @@ def test_html_has_the_table_with_its_marks_and_all_plots(finished_run):
     assert "dials.scale" in html
 
 
-def test_a_strategy_that_fails_is_shown_and_the_others_stand(tmp_path, monkeypatch, capsys):
+def test_a_strategy_that_fails_is_shown_and_the_others_stand(l_cysteine, tmp_path, monkeypatch):
     """Data that were never corrected: the analytical strategy has no column to work with."""
-    if not L_CYSTEINE.is_dir():
-        pytest.skip("the real data of ../shared/data/l_cysteine are not beside this checkout")
     monkeypatch.chdir(tmp_path)
-    data = [str(L_CYSTEINE / f"sweep_25.{kind}") for kind in ("expt", "refl")]
+    data = [str(l_cysteine / f"sweep_25.{kind}") for kind in ("expt", "refl")]
     anacor_compare.run([*data, "strategies=none+analytical", *FAST])
     result = json.loads(Path("anacor_compare.json").read_text())
     none, analytical = result["strategies"]
@@ -149,12 +150,10 @@ def test_a_strategy_that_fails_is_shown_and_the_others_stand(tmp_path, monkeypat
     assert re.search(r"analytical failed: .*sweep_25.refl", Path("anacor_compare.log").read_text())
 
 
-def test_nothing_is_written_when_all_fail(tmp_path, monkeypatch):
-    if not L_CYSTEINE.is_dir():
-        pytest.skip("the real data of ../shared/data/l_cysteine are not beside this checkout")
+def test_nothing_is_written_when_all_fail(l_cysteine, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("anacor_compare.json").write_text("of an earlier run")
-    data = [str(L_CYSTEINE / f"sweep_25.{kind}") for kind in ("expt", "refl")]
+    data = [str(l_cysteine / f"sweep_25.{kind}") for kind in ("expt", "refl")]
     with pytest.raises(Sorry, match="No strategy succeeded. analytical: .*no column"):
         anacor_compare.run([*data, "strategies=analytical"])
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -192,10 +191,10 @@ def test_no_input_prints_the_help(capsys):
 
 
 @pytest.mark.slow
-def test_label_sources_side_by_side(tmp_path, monkeypatch):
+def test_label_sources_side_by_side(l_cysteine, tmp_path, monkeypatch):
     """Right factors beside factors of half the depth; what needs no factors is scaled once."""
-    right = write_attenuated(25, tmp_path, "right")
-    half = write_attenuated(25, tmp_path, "half", 0.5)
+    right = write_attenuated(l_cysteine, 25, tmp_path, "right")
+    half = write_attenuated(l_cysteine, 25, tmp_path, "half", 0.5)
     monkeypatch.chdir(tmp_path)
     files = [str(path) for path in (*right, *half)]
     anacor_compare.run([*files, "labels=by hand,network", "strategies=none+analytical", *FAST])
@@ -206,12 +205,12 @@ def test_label_sources_side_by_side(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_four_sweeps_by_all_strategies(tmp_path, monkeypatch):
+def test_four_sweeps_by_all_strategies(l_cysteine, tmp_path, monkeypatch):
     """The whole job on the four l-cysteine sweeps: only the factors bring back what was there."""
     files = [
         str(path)
         for sweep in (20, 25, 30, 35)
-        for path in write_attenuated(sweep, tmp_path, f"sweep_{sweep}")
+        for path in write_attenuated(l_cysteine, sweep, tmp_path, f"sweep_{sweep}")
     ]
     monkeypatch.chdir(tmp_path)
     every = "+".join(STRATEGIES)

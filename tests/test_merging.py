@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("dials", reason="the statistics are DIALS' own")
+pytest.importorskip("dials")
 
 from cctbx import crystal, miller
 from dials.array_family import flex
@@ -28,17 +28,18 @@ from anacor_dials.diffraction.merging import (
 )
 from anacor_dials.diffraction.scaling import scale
 
-L_CYSTEINE = Path(__file__).parents[2] / "shared" / "data" / "l_cysteine"
+
+@pytest.fixture(scope="module")
+def l_cysteine(shared_data):
+    return shared_data / "l_cysteine"
 
 
 @pytest.fixture(scope="module")
-def two_sweeps(tmp_path_factory):
+def two_sweeps(l_cysteine, tmp_path_factory):
     """Two real sweeps scaled together, quickly."""
-    if not L_CYSTEINE.is_dir():
-        pytest.skip("the real data of ../shared/data/l_cysteine are not beside this checkout")
     return scale(
-        [L_CYSTEINE / f"sweep_{n}.expt" for n in (25, 30)],
-        [L_CYSTEINE / f"sweep_{n}.refl" for n in (25, 30)],
+        [l_cysteine / f"sweep_{n}.expt" for n in (25, 30)],
+        [l_cysteine / f"sweep_{n}.refl" for n in (25, 30)],
         "none",
         tmp_path_factory.mktemp("scaled"),
         options=(
@@ -138,6 +139,16 @@ def test_shells_run_from_low_to_high_resolution(loaded):
     assert shells["r_meas"][-1] == statistics.table_1["Rmeas(I)"][2]
 
 
+def test_several_wavelengths_are_warned_of(two_sweeps, tmp_path, caplog):
+    expts = ExperimentListFactory.from_json_file(str(two_sweeps.experiments), check_format=False)
+    load_scaled("two", two_sweeps.experiments, two_sweeps.reflections)
+    assert not caplog.messages
+    expts[1].beam.set_wavelength(0.9)
+    expts.as_file(str(tmp_path / "mad.expt"))
+    load_scaled("mad", tmp_path / "mad.expt", two_sweeps.reflections)
+    assert "mad holds wavelengths from 0.6889 to 0.9000 A" in caplog.text
+
+
 # ---- the common resolution ----
 
 
@@ -217,11 +228,9 @@ def test_blocks_hold_about_so_many_observations_in_the_sparsest_data():
     assert block_width([dense], 1) == 1
 
 
-def test_what_is_not_scaled_is_refused(tmp_path):
-    if not L_CYSTEINE.is_dir():
-        pytest.skip("the real data of ../shared/data/l_cysteine are not beside this checkout")
+def test_what_is_not_scaled_is_refused(l_cysteine):
     with pytest.raises(ValueError, match=r"sweep_20.refl is not scaled .*run dials.scale"):
-        load_scaled("raw", L_CYSTEINE / "sweep_20.expt", L_CYSTEINE / "sweep_20.refl")
+        load_scaled("raw", l_cysteine / "sweep_20.expt", l_cysteine / "sweep_20.refl")
 
 
 # ---- the table ----

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("dials", reason="dials.scale needs DIALS")
+pytest.importorskip("dials")
 
 from dials.array_family import flex
 from dials.command_line.scale import phil_scope as scale_phil_scope
@@ -29,8 +29,6 @@ from anacor_dials.diffraction.scaling import (
     scale_all,
 )
 
-L_CYSTEINE = Path(__file__).parents[2] / "shared" / "data" / "l_cysteine"
-
 # one sweep, and nothing in scaling that costs time and is not under test
 FAST = (
     "full_matrix=False",
@@ -43,11 +41,9 @@ FAST = (
 )
 
 
-def attenuated(sweep: int) -> flex.reflection_table:
+def attenuated(l_cysteine: Path, sweep: int) -> flex.reflection_table:
     """A real sweep, its intensities multiplied by a smooth made-up transmission of 0.03 to 0.8."""
-    if not L_CYSTEINE.is_dir():
-        pytest.skip("the real data of ../shared/data/l_cysteine are not beside this checkout")
-    table = flex.reflection_table.from_file(str(L_CYSTEINE / f"sweep_{sweep}.refl"))
+    table = flex.reflection_table.from_file(str(l_cysteine / f"sweep_{sweep}.refl"))
     s1 = table["s1"].as_numpy_array().reshape(-1, 3)
     x, y, _ = (s1 / np.maximum(np.linalg.norm(s1, axis=1), 1e-9)[:, None]).T
     phi = table["xyzcal.mm"].parts()[2].as_numpy_array()
@@ -62,19 +58,24 @@ def attenuated(sweep: int) -> flex.reflection_table:
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
-    """Paths of one attenuated sweep: (experiments, reflections)."""
-    path = tmp_path_factory.mktemp("attenuated") / "corrected.refl"
-    attenuated(25).as_file(str(path))
-    return L_CYSTEINE / "sweep_25.expt", path
+def l_cysteine(shared_data):
+    return shared_data / "l_cysteine"
 
 
 @pytest.fixture(scope="module")
-def scaled(sweep, tmp_path_factory):
+def sweep(l_cysteine, tmp_path_factory):
+    """Paths of one attenuated sweep: (experiments, reflections)."""
+    path = tmp_path_factory.mktemp("attenuated") / "corrected.refl"
+    attenuated(l_cysteine, 25).as_file(str(path))
+    return l_cysteine / "sweep_25.expt", path
+
+
+@pytest.fixture(scope="module")
+def scaled(sweep, l_cysteine, tmp_path_factory):
     """The sweep scaled with and without its factors, and the same sweep before it was attenuated."""
     folder = tmp_path_factory.mktemp("scaled")
     expt, refl = sweep
-    untouched = L_CYSTEINE / "sweep_25.refl"
+    untouched = l_cysteine / "sweep_25.refl"
     jobs = [
         ScalingJob(label, STRATEGIES[name], (expt,), (path,), folder / label, options=FAST)
         for label, name, path in (
@@ -238,13 +239,11 @@ def test_intensities_that_were_divided_already_are_refused(sweep, tmp_path, name
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_column_is_refused_and_says_what_to_do(tmp_path):
-    if not L_CYSTEINE.is_dir():
-        pytest.skip("the real data of ../shared/data/l_cysteine are not beside this checkout")
+def test_a_missing_column_is_refused_and_says_what_to_do(l_cysteine, tmp_path):
     with pytest.raises(ValueError, match="no column analytical_correction; run dials.anacor"):
         scale(
-            [L_CYSTEINE / "sweep_20.expt"],
-            [L_CYSTEINE / "sweep_20.refl"],
+            [l_cysteine / "sweep_20.expt"],
+            [l_cysteine / "sweep_20.refl"],
             "analytical_sh",
             tmp_path / "out",
         )

@@ -8,6 +8,7 @@ cut at one common resolution and divided into the same shells, and that the resu
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,10 +31,14 @@ from dials.util.multi_dataset_handling import sort_tables_to_experiments_order
 from dxtbx.model.experiment_list import ExperimentListFactory
 from numpy.typing import NDArray
 
+logger = logging.getLogger("dials.anacor.merging")
+
 FloatArray = NDArray[np.float64]
 
 # two limits count as one when they differ by less than rounding
 RESOLUTION_TOLERANCE = 1e-6
+# relative: beams closer than this have one wavelength
+WAVELENGTH_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,15 @@ def load_scaled(
     table = flex.reflection_table.from_file(os.fspath(reflections))
     if "inverse_scale_factor" not in table:
         raise ValueError(f"{reflections} is not scaled (no inverse_scale_factor); run dials.scale.")
+    wavelengths = [experiment.beam.get_wavelength() for experiment in expts]
+    if max(wavelengths) > min(wavelengths) * (1 + WAVELENGTH_TOLERANCE):
+        logger.warning(
+            "%s holds wavelengths from %.4f to %.4f A, and their statistics are of all together: the "
+            "anomalous ones mean little.",
+            label,
+            min(wavelengths),
+            max(wavelengths),
+        )
     tables = table.select(table["id"] >= 0).split_by_experiment_id()
     tables = sort_tables_to_experiments_order(tables, expts)
     tables = assign_batches_to_reflections(tables, [0] * len(tables))  # batch = image number
