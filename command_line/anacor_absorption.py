@@ -1,0 +1,287 @@
+# LIBTBX_SET_DISPATCHER_NAME dials.anacor_absorption
+"""
+Compute the absorption factor of every reflection from a labelled X-ray tomogram of the sample.
+
+Rays are traced through crystal, mother liquor and loop, along the incident and the diffracted beam of
+every reflection. The tomogram is aligned with the diffraction experiment through the goniometer axis
+that both share. The transmission goes into the column analytical_correction of the reflection table,
+from where dials.scale takes it (physical.analytical_correction=True).
+
+The absorption coefficient of each material is taken from the file, or given in 1/um, or computed
+from its composition at the beam's energy. With several wavelengths give one mu for each.
+
+Examples::
+
+  dials.anacor_absorption models.expt observations.refl tomo.h5
+
+  dials.anacor_absorption integrated.expt integrated.refl tomo.h5 materials.crystal.mu=0.0193 \\
+    materials.liquor.formula="0.70 H2O + 0.29 C3H8O3 + 0.01 NaCl" materials.liquor.density=1.08
+
+  dials.anacor_absorption integrated.expt integrated.refl labels.npy labels.voxel_size_um=0.3 \\
+    labels.axes=z,-y,x materials.crystal.mu=0.0193 materials.liquor.mu=0.0202 materials.loop.mu=0.0186
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import libtbx
+from dials.util import Sorry, log, show_mail_handle_errors
+from dials.util.options import ArgumentParser, reflections_and_experiments_from_files
+from dials.util.version import dials_version
+
+from anacor_dials import __version__
+from anacor_dials.absorption.factors import BeamProfile
+from anacor_dials.diffraction.correction import (
+    absorption_correction,
+    cif_block,
+    report_sections,
+    summary,
+)
+from anacor_dials.diffraction.reflections import (
+    Alignment,
+    combined,
+    scale_command,
+    write_factors,
+)
+from anacor_dials.phil import parse_phil
+from anacor_dials.report import write_html, write_json
+from anacor_dials.sample.materials import MaterialInput
+from anacor_dials.sample.output_files import OutputFiles
+from anacor_dials.sample.tomogram_files import (
+    SampleFile,
+    is_sample_file,
+    read_label_stack,
+    read_sample_file,
+)
+from anacor_dials.sample.volumes import DEFAULT_NAMES
+
+logger = logging.getLogger("dials.anacor_absorption")
+
+MATERIAL_PHIL = """
+  {name} {{
+    mu = None
+      .type = floats(value_min=0)
+      .help = "Linear absorption coefficient in 1/um; one value, or one for each wavelength."
+    formula = None
+      .type = str
+      .help = "What it is made of: C22H10N2O5, or mass fractions: 0.7 H2O + 0.3 C3H8O3."
+    density = None
+      .type = float(value_min=0)
+      .help = "Density in g/cm3, with the formula."
+    solvent_content = None
+      .type = float(value_min=0, value_max=1)
+      .help = "Of a protein crystal: the volume fraction of solvent, instead of a formula."
+  }}
+"""
+
+
+def phil_scope_for(args: list[str]) -> Any:
+    """The parameters, with materials.NAME for every NAME in the arguments and their PHIL files."""
+    names = dict.fromkeys(DEFAULT_NAMES)
+    for argument in args:
+        names.update(dict.fromkeys(re.findall(r"^materials\.([A-Za-z]\w*)\.\w+\s*=", argument)))
+        if argument.endswith((".phil", ".eff", ".def")) and Path(argument).is_file():
+            text = Path(argument).read_text(encoding="utf-8", errors="replace")
+            names.update(dict.fromkeys(re.findall(r"materials\.([A-Za-z]\w*)", text)))
+            for block in re.findall(r"materials\s*\{((?:[^{}]|\{[^{}]*\})*)\}", text):
+                names.update(dict.fromkeys(re.findall(r"([A-Za-z]\w*)\s*\{", block)))
+    materials = "".join(MATERIAL_PHIL.format(name=name) for name in names)
+    return parse_phil("anacor_absorption.phil", f"materials {{{materials}}}")
+
+
+phil_scope = phil_scope_for([])
+
+
+def load_sample(params: Any, files: list[str]) -> SampleFile:
+    """The labelled volume that was given. Raises ValueError unless exactly one was."""
+    given = files + ([params.labels.file] if params.labels.file else [])
+    if len(given) != 1:
+        raise ValueError(
+            "Give one labelled volume (tomo.h5, TIFF stack, .npy or file.h5:/dataset); "
+            + (f"given were {', '.join(given)}." if given else "none was given.")
+        )
+    name = given[0]
+    foreign = name.endswith((".npy", ".tif", ".tiff")) or Path(name).is_dir()
+    foreign = foreign or (":" in name and not Path(name).exists())
+    if foreign:
+        if not params.labels.voxel_size_um:
+            raise ValueError(
+                f"{name} does not say how large its voxels are; give labels.voxel_size_um=."
+            )
+        labels = read_label_stack(
+            name,
+            params.labels.voxel_size_um,
+            params.labels.axes,
+            [part.strip() for part in params.labels.names.split(",")],
+            params.labels.centre,
+        )
+        return SampleFile(Path(name), None, labels, None, None, None, None)
+    if params.labels.voxel_size_um:
+        raise ValueError(f"labels.voxel_size_um was given, but {name} holds its own voxel size.")
+    if not is_sample_file(name):
+        raise ValueError(
+            f"{name} is no tomo.h5 (it has no /entry/frame). Name the data set of a foreign file after "
+            f"a colon ({name}:/path/of/labels); make a tomo.h5 of a scan by dials.anacor_segment."
+        )
+    sample = read_sample_file(name, tomogram=False)
+    if sample.labels is None:
+        raise ValueError(f"{name} holds no labels; segment it first: dials.anacor_segment {name}")
+    return sample
+
+
+def given_materials(params: Any) -> list[dict[str, MaterialInput]]:
+    """What the user says of materials: one dictionary, or as many as mu has values."""
+    scopes = {
+        name: scope
+        for name, scope in vars(params.materials).items()
+        if not name.startswith("_")
+        and any(
+            v is not None for v in (scope.mu, scope.formula, scope.density, scope.solvent_content)
+        )
+    }
+    counts = {len(scope.mu) for scope in scopes.values() if scope.mu}
+    if len(counts) > 1:
+        raise ValueError(
+            "Different materials have different numbers of mu; give one for each wavelength."
+        )
+    return [
+        {
+            name: MaterialInput(
+                scope.mu[i] if scope.mu else None,
+                scope.formula,
+                scope.density,
+                scope.solvent_content,
+            )
+            for name, scope in scopes.items()
+        }
+        for i in range(max(counts, default=1))
+    ]
+
+
+def beam_profile(params: Any) -> BeamProfile | None:
+    if params.beam.profile == "none":
+        if params.beam.size:
+            raise ValueError("beam.size was given without beam.profile=tophat or gaussian.")
+        return None
+    if not params.beam.size:
+        raise ValueError(
+            f"beam.profile={params.beam.profile} needs beam.size= (two lengths in um)."
+        )
+    return BeamProfile(params.beam.profile, tuple(params.beam.size), tuple(params.beam.offset))
+
+
+@show_mail_handle_errors()
+def run(args: list[str] | None = None, phil: Any = None) -> None:
+    """Run dials.anacor_absorption as from the command line."""
+    args = sys.argv[1:] if args is None else args
+    parser = ArgumentParser(
+        usage="dials.anacor_absorption [options] models.expt observations.refl tomo.h5",
+        phil=phil or phil_scope_for(args),
+        read_experiments=True,
+        read_reflections=True,
+        check_format=False,
+        epilog=__doc__,
+    )
+    params, options, files = parser.parse_args(
+        args=args, show_diff_phil=False, return_unhandled=True
+    )
+    unknown = [name for name in files if not Path(name.partition(":")[0]).exists()]
+    if unknown:
+        raise Sorry(f"{unknown[0]} is neither a parameter nor a file that exists.")
+    if not params.input.experiments or not params.input.reflections:
+        parser.print_help()
+        raise Sorry(
+            "Give the experiments (.expt), their reflections (.refl) and the labelled volume."
+        )
+
+    log.config(verbosity=options.verbose, logfile=params.output.log)
+    logger.info("%s\nanacor_dials %s", dials_version(), __version__)
+    if diff_phil := parser.diff_phil.as_str():
+        logger.info("The following parameters have been modified:\n%s", diff_phil)
+
+    try:
+        tables, experiments = reflections_and_experiments_from_files(
+            params.input.reflections, params.input.experiments
+        )
+        sample = load_sample(params, files)
+        logger.info("%s: %r", sample.path, sample.labels)
+        correction = absorption_correction(
+            experiments,
+            tables,
+            sample.labels,
+            given=given_materials(params),
+            file_mu_per_um=sample.mu_per_um,
+            file_energy_keV=sample.energy_keV,
+            alignment=Alignment(
+                params.alignment.angle_offset,
+                params.alignment.rotation_sense,
+                params.alignment.reference_experiment,
+                params.alignment.rotation_axis and tuple(params.alignment.rotation_axis),
+            ),
+            beam=beam_profile(params),
+            tolerance=params.absorption.tolerance / 100,
+            method=params.absorption.method,
+            check_reflections=params.absorption.check_reflections,
+            memory_gb=params.absorption.memory,
+            nproc=None if params.nproc is libtbx.Auto else params.nproc,
+            device=params.device,
+            seed=params.seed,
+            progress=sys.stderr.isatty(),
+        )
+        command = scale_command(params.output.experiments, params.output.reflections, experiments)
+        if params.output.mode == "intensities":
+            command = f"dials.scale {params.output.experiments} {params.output.reflections}"
+        with OutputFiles() as outputs:
+            for table, factors in zip(tables, correction.tables, strict=True):
+                write_factors(
+                    table, factors.transmission, factors.standard_error, params.output.mode
+                )
+            # the report reads the tables row by row, so it comes before they are combined
+            if params.output.html:
+                write_html(
+                    outputs.path(params.output.html),
+                    "Absorption correction",
+                    report_sections(correction, sample.labels, experiments, tables, command),
+                    f"{sample.path.name}, {len(experiments)} experiments",
+                )
+            if params.output.json:
+                content = summary(correction, sample.labels)
+                write_json(outputs.path(params.output.json), content | {"scale_command": command})
+            if params.output.cif:
+                outputs.path(params.output.cif).write_text(cif_block(correction), encoding="ascii")
+            result = combined(tables, correction.experiment_of_row, experiments)
+            experiments.as_file(outputs.path(params.output.experiments))
+            result.as_file(outputs.path(params.output.reflections))
+    except ValueError as error:
+        raise Sorry(error) from None
+
+    a = correction.transmissions
+    logger.info(
+        "Transmission of %d reflections: %.4f to %.4f, mean %.4f; %d rows have no direction (factor 1)",
+        len(a),
+        a.min(),
+        a.max(),
+        a.mean(),
+        correction.n_undefined,
+    )
+    for warning in correction.warnings:
+        logger.warning("%s", warning)
+    for name in (
+        params.output.experiments,
+        params.output.reflections,
+        params.output.html,
+        params.output.json,
+        params.output.cif,
+    ):
+        if name:
+            logger.info("Written: %s", name)
+    logger.info("\nTo scale the data with the factors:\n  %s", command)
+
+
+if __name__ == "__main__":
+    run()

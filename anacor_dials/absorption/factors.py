@@ -204,13 +204,16 @@ class AbsorptionFactors:
 
     transmission: (n,), 0 < A <= 1; standard_error: (n,), absolute; mean_path_um: (n, n_labels), the
     absorption-weighted mean path in each material, incident and exit together: -d ln A / d mu; zero
-    for the background. table: log A as a function of directions, where one was made.
+    for the background. checked, deviation: indices (m,) of the reflections that were traced exactly
+    and A / A_exact - 1 (m,) of them. table: log A as a function of directions, where one was made.
     """
 
     transmission: FloatArray
     standard_error: FloatArray
     mean_path_um: FloatArray
     accuracy: Accuracy
+    checked: NDArray[np.int64]
+    deviation: FloatArray
     table: TableSum | None = None
 
 
@@ -326,7 +329,7 @@ class _Computation:
                 table, relative_table, n_directions = self._tables(points, parts, grid)
                 transmission = np.exp(table(*_arguments(self.directions)))
                 relative = np.exp(0.5 * relative_table(*_arguments(self.directions)))
-            deviation = np.zeros(1)
+            deviation = np.zeros(len(checked))
             if method != "exact":
                 exact, _ = self._exact(points, self.directions[checked])
                 deviation = transmission[checked] / exact - 1.0
@@ -361,7 +364,9 @@ class _Computation:
         transmission = np.clip(transmission, SMALLEST_TRANSMISSION, 1.0)
         total_error = transmission * np.hypot(relative, accuracy.traced_error)
         paths = self._mean_paths()
-        return AbsorptionFactors(transmission, total_error, paths, accuracy, table)
+        return AbsorptionFactors(
+            transmission, total_error, paths, accuracy, checked, deviation, table
+        )
 
     def _points_for(self, tolerance: float) -> int:
         """How many points bring the points' error to its share of the tolerance, from a pilot."""

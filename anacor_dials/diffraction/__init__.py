@@ -1,3 +1,3 @@
-"""DIALS' experiments and reflections; the only part of the program that imports DIALS."""
+"""DIALS' experiments and reflections: with simulation/diffraction_data.py, all that imports DIALS."""
 
 from __future__ import annotations

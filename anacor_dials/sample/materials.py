@@ -19,6 +19,7 @@ from anacor_dials.sample.frames import FloatArray
 
 KEV_ANGSTROM = 12.398419843320026  # h c / e, CODATA 2018 (exact)
 UM_PER_CM = 1.0e4
+ENERGY_TOLERANCE = 0.002  # relative; mu changes three times as much
 
 # Mean composition of protein per residue, from the amino-acid frequencies of UniProt, and its density
 PROTEIN = "C4.94H7.76N1.36O1.48S0.04"
@@ -175,7 +176,8 @@ class Material:
         if not (math.isfinite(self.mu_per_um) and self.mu_per_um >= 0):
             raise ValueError(
                 f"The absorption coefficient of {self.name} is {self.mu_per_um} /um; give it as "
-                f"materials.{self.name}.mu= (1/um, >= 0), by formula and density, or in the file."
+                f"materials.{self.name}.mu= (1/um, >= 0), as materials.{self.name}.formula= and density=, or "
+                "in the file (/entry/segmentation/mu)."
             )
         if self.mu_per_um > 10:
             raise ValueError(
@@ -196,3 +198,99 @@ def mu_by_label(materials: Sequence[Material]) -> FloatArray:
     for material in materials:
         mu[material.label] = material.mu_per_um
     return mu
+
+
+@dataclass(frozen=True)
+class MaterialInput:
+    """What a user says of one material; None where nothing is said.
+
+    mu_per_um: 1/um at the beam's energy; formula and density_g_cm3: see :meth:`Composition.parse`;
+    solvent_content: of a protein crystal, volume fraction.
+    """
+
+    mu_per_um: float | None = None
+    formula: str | None = None
+    density_g_cm3: float | None = None
+    solvent_content: float | None = None
+
+    def composition(self, name: str) -> Composition | None:
+        """The composition that was given, or None. Raises ValueError where only half of it was."""
+        if self.formula is not None:
+            if self.density_g_cm3 is None:
+                raise ValueError(
+                    f"materials.{name}.formula={self.formula} needs materials.{name}.density= (g/cm3)."
+                )
+            return Composition.parse(self.formula, self.density_g_cm3)
+        if self.density_g_cm3 is not None:
+            raise ValueError(f"materials.{name}.density needs materials.{name}.formula= as well.")
+        if self.solvent_content is not None:
+            return protein_crystal(self.solvent_content)
+        return None
+
+
+def typical_composition(name: str) -> Composition | None:
+    """What a material of this name usually is, for the energy dependence of its mu; or None."""
+    if name == "crystal":
+        return protein_crystal(0.5)
+    if name == "liquor":
+        return Composition.parse("H2O", 1.0)
+    if name == "loop":
+        return Composition.parse("C22H10N2O5", 1.42)  # Kapton
+    return None
+
+
+def materials_at(
+    energy_keV: float,
+    names: Sequence[str],
+    given: Mapping[str, MaterialInput],
+    file_mu_per_um: Sequence[float] | FloatArray | None = None,
+    file_energy_keV: float | None = None,
+) -> list[Material]:
+    """The materials of a labelled volume at the beam's energy, and from where each mu comes.
+
+    In this order: mu as given, from the composition given, from the file. A mu of the file that
+    belongs to another energy is multiplied by the ratio of mu(E) of the composition given, or of the
+    typical one of its name. Background has mu = 0 unless something else is said.
+    Raises ValueError for names that the volume does not have and for materials without any mu.
+    """
+    for name in given:
+        if name not in names:
+            raise ValueError(
+                f"materials.{name} was given, but the labels are {', '.join(names)}; "
+                "name one of these."
+            )
+    materials = []
+    for label, name in enumerate(names):
+        said = given.get(name, MaterialInput())
+        composition = said.composition(name)
+        in_file = math.nan if file_mu_per_um is None else float(file_mu_per_um[label])
+        if said.mu_per_um is not None:
+            materials.append(Material(label, name, said.mu_per_um, "given"))
+            continue
+        if composition is not None:
+            mu = composition.mu_per_um(energy_keV)
+            origin = f"composition at {energy_keV:.4g} keV"
+            materials.append(Material(label, name, mu, origin))
+            continue
+        if math.isnan(in_file) and label == 0:
+            materials.append(Material(label, name, 0.0, "air or vacuum"))
+            continue
+        origin = "file"
+        if (
+            in_file > 0
+            and file_energy_keV is not None
+            and abs(file_energy_keV / energy_keV - 1) > ENERGY_TOLERANCE
+        ):
+            composition = typical_composition(name)
+            if composition is None:
+                raise ValueError(
+                    f"The file's mu of {name} belongs to {file_energy_keV:.4g} keV and the beam has "
+                    f"{energy_keV:.4g} keV; give materials.{name}.mu= or its formula and density."
+                )
+            in_file *= composition.mu_per_um(energy_keV) / composition.mu_per_um(file_energy_keV)
+            origin = (
+                f"file, {file_energy_keV:.4g} keV, rescaled to {energy_keV:.4g} keV "
+                "as the typical composition of its name"
+            )
+        materials.append(Material(label, name, in_file, origin))
+    return materials

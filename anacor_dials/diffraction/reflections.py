@@ -1,0 +1,425 @@
+"""DIALS' experiments and reflection tables: directions in the sample's frame, and the columns.
+
+Equations in :mod:`anacor_dials.sample.frames`. A reflection measured at the scan angle phi saw the
+sample turned by ``S R'(axis_datum, phi) F``; in the frame of the sample the beam came from
+``R^T to_source`` and the diffracted ray left along ``R^T s1``. phi is that of ``xyzcal.mm``: the
+observed one is 0 in rows that were not integrated and up to degrees off in others.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from dials.array_family import flex
+from dxtbx import flumpy
+from dxtbx.model import Experiment, ExperimentList
+from numpy.typing import NDArray
+
+from anacor_dials.absorption.factors import AbsorptionFactors, Directions
+from anacor_dials.sample.frames import (
+    FloatArray,
+    datum_from_tomo,
+    rotation_about,
+    tomo_axes_in_lab,
+    unit,
+)
+
+logger = logging.getLogger("dials.anacor.reflections")
+
+FACTOR_COLUMN = "analytical_correction"
+ERROR_COLUMN = "analytical_correction_error"
+# the factor by which intensities were divided; its presence forbids to do it again
+DIVIDED_COLUMN = "analytical_correction_applied"
+
+WAVELENGTH_TOLERANCE = 1e-4  # relative: experiments closer than this share one mu
+DIALS_EXCLUDES_BELOW = 1e-3  # dials.scale drops reflections with a smaller inverse scale
+KB_MODEL_BELOW_DEG = 1.0  # dials.scale model=auto: scans narrower than this
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How the tomogram sits on the goniometer of the diffraction experiments.
+
+    angle_offset_deg: the scan angle of the reference experiment at which the tomography's
+    rotation_angle is zero; rotation_sense: 1, or -1 where rotation_angle runs against it;
+    reference_experiment: the experiment with whose goniometer setting the tomogram was taken;
+    rotation_axis: the axis in the lab, for experiments without a goniometer.
+    """
+
+    angle_offset_deg: float = 0.0
+    rotation_sense: int = 1
+    reference_experiment: int = 0
+    rotation_axis: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rotation_sense not in (1, -1):
+            raise ValueError(f"alignment.rotation_sense is {self.rotation_sense}; it is 1 or -1.")
+        if not math.isfinite(self.angle_offset_deg):
+            raise ValueError(f"alignment.angle_offset is {self.angle_offset_deg}; give degrees.")
+
+
+def _matrix(elements: Sequence[float]) -> FloatArray:
+    return np.array(elements, dtype=np.float64).reshape(3, 3)
+
+
+def sample_rotations(experiment: Experiment, phi_deg: FloatArray) -> FloatArray:
+    """S R'(axis_datum, phi) F (n, 3, 3): lab = rotation @ datum, for scan angles (n,) in degrees."""
+    goniometer = experiment.goniometer
+    phi_deg = np.asarray(phi_deg, dtype=np.float64)
+    if goniometer is None:
+        return np.broadcast_to(np.eye(3), (*phi_deg.shape, 3, 3))
+    setting = _matrix(goniometer.get_setting_rotation())
+    fixed = _matrix(goniometer.get_fixed_rotation())
+    turned = rotation_about(goniometer.get_rotation_axis_datum(), phi_deg)
+    return setting @ turned @ fixed
+
+
+def _lab_axis(experiment: Experiment, alignment: Alignment) -> FloatArray:
+    """S axis_datum, the scan's rotation axis in the lab."""
+    if experiment.goniometer is not None:
+        return unit(experiment.goniometer.get_rotation_axis())
+    if alignment.rotation_axis is None:
+        raise ValueError(
+            "The experiments have no goniometer, so the tomography's rotation axis is unknown; "
+            "give it in the laboratory frame as alignment.rotation_axis=1,0,0."
+        )
+    return unit(alignment.rotation_axis)
+
+
+def tomo_to_datum(experiments: ExperimentList, alignment: Alignment) -> FloatArray:
+    """The matrix (3, 3) from the tomo frame to the datum frame, by the reference experiment."""
+    index = alignment.reference_experiment
+    if not 0 <= index < len(experiments):
+        raise ValueError(
+            f"alignment.reference_experiment is {index}; there are {len(experiments)} experiments, "
+            "counted from 0."
+        )
+    reference = experiments[index]
+    m = tomo_axes_in_lab(
+        _lab_axis(reference, alignment), reference.beam.get_s0(), alignment.rotation_sense
+    )
+    return datum_from_tomo(sample_rotations(reference, alignment.angle_offset_deg), m)
+
+
+def experiment_of_rows(
+    tables: Sequence[flex.reflection_table], experiments: ExperimentList
+) -> list[NDArray[np.int64]]:
+    """For each table the index (n,) of each row's experiment; -1 for rows of none.
+
+    By the tables' experiment identifiers where they are set; else by id for one table, and by
+    order for as many tables as experiments. Raises ValueError where they do not belong together.
+    """
+    position = {name: i for i, name in enumerate(experiments.identifiers()) if name}
+    indices = []
+    for number, table in enumerate(tables):
+        if "id" not in table:
+            raise ValueError("A reflection table has no column id; it does not come from DIALS.")
+        ids = flumpy.to_numpy(table["id"]).astype(np.int64)
+        identifiers = dict(table.experiment_identifiers())
+        index = np.full(len(ids), -1, dtype=np.int64)
+        for id_ in np.unique(ids[ids >= 0]):
+            name = identifiers.get(int(id_), "")
+            if name:
+                if name not in position:
+                    raise ValueError(
+                        f"The reflections of the experiment {name} have no model: experiments and "
+                        "reflections do not belong together. Give the .expt that goes with each .refl."
+                    )
+                index[ids == id_] = position[name]
+            elif len(tables) == 1 and id_ < len(experiments):
+                index[ids == id_] = id_
+            elif len(tables) == len(experiments) and len(np.unique(ids[ids >= 0])) == 1:
+                index[ids == id_] = number
+            else:
+                raise ValueError(
+                    f"A reflection table holds the id {id_}, there are {len(experiments)} experiments, "
+                    "and no identifiers say which belongs to which. Give the .expt that goes with "
+                    "each .refl (dials.assign_experiment_identifiers)."
+                )
+        indices.append(index)
+    found = np.unique(np.concatenate(indices)) if indices else np.zeros(0)
+    if len(found[found >= 0]) == 0:
+        raise ValueError("The reflection tables hold no reflection that belongs to an experiment.")
+    return indices
+
+
+def _scan_angles_deg(table: flex.reflection_table, experiment: Experiment) -> FloatArray:
+    """phi (n,) of each row, degrees."""
+    if experiment.scan is None or experiment.is_still():
+        start = 0.0
+        if experiment.scan is not None and experiment.scan.has_property("oscillation"):
+            start = experiment.scan.get_oscillation()[0]
+        return np.full(len(table), float(start))
+    column = "xyzcal.mm" if "xyzcal.mm" in table else "xyzobs.mm.value"
+    return np.degrees(flumpy.to_numpy(table[column])[:, 2])
+
+
+def require_columns(tables: Sequence[flex.reflection_table], experiments: ExperimentList) -> None:
+    """Raises ValueError where a table has no directions, or was corrected before."""
+    scans = any(e.scan is not None and not e.is_still() for e in experiments)
+    for table in tables:
+        if "s1" not in table:
+            raise ValueError(
+                "A reflection table has no column s1, so the directions of its reflections are "
+                "unknown; give the output of dials.integrate."
+            )
+        if scans and "xyzcal.mm" not in table:
+            if "xyzobs.mm.value" not in table:
+                raise ValueError(
+                    "A reflection table has neither xyzcal.mm nor xyzobs.mm.value, so the scan angles "
+                    "of its reflections are unknown; give the output of dials.integrate."
+                )
+            logger.warning(
+                "A reflection table has no xyzcal.mm: scan angles are taken from xyzobs.mm.value."
+            )
+        if DIVIDED_COLUMN in table:
+            raise ValueError(
+                "The intensities of a reflection table were divided by their transmission before "
+                f"(column {DIVIDED_COLUMN}); a second correction is refused. Start from the table "
+                "before it."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class RowDirections:
+    """Directions of all rows of one table that have any.
+
+    rows: indices of the rows (n,); experiment: of each (n,); to_source, exit: (n, 3), tomo frame.
+    """
+
+    rows: NDArray[np.int64]
+    experiment: NDArray[np.int64]
+    to_source: FloatArray
+    exit: FloatArray
+
+
+def row_directions(
+    table: flex.reflection_table,
+    experiment_of_row: NDArray[np.int64],
+    experiments: ExperimentList,
+    tomo_to_datum_matrix: FloatArray,
+) -> RowDirections:
+    """Directions to the source and of exit, in the tomo frame, of the rows that have any.
+
+    Rows have none where s1 is zero or not finite, where they belong to no experiment, and where they
+    were never indexed (an observed s1 and Miller index 0 0 0, but no calculated angle).
+    """
+    s1 = flumpy.to_numpy(table["s1"]).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        length = np.linalg.norm(s1, axis=1)
+    known = (experiment_of_row >= 0) & np.isfinite(length) & (length > 0)
+    if "miller_index" in table:
+        known &= np.any(
+            flumpy.to_numpy(flex.vec3_double(table["miller_index"].as_vec3_double())) != 0, axis=1
+        )
+    rows = np.flatnonzero(known)
+    to_source = np.empty((len(rows), 3))
+    exits = np.empty((len(rows), 3))
+    finite = np.ones(len(rows), dtype=bool)
+    for index in np.unique(experiment_of_row[rows]):
+        chosen = experiment_of_row[rows] == index
+        experiment = experiments[int(index)]
+        phi = _scan_angles_deg(table, experiment)[rows[chosen]]
+        finite[chosen] = np.isfinite(phi)
+        to_datum = np.swapaxes(sample_rotations(experiment, np.nan_to_num(phi)), -1, -2)
+        to_tomo = tomo_to_datum_matrix.T @ to_datum
+        source = unit(experiment.beam.get_sample_to_source_direction())
+        to_source[chosen] = to_tomo @ source
+        exits[chosen] = np.einsum("nij,nj->ni", to_tomo, unit(s1[rows[chosen]]))
+    rows, to_source, exits = rows[finite], to_source[finite], exits[finite]
+    return RowDirections(rows, experiment_of_row[rows], to_source, exits)
+
+
+def sweep_axes(experiments: ExperimentList, tomo_to_datum_matrix: FloatArray) -> FloatArray:
+    """Rotation axes (n_experiments, 3) of the sweeps, fixed to the sample, in the tomo frame.
+
+    S R' F turns the sample about F^-1 axis_datum; without a goniometer any axis will do, as the
+    sample does not move.
+    """
+    axes = []
+    for experiment in experiments:
+        axis = np.array([1.0, 0.0, 0.0])
+        if experiment.goniometer is not None:
+            fixed = _matrix(experiment.goniometer.get_fixed_rotation())
+            axis = fixed.T @ np.array(experiment.goniometer.get_rotation_axis_datum())
+        axes.append(tomo_to_datum_matrix.T @ axis)
+    return unit(np.array(axes))
+
+
+def wavelength_groups(experiments: ExperimentList) -> list[tuple[float, list[int]]]:
+    """(wavelength in Angstrom, indices of its experiments), in order of first appearance."""
+    groups: list[tuple[float, list[int]]] = []
+    for index, experiment in enumerate(experiments):
+        try:
+            wavelength = experiment.beam.get_wavelength()
+        except (AttributeError, RuntimeError):
+            raise ValueError(
+                f"Experiment {index} has no single wavelength; absorption is computed for "
+                "monochromatic beams."
+            ) from None
+        for known, members in groups:
+            if abs(wavelength / known - 1) < WAVELENGTH_TOLERANCE:
+                members.append(index)
+                break
+        else:
+            groups.append((wavelength, [index]))
+    return groups
+
+
+def directions_of_group(
+    per_table: Sequence[RowDirections], members: Sequence[int], axes: FloatArray
+) -> tuple[Directions, list[NDArray[np.int64]]]:
+    """The directions of all reflections of some experiments, and which entries of each table's
+    RowDirections they are, table after table. Sweeps are numbered as in members."""
+    chosen = [np.flatnonzero(np.isin(d.experiment, list(members))) for d in per_table]
+    pairs = list(zip(per_table, chosen, strict=True))
+    numbers = np.concatenate([d.experiment[c] for d, c in pairs])
+    used = sorted({int(n) for n in numbers})
+    place = {experiment: i for i, experiment in enumerate(used)}
+    sweep = np.array([place[int(n)] for n in used], dtype=np.int64)
+    lookup = np.zeros(max(used, default=-1) + 1, dtype=np.int64)
+    lookup[used] = sweep
+    return (
+        Directions(
+            np.concatenate([d.to_source[c] for d, c in pairs]),
+            np.concatenate([d.exit[c] for d, c in pairs]),
+            lookup[numbers],
+            axes[used],
+        ),
+        chosen,
+    )
+
+
+def write_factors(
+    table: flex.reflection_table,
+    transmission: FloatArray,
+    standard_error: FloatArray,
+    mode: str = "column",
+) -> None:
+    """Puts transmissions (n_rows,) and their errors into a table.
+
+    mode "column": as analytical_correction, which dials.scale takes as an inverse scale, and its
+    standard error. mode "intensities": intensities are divided by A, variances by A^2, and A is kept
+    as the mark that this was done. Raises ValueError unless every A is finite and 0 < A <= 1.
+    """
+    n = len(table)
+    if transmission.shape != (n,) or standard_error.shape != (n,):
+        raise ValueError(f"There are {len(transmission)} factors for a table of {n} rows.")
+    if not np.all(np.isfinite(transmission) & (transmission > 0) & (transmission <= 1)):
+        raise ValueError("A transmission is not between 0 and 1; nothing is written.")
+    if mode == "column":
+        table[FACTOR_COLUMN] = flex.double(transmission)
+        table[ERROR_COLUMN] = flex.double(standard_error)
+    elif mode == "intensities":
+        if FACTOR_COLUMN in table:
+            raise ValueError(
+                f"The table holds the column {FACTOR_COLUMN} already, by which dials.scale would "
+                "correct a second time; start from the table before it, or use output.mode=column."
+            )
+        divisor = flex.double(transmission)
+        for method in ("prf", "sum"):
+            for quantity, power in (("value", divisor), ("variance", divisor * divisor)):
+                name = f"intensity.{method}.{quantity}"
+                if name in table:
+                    table[name] = table[name] / power
+        table[DIVIDED_COLUMN] = divisor
+    else:
+        raise ValueError(f"output.mode is {mode!r}; it is column or intensities.")
+
+
+def combined(
+    tables: Sequence[flex.reflection_table],
+    experiment_of_row: Sequence[NDArray[np.int64]],
+    experiments: ExperimentList,
+) -> flex.reflection_table:
+    """One table of all rows, in order; a single table stays as it is.
+
+    Several tables get ids that count the experiments, and the experiments' identifiers.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    columns = [set(table.keys()) for table in tables]
+    if any(keys != columns[0] for keys in columns):
+        missing = sorted(set.union(*columns) - set.intersection(*columns))
+        raise ValueError(
+            f"The reflection tables do not all have the columns {', '.join(missing)}; correct them "
+            "one by one."
+        )
+    for table, index in zip(tables, experiment_of_row, strict=True):
+        for id_ in list(table.experiment_identifiers().keys()):
+            del table.experiment_identifiers()[id_]
+        table["id"] = flumpy.from_numpy(index.astype(np.int32))
+        for i in np.unique(index[index >= 0]):
+            table.experiment_identifiers()[int(i)] = experiments[int(i)].identifier
+    return flex.reflection_table.concat(list(tables))
+
+
+def warnings_for_scaling(experiments: ExperimentList) -> list[str]:
+    """What in the experiments would keep dials.scale from using the column."""
+    warnings = []
+    if any(e.scaling_model is not None for e in experiments):
+        warnings.append(
+            "The experiments hold a scaling model already: dials.scale would ignore the factors in "
+            "silence. Give it overwrite_existing_models=True."
+        )
+    if any(uses_kb_model(e) for e in experiments):
+        warnings.append(
+            f"Some experiments are stills or scans narrower than {KB_MODEL_BELOW_DEG:g} deg: for them "
+            "dials.scale chooses the KB model. Give it KB.analytical_correction=True as well."
+        )
+    return warnings
+
+
+def uses_kb_model(experiment: Experiment) -> bool:
+    """Whether dials.scale model=auto would take the KB model (stills and very narrow scans)."""
+    if experiment.scan is None or experiment.is_still():
+        return True
+    begin, end = experiment.scan.get_oscillation_range()
+    return bool(end - begin < KB_MODEL_BELOW_DEG)
+
+
+def scale_command(experiments_file: str, reflections_file: str, experiments: ExperimentList) -> str:
+    """The command line that scales with the factors and without spherical harmonics."""
+    words = ["dials.scale", experiments_file, reflections_file]
+    words.append("physical.analytical_correction=True")
+    words.append("physical.absorption_correction=False")
+    if any(uses_kb_model(e) for e in experiments):
+        words.append("KB.analytical_correction=True")
+    if any(e.scaling_model is not None for e in experiments):
+        words.append("overwrite_existing_models=True")
+    return " ".join(words)
+
+
+@dataclass(frozen=True, eq=False)
+class TableFactors:
+    """Factors of all rows of one table: transmission and its error (n_rows,), 1 and 0 where a row
+    has no direction; known: the rows that have one."""
+
+    transmission: FloatArray
+    standard_error: FloatArray
+    known: NDArray[np.int64]
+
+
+def spread_over_rows(
+    tables: Sequence[flex.reflection_table],
+    per_table: Sequence[RowDirections],
+    results: Sequence[tuple[AbsorptionFactors, list[NDArray[np.int64]]]],
+) -> list[TableFactors]:
+    """The factors of each wavelength's group put back into the rows that they belong to."""
+    spread = [
+        TableFactors(np.ones(len(table)), np.zeros(len(table)), directions.rows)
+        for table, directions in zip(tables, per_table, strict=True)
+    ]
+    for factors, chosen in results:
+        start = 0
+        for directions, entries, target in zip(per_table, chosen, spread, strict=True):
+            stop = start + len(entries)
+            rows = directions.rows[entries]
+            target.transmission[rows] = factors.transmission[start:stop]
+            target.standard_error[rows] = factors.standard_error[start:stop]
+            start = stop
+    return spread
