@@ -138,9 +138,9 @@ def test_slab_in_closed_form() -> None:
     sample = sample_from_meshes({"crystal": box((100, 110, 60))})
     normal = np.array([[0.0, 0.0, 1.0]])
     mu = sample.mu_per_um(3.0)[3]
-    through = true_transmissions(sample, 3.0, normal, -normal, 256, np.random.default_rng(1))
+    through = true_transmissions(sample, 3.0, normal, -normal, 512, np.random.default_rng(1))
     assert through[0] == pytest.approx(np.exp(-60 * mu), rel=1e-9)
-    back = true_transmissions(sample, 3.0, normal, normal, 2048, np.random.default_rng(1))
+    back = true_transmissions(sample, 3.0, normal, normal, 512, np.random.default_rng(1))
     assert back[0] == pytest.approx((1 - np.exp(-120 * mu)) / (120 * mu), rel=1e-3)
 
 

@@ -420,7 +420,7 @@ def simulate_diffraction(
     sample: in the tomo frame of the first sweep; the tomography's rotation_angle is zero where omega
     is angle_offset (degrees), and grows with omega (rotation_sense 1) or against it (-1).
     wavelength, d_min in Angstrom; n_points: points in the crystal that the transmission is a mean of
-    (None: 256 for a single polyhedron, 2048 for others; errors near 0.1 %); mean_counts: expected counts of a mean reflection before absorption; background: counts per pixel;
+    (None: 256 for a single polyhedron, 2048 for others; errors near 0.1 and 0.3 %); mean_counts: expected counts of a mean reflection before absorption; background: counts per pixel;
     instrument_error: relative error of strong reflections; decay_b: growth of the temperature
     factor over all sweeps in A^2.
 

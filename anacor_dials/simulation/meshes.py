@@ -1004,7 +1004,8 @@ def _points_on_lines(
     meshes: Sequence[Mesh], n_points: int, rng: np.random.Generator
 ) -> tuple[FloatArray, FloatArray]:
     """Points and weights as for :func:`quadrature_points`, on lines along the longest side."""
-    n_gauss = 5
+    # path lengths have square-root ends at a smooth surface: the rule must grow with the lines
+    n_gauss = max(5, round(0.55 * n_points ** (1 / 3)))
     low = np.min([m.bounds_um[0] for m in meshes], axis=0)
     high = np.max([m.bounds_um[1] for m in meshes], axis=0)
     frame = frame_along(np.eye(3)[int(np.argmax(high - low))])
