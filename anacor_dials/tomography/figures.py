@@ -15,11 +15,12 @@ PlotlyFigure = dict[str, Any]
 
 
 def _rounded(image: NDArray[Any]) -> list[list[float]]:
-    """The values with four significant digits: what a picture shows, in a small file."""
+    """The values with three significant digits: what a picture shows, in a small file."""
     scale = float(np.abs(image).max()) or 1.0
-    digits = 4 - int(np.floor(np.log10(scale)))
-    rows: list[list[float]] = np.round(image.astype(np.float64), digits).tolist()
-    return rows
+    digits = 2 - int(np.floor(np.log10(scale)))
+    rounded = np.round(image.astype(np.float64), digits)
+    values: list[list[float]] = (rounded.astype(int) if digits <= 0 else rounded).tolist()
+    return values
 
 
 def _grey(image: FloatImages, window: tuple[float, float], **trace: Any) -> dict[str, Any]:
@@ -32,6 +33,12 @@ def _grey(image: FloatImages, window: tuple[float, float], **trace: Any) -> dict
         "reversescale": True,
         **trace,
     }
+
+
+def _bytes(image: FloatImages, window: tuple[float, float]) -> FloatImages:
+    """Whole numbers from 0 to 255 between the ends of a window."""
+    scaled = (image - window[0]) / (window[1] - window[0])
+    return np.rint(255 * scaled.clip(0, 1)).astype(np.float32)
 
 
 def _window(image: FloatImages) -> tuple[float, float]:
@@ -74,7 +81,7 @@ def figures(
         k = np.arange(len(sweep.centres))
         drawn["centre_sweep"] = {
             "data": [
-                _grey(picture, window, visible=i == here, showscale=False)
+                _grey(_bytes(picture, window), (0, 255), visible=i == here, showscale=False)
                 for i, picture in enumerate(sweep.pictures)
             ],
             "layout": {
