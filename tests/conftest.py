@@ -245,3 +245,16 @@ def sample_labels() -> LabelVolume:
     labels[(abs(y - 6) <= 1) & (abs(z - 10) <= 1) & (x <= 12)] = 2
     labels[((x - 8) / 5) ** 2 + ((y - 13) / 4) ** 2 + ((z - 15) / 7) ** 2 <= 1] = 3
     return LabelVolume(labels, np.array([2.0, 1.5, 1.0]), np.array([9.0, 11.5, 14.25]))
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where rays are traced: every test that asks for it runs on the CPU and, where there is one, a GPU."""
+    name: str = request.param
+    if name == "cuda":
+        from anacor_dials.absorption import ray_tracing_cuda
+
+        reason = ray_tracing_cuda.why_unavailable()
+        if reason is not None:
+            pytest.skip(f"No rays on a GPU: {reason}.")
+    return name

@@ -95,13 +95,16 @@ class ExitGrid:
 class IncidentArc:
     """Nodes on the circle, or the part of it, from which one sweep's beam comes.
 
-    directions: (n, 3) unit vectors of the nodes. closed: the arc goes all the way round.
+    directions: (n, 3) unit vectors of the nodes. closed: the arc goes all the way round. A sweep
+    without reflections has one node, which nothing uses.
     Raises ValueError where the directions to the source do not lie on one cone about the axis.
     """
 
     def __init__(self, step_deg: float, rotation_axis: ArrayLike, to_source: ArrayLike) -> None:
         axis = unit(rotation_axis)
         s = np.asarray(to_source, dtype=np.float64).reshape(-1, 3)
+        if len(s) == 0:
+            s = axis[None]
         along = s @ axis
         if np.ptp(along) > 2 * CONE_TOLERANCE:
             raise ValueError(

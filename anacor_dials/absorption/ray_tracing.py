@@ -133,7 +133,7 @@ def prepare_volume(
     largest_mu = float(mu.max())
     thinnest = float(np.min((crystal_upper - crystal_lower) * labels.voxel_size_um))
     cell = thinnest / CELLS_ACROSS_CRYSTAL
-    step = 2 * cell
+    step = max(2 * cell, float(labels.voxel_size_um.min()))
     if largest_mu > 0:
         cell = min(cell, CELL_OPTICAL_DEPTH / largest_mu)
         step = min(step, STEP_OPTICAL_DEPTH / largest_mu)
@@ -143,7 +143,6 @@ def prepare_volume(
     unit = largest_mu / COUNTS_FULL_SCALE if largest_mu > 0 else 1.0
     grid = _code_grid(labels.values, by_code, mu.size, lower, upper, binning)
     counts = np.round(by_code / unit).astype(np.int64)
-    step = max(step, float(labels.voxel_size_um.min()))
     return AttenuatingVolume(
         labels.values, table, labels.voxel_size_um, lower, upper, grid, counts, unit, binning, step
     )
