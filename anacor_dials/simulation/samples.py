@@ -173,6 +173,82 @@ def _require_separate(parts: Sequence[Part]) -> None:
                 )
 
 
+def random_materials(rng: np.random.Generator) -> tuple[dict[str, Composition], dict[str, str]]:
+    """Random compositions of liquor, loop and crystal, and a line of text on each, for the record.
+
+    Liquors hold up to 35 % glycerol, up to 25 % polyethylene glycol, and a salt or two (NaCl up to 12 %,
+    ammonium sulfate up to 25 %, by mass); crystals 35 to 75 % of their liquor by volume; loops
+    are polyimide or nylon. So the crystal absorbs more than its liquor in some, and less in others.
+    """
+    parts = {"C3H8O3": rng.uniform(0.0, 0.35), "C2H4O": rng.uniform(0.0, 0.25) * rng.integers(0, 2)}
+    salts = {"NaCl": rng.uniform(0.0, 0.12), "N2H8SO4": rng.uniform(0.0, 0.25)}
+    chosen = list(salts)[: int(rng.integers(0, 3))] if rng.random() < 0.5 else ["NaCl"]
+    parts.update({name: salts[name] for name in chosen})
+    water = 1.0 - sum(parts.values())
+    mixture = {"H2O": water, **{name: f for name, f in parts.items() if f > 0}}
+    text = " + ".join(f"{fraction:.4f} {formula}" for formula, fraction in mixture.items())
+    density = 1.0 + 0.26 * parts["C3H8O3"] + 0.12 * parts["C2H4O"]
+    density += 0.7 * parts.get("NaCl", 0.0) + 0.55 * parts.get("N2H8SO4", 0.0)
+    liquor = Composition.parse(text, density)
+    solvent = float(rng.uniform(0.35, 0.75))
+    loop_text, loop_density = (("C22H10N2O5", 1.42), ("C12H22N2O2", 1.14))[int(rng.integers(0, 2))]
+    compositions = {
+        "liquor": liquor,
+        "loop": Composition.parse(loop_text, loop_density),
+        "crystal": protein_crystal(solvent, liquor),
+    }
+    record = {
+        "liquor": f"{text}; {density:.3f} g/cm3",
+        "loop": f"{loop_text}; {loop_density} g/cm3",
+        "crystal": f"protein and {solvent:.3f} of the liquor by volume",
+    }
+    return compositions, record
+
+
+def sample_from_labels(
+    volume: LabelVolume,
+    materials: Mapping[str, Composition] | None = None,
+    smoothing_voxels: float = 0.7,
+) -> Sample:
+    """A sample whose surfaces are those of a labelled volume (a segmented real scan).
+
+    Marching cubes at one half of each label, smoothed by a Gaussian of some voxels. The liquor
+    fills everything that is not background, other materials displace it, the crystal displaces all.
+    """
+    from scipy.ndimage import gaussian_filter
+    from skimage.measure import marching_cubes
+
+    def surface(mask: Any) -> Mesh | None:
+        if not mask.any():
+            return None
+        padded = gaussian_filter(np.pad(mask, 3).astype(np.float32), smoothing_voxels)
+        vertices, faces, _, _ = marching_cubes(padded, 0.5)
+        position = volume.position_um(vertices - 3.0)
+        a, b, c = (position[faces[:, k]] for k in range(3))
+        outward = np.einsum("ij,ij->", a, np.cross(b, c)) > 0
+        return Mesh(position, np.ascontiguousarray(faces if outward else faces[:, ::-1]))
+
+    compositions = {**default_materials(), **(materials or {})}
+    unknown = [n for n in volume.names[1:] if n not in compositions]
+    if unknown:
+        raise ValueError(
+            f"The volume's {', '.join(unknown)} has no composition; name its formula and density."
+        )
+    values = volume.values
+    parts: list[Part] = []
+    filled = surface(values != 0)
+    if filled is not None and "liquor" in volume.names:
+        parts.append(Part("liquor", filled))
+    others = [n for n in volume.names[1:] if n not in ("liquor", "crystal")]
+    before: list[str] = ["liquor"]
+    for name in [*others, "crystal"]:
+        mesh = surface(values == volume.label(name))
+        if mesh is not None:
+            parts.append(Part(name, mesh, tuple(before)))
+        before.append(name)
+    return Sample(tuple(parts), compositions, {"maker": "labels"})
+
+
 def sample_from_meshes(
     meshes: Mapping[str, Mesh | Sequence[Mesh]],
     materials: Mapping[str, Composition] | None = None,

@@ -1,0 +1,294 @@
+"""Many virtual scans: one recipe, many seeds, on the cores of this machine or on a Dask cluster.
+
+Every scan has a number and follows from the recipe, the seed and that number alone, wherever and in
+whichever order it is made. A scan whose files are there already, made by the same recipe, is not made
+again, so that an interrupted batch goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from anacor_dials.sample.materials import Composition
+from anacor_dials.simulation.blender import blender_executable, blender_sample
+from anacor_dials.simulation.detector import read_flats
+from anacor_dials.simulation.meshes import read_stl
+from anacor_dials.simulation.samples import (
+    CRYSTAL_SHAPES,
+    Sample,
+    build_sample,
+    random_materials,
+    random_parameters,
+    sample_from_meshes,
+)
+from anacor_dials.simulation.scan import ScanSettings, require_in_view, write_scan
+
+logger = logging.getLogger("dials.anacor_dials.simulation.batch")
+
+MAKERS = ("built_in", "blender", "stl")
+ATTEMPTS = 30
+
+
+@dataclass(frozen=True)
+class SampleRecipe:
+    """Which samples to make.
+
+    maker: built_in, blender, or stl. crystal_size_um: the range (least, largest) that mean sizes are drawn
+    from. shape: one of CRYSTAL_SHAPES or None for all; film: None for both; pin, stem_length_um: see
+    SampleParameters. vary_materials: random compositions (False: the usual ones). compositions: (formula,
+    density) by name, which win over both. stl: file names by material; um_per_unit: the STL files' unit.
+    blender: the program.
+    """
+
+    maker: str = "built_in"
+    crystal_size_um: tuple[float, float] = (40.0, 120.0)
+    shape: str | None = None
+    film: bool | None = None
+    pin: bool = False
+    stem_length_um: float = 150.0
+    vary_materials: bool = False
+    compositions: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    stl: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    um_per_unit: float = 1.0
+    blender: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.maker not in MAKERS:
+            raise ValueError(
+                f"The maker {self.maker!r} is unknown; choose one of {', '.join(MAKERS)}."
+            )
+        low, high = self.crystal_size_um
+        if not 0 < low <= high:
+            raise ValueError(
+                f"Crystal sizes from {low} to {high} um are no range; give least and largest, both > 0."
+            )
+        if self.shape is not None and self.shape not in CRYSTAL_SHAPES:
+            raise ValueError(
+                f"The crystal shape {self.shape!r} is unknown; known are {', '.join(CRYSTAL_SHAPES)}."
+            )
+        if self.maker == "stl" and "crystal" not in self.stl:
+            raise ValueError("A sample of STL files needs at least one of the crystal.")
+        if self.maker == "blender":
+            blender_executable(self.blender)
+
+    def materials(self, rng: np.random.Generator) -> tuple[dict[str, Composition], dict[str, str]]:
+        """Compositions that differ from the usual ones, and a line of text on each."""
+        drawn, record = random_materials(rng) if self.vary_materials else ({}, {})
+        for name, (formula, density) in self.compositions.items():
+            drawn[name] = Composition.parse(formula, density)
+            record[name] = f"{formula}; {density} g/cm3"
+        return drawn, record
+
+    def sample(self, rng: np.random.Generator, settings: ScanSettings | None = None) -> Sample:
+        """A sample; with settings, one that fits their images: sizes are drawn again until one does.
+
+        Raises ValueError where none fits.
+        """
+        materials, record = self.materials(rng)
+        if self.maker == "stl":
+            meshes = {
+                name: [read_stl(f, self.um_per_unit) for f in files]
+                for name, files in self.stl.items()
+            }
+            parameters = {"maker": "stl", "files": {n: list(f) for n, f in self.stl.items()}}
+            sample = sample_from_meshes(meshes, materials, {**parameters, "materials": record})
+            if settings is not None:
+                require_in_view(sample, settings)
+            return sample
+        largest, reason = self.crystal_size_um[1], ""
+        for _ in range(ATTEMPTS):
+            size = float(rng.uniform(self.crystal_size_um[0], largest))
+            parameters_drawn = random_parameters(
+                rng, size, self.shape, self.stem_length_um, self.film, self.pin
+            )
+            try:
+                if self.maker == "blender":
+                    sample = blender_sample(parameters_drawn, materials, self.blender)
+                else:
+                    sample = build_sample(parameters_drawn, materials)
+                if settings is not None:
+                    require_in_view(sample, settings)
+            except ValueError as error:
+                reason = str(error)
+                largest = max(self.crystal_size_um[0], 0.9 * size)
+                continue
+            return Sample(
+                sample.parts, sample.materials, {**sample.parameters, "materials": record}
+            )
+        raise ValueError(
+            f"None of {ATTEMPTS} samples of {self.crystal_size_um[0]:g} to {self.crystal_size_um[1]:g} um "
+            f"could be used; the last: {reason}"
+        )
+
+
+@dataclass(frozen=True)
+class ScanJob:
+    """One scan of a batch: what, how, and the names of its files."""
+
+    recipe: SampleRecipe
+    settings: ScanSettings
+    seed: int
+    number: int
+    scan_file: str
+    truth_file: str
+    device: str = "cpu"
+    flats: str | None = None
+    parameters: str = ""
+
+    def generators(self) -> tuple[np.random.Generator, np.random.Generator]:
+        """Random numbers for the sample and for the scan, from the seed and the scan's number."""
+        seeds = np.random.SeedSequence(self.seed, spawn_key=(self.number,)).spawn(2)
+        return np.random.default_rng(seeds[0]), np.random.default_rng(seeds[1])
+
+    def sample(self) -> Sample:
+        """The scan's sample, the same at every call."""
+        return self.recipe.sample(self.generators()[0], self.settings)
+
+    def is_done(self) -> bool:
+        """True where both files are there. Raises ValueError where they are of another recipe."""
+        present = [Path(f).is_file() for f in (self.scan_file, self.truth_file)]
+        if not all(present):
+            return False
+        try:
+            with h5py.File(self.scan_file, "r") as file:
+                record = json.loads(file["entry1/tomo_entry/process/simulation"][()])
+        except (OSError, KeyError, ValueError):
+            record = {}
+        mine = json.loads(json.dumps(asdict(self.settings)))
+        if record.get("settings") != mine or record.get("seed") != str(self.seed):
+            raise ValueError(
+                f"{self.scan_file} is there already and was made with another seed or other settings; name "
+                "another output.prefix, or remove it."
+            )
+        return True
+
+
+def scan_jobs(
+    recipe: SampleRecipe,
+    settings: ScanSettings,
+    seed: int,
+    n_scans: int,
+    prefix: str,
+    **common: Any,
+) -> list[ScanJob]:
+    """Jobs for scans prefix_0001.nxs, prefix_0001_truth.h5, and so on."""
+    if n_scans < 1:
+        raise ValueError(f"{n_scans} scans were asked for; at least one is needed.")
+    digits = max(4, len(str(n_scans)))
+    return [
+        ScanJob(
+            recipe,
+            settings,
+            seed,
+            number,
+            f"{prefix}_{number:0{digits}d}.nxs",
+            f"{prefix}_{number:0{digits}d}_truth.h5",
+            **common,
+        )
+        for number in range(1, n_scans + 1)
+    ]
+
+
+def make_scan(job: ScanJob, progress: Callable[[int], object] = lambda done: None) -> str:
+    """Makes the files of a job, both or neither; returns the name of the scan."""
+    flats = None if job.flats is None else read_flats(job.flats)
+    write_scan(
+        job.scan_file,
+        job.truth_file,
+        job.sample(),
+        job.settings,
+        job.generators()[1],
+        job.device,
+        flats,
+        job.parameters,
+        progress,
+    )
+    return job.scan_file
+
+
+def _in_worker(job: ScanJob) -> str:
+    """make_scan on one thread: the workers share the cores already."""
+    import numba
+    import torch
+
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    return make_scan(job)
+
+
+def run_jobs(
+    jobs: Sequence[ScanJob], nproc: int = 1, scheduler: str | None = None
+) -> Iterator[str]:
+    """Makes the scans that are not there yet; yields the name of each when it is.
+
+    nproc: processes on this machine; scheduler: address of a Dask cluster (its workers must see the same
+    folders), then nproc is not used. Raises ValueError as the scans do, after the others have ended.
+    """
+    waiting = [job for job in jobs if not job.is_done()]
+    if len(waiting) < len(jobs):
+        logger.info("%d of %d scans are there already", len(jobs) - len(waiting), len(jobs))
+    if scheduler is not None:
+        yield from _on_dask(waiting, scheduler)
+    elif nproc > 1 and len(waiting) > 1:
+        # threads of torch and numba do not survive a fork
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(nproc, len(waiting)), context) as pool:
+            futures = [pool.submit(_in_worker, job) for job in waiting]
+            failure: Exception | None = None
+            for future in as_completed(futures):
+                try:
+                    yield future.result()
+                except ValueError as error:
+                    failure = failure or error
+            if failure is not None:
+                raise failure
+    else:
+        for job in waiting:
+            yield make_scan(job)
+
+
+def _on_dask(jobs: Sequence[ScanJob], scheduler: str) -> Iterator[str]:
+    try:
+        distributed: Any = importlib.import_module("distributed")
+    except ImportError:
+        raise ValueError(
+            "dask.scheduler= needs the package distributed: pip install distributed."
+        ) from None
+    try:
+        client = distributed.Client(scheduler, timeout=20)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The Dask scheduler {scheduler} cannot be reached ({error}); start one, or use nproc=."
+        ) from None
+    with client:
+        absolute = [_with_absolute_paths(job) for job in jobs]
+        futures = client.map(_in_worker, absolute, pure=False)
+        failure: Exception | None = None
+        for future in distributed.as_completed(futures):
+            if future.status == "finished":
+                yield str(future.result())
+            else:
+                failure = failure or future.exception()
+        if failure is not None:
+            raise failure
+
+
+def _with_absolute_paths(job: ScanJob) -> ScanJob:
+    return replace(
+        job,
+        scan_file=os.path.abspath(job.scan_file),
+        truth_file=os.path.abspath(job.truth_file),
+        flats=None if job.flats is None else os.path.abspath(job.flats),
+    )
