@@ -130,7 +130,7 @@ def test_html_has_the_table_with_its_marks_and_all_plots(finished_run):
     html = (folder / "anacor_compare.html").read_text()
     for name in ("Rmeas", "Completeness", "Anomalous slope", "Unique reflections"):
         assert name in html
-    for text in ("against resolution", "against image number", "Inverse scale factor"):
+    for text in ("Against resolution", "Against image number", "Inverse scale factor"):
         assert text in html
     assert "dials.scale" in html
 

@@ -307,18 +307,18 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#999999")
 
 RESOLUTION_FIGURES = {
-    "r_meas": ("R<sub>meas</sub>", "R<sub>meas</sub> against resolution"),
-    "r_merge": ("R<sub>merge</sub>", "R<sub>merge</sub> against resolution"),
-    "r_pim": ("R<sub>pim</sub>", "R<sub>pim</sub> against resolution"),
-    "i_over_sigma": ("&lt;I/σ(I)&gt;", "I/σ against resolution"),
-    "cc_one_half": ("CC<sub>½</sub>", "CC½ against resolution"),
-    "cc_anomalous": ("CC<sub>anom</sub>", "Anomalous correlation against resolution"),
-    "completeness": ("Completeness", "Completeness against resolution"),
-    "multiplicity": ("Multiplicity", "Multiplicity against resolution"),
+    "r_meas": ("R<sub>meas</sub>", "R<sub>meas</sub>"),
+    "r_merge": ("R<sub>merge</sub>", "R<sub>merge</sub>"),
+    "r_pim": ("R<sub>pim</sub>", "R<sub>pim</sub>"),
+    "i_over_sigma": ("&lt;I/σ(I)&gt;", "I/σ"),
+    "cc_one_half": ("CC<sub>½</sub>", "CC½"),
+    "cc_anomalous": ("CC<sub>anom</sub>", "Anomalous correlation"),
+    "completeness": ("Completeness", "Completeness"),
+    "multiplicity": ("Multiplicity", "Multiplicity"),
 }
 IMAGE_FIGURES = {
-    "scale": ("Inverse scale factor / its mean", "Scale against image number"),
-    "r_merge": ("R<sub>merge</sub>", "R<sub>merge</sub> against image number"),
+    "scale": ("Inverse scale factor / its mean", "Scale"),
+    "r_merge": ("R<sub>merge</sub>", "R<sub>merge</sub>"),
 }
 
 
@@ -436,7 +436,7 @@ def _line(
 
 def _layout(title: str, x_title: str, y_title: str) -> dict[str, Any]:
     return {
-        "title": {"text": title},
+        "title": {"text": title, "x": 0.02, "xanchor": "left", "font": {"size": 15}},
         "xaxis": {"title": {"text": x_title}},
         "yaxis": {"title": {"text": y_title}},
         "hovermode": "closest",
