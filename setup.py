@@ -12,6 +12,7 @@ COMMANDS = {
     "dials.anacor_absorption": "anacor_absorption",
     "dials.anacor_reconstruct": "anacor_reconstruct",
     "dials.anacor_compare": "anacor_compare",
+    "dials.anacor_simulate": "anacor_simulate",
 }
 
 # DIALS itself is on no package registry: it comes from conda-forge, Debian or a beamline's module.
@@ -48,6 +49,7 @@ setup(
         "threadpoolctl",
         "tifffile",
         "tqdm",
+        "trimesh",
         "xraylib",
     ],
     extras_require={

@@ -435,6 +435,8 @@ def simulate_diffraction(
             f"mean_counts ({mean_counts}) and n_points ({n_points}) must be > 0, background "
             f"({background}) and instrument_error ({instrument_error}) >= 0."
         )
+    if not sweeps:
+        raise ValueError("Diffraction data need at least one sweep.")
     energy_keV = energy_from_wavelength(wavelength)
     true = structure_factor_intensities(wavelength, d_min, rng)
     experiments = thaumatin_experiments(wavelength, sweeps, rng, distance_mm)
