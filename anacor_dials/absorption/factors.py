@@ -61,6 +61,11 @@ TWO_LEVELS_FROM = 6144
 COARSE_RATIO = 2.0
 LARGEST_CHUNK = 8192
 MOST_POINTS = 2_000_000
+# Points that no beam reaches are left out: looked at from so many directions of each sweep, through a
+# beam wider by the margin, as the directions between them are not looked at.
+LIT_DIRECTIONS = 72
+LIT_MARGIN = 1.1
+LEAST_LIGHT = 1e-4
 MOST_ROUNDS = 5
 
 Grid = tuple[tuple[IncidentArc, ...], ExitGrid]
@@ -89,6 +94,11 @@ class BeamProfile:
             raise ValueError(f"The beam size is {self.size_um} um; give two lengths > 0.")
         if not all(math.isfinite(s) for s in self.offset_um):
             raise ValueError(f"The beam offset is {self.offset_um} um; give two lengths.")
+
+    def enlarged(self, factor: float) -> BeamProfile:
+        """The same beam, wider by a factor."""
+        size = (self.size_um[0] * factor, self.size_um[1] * factor)
+        return BeamProfile(self.shape, size, self.offset_um)
 
     def weights(
         self, positions_um: FloatArray, to_source: FloatArray, rotation_axis: ArrayLike
@@ -274,7 +284,11 @@ def absorption_factors(
     engine = select_device(device)
     threads = ray_tracing.use_threads(nproc)
     with threadpool_limits(limits=threads, user_api="blas"):
-        volume = ray_tracing.prepare_volume(labels, np.asarray(mu_per_um, dtype=np.float64))
+        volume = ray_tracing.prepare_volume(
+            labels,
+            np.asarray(mu_per_um, dtype=np.float64),
+            step_optical_depth=ray_tracing.STEP_OPTICAL_DEPTH * math.sqrt(tolerance / 1e-3),
+        )
         points = CrystalPoints(labels)
         run = _Computation(
             labels, volume, points, directions, beam, engine, memory_gb * 1e9, rng, progress
@@ -319,7 +333,8 @@ class _Computation:
         step = min(max(STEP_AT_TOLERANCE_1E3 * (tolerance / 1e-3) ** 0.7, 1.5), 15.0)
         table: TableSum | None = None
         for round_ in range(MOST_ROUNDS):
-            points = self.crystal.draw(n_points, self.rng)
+            points = self._draw(n_points)
+            n_points = len(points)
             parts = _interleaved(n_points, FINE_SHARE if n_points >= TWO_LEVELS_FROM else 1)
             grid = self._grid(step) if self._use_table(method, n_points, step) else None
             if grid is None:
@@ -372,7 +387,7 @@ class _Computation:
         """How many points bring the points' error to its share of the tolerance, from a pilot."""
         n = len(self.directions)
         chosen = self.directions[self.rng.permutation(n)[:PILOT_REFLECTIONS]]
-        points = self.crystal.draw(PILOT_POINTS, self.rng)
+        points = self._draw(PILOT_POINTS)
         exact, error = self._exact(points, chosen)
         pilot_error = float(np.sqrt(np.mean((error / exact) ** 2)))
         wanted = PILOT_POINTS * (pilot_error / (POINT_SHARE * tolerance)) ** POINT_POWER
@@ -391,7 +406,32 @@ class _Computation:
                 step = finer
         return n_points, step
 
-    # ---- rays ------------------------------------------------------------------------------------
+    # ---- points and rays -------------------------------------------------------------------------
+
+    def _draw(self, n: int) -> FloatArray:
+        """About n points of the part of the crystal that the beam lights at some angle.
+
+        Pairs that it never lights add nothing to any sum and are left out; so more are drawn.
+        """
+        if self.beam is None:
+            return self.crystal.draw(n, self.rng)
+        beam = self.beam.enlarged(LIT_MARGIN)
+        n_drawn = n
+        while True:
+            points = self.crystal.draw(n_drawn, self.rng)
+            lit = np.zeros(len(points), dtype=bool)
+            positions = self.labels.position_um(points)
+            for sweep, axis in enumerate(self.directions.rotation_axes):
+                sources = self.directions.to_source[self.directions.sweep == sweep]
+                step = max(1, len(sources) // LIT_DIRECTIONS)
+                for source in sources[::step]:
+                    lit |= beam.weights(positions, source[None], axis)[0] > LEAST_LIGHT
+            pair = np.repeat(lit[::2] | lit[1::2], 2)
+            share = float(pair.mean())
+            _require_light(np.array([share]))
+            if pair.sum() >= 0.8 * n or n_drawn >= MOST_POINTS:
+                return points[pair]
+            n_drawn = 2 * math.ceil(min(1.1 * n_drawn / max(share, 1e-3), MOST_POINTS) / 2)
 
     def _weights(
         self, points: FloatArray, directions: FloatArray, sweep: int
@@ -439,19 +479,25 @@ class _Computation:
     def _marched(self, points: FloatArray, part: Directions) -> tuple[FloatArray, FloatArray]:
         weights = self._reflection_weights(points, part)
         xp = self.engine.xp
-        total = xp.zeros(len(part))
-        squares = xp.zeros(len(part))
+        total, f_squares, f_weights, w_squares = (xp.zeros(len(part)) for _ in range(4))
         for begin in range(0, len(points), LARGEST_CHUNK):
             some = points[begin : begin + LARGEST_CHUNK]
             f = self.engine.march_transmission(self.volume, some, part.to_source)
             f = f * self.engine.march_transmission(self.volume, some, part.exit)
             if weights is not None:
-                f = f * xp.asarray(weights[:, begin : begin + LARGEST_CHUNK])
+                w = xp.asarray(weights[:, begin : begin + LARGEST_CHUNK])
+                f = f * w
+                d_w = w[:, ::2] - w[:, 1::2]
+                f_weights += ((f[:, ::2] - f[:, 1::2]) * d_w).sum(axis=1, dtype=np.float64)
+                w_squares += (d_w**2).sum(axis=1, dtype=np.float64)
             total += f.sum(axis=1, dtype=np.float64)
-            squares += ((f[:, ::2] - f[:, 1::2]) ** 2).sum(axis=1, dtype=np.float64)
-        norm = np.full(len(part), float(len(points))) if weights is None else weights.sum(axis=1)
+            f_squares += ((f[:, ::2] - f[:, 1::2]) ** 2).sum(axis=1, dtype=np.float64)
+        norm = np.full(len(part), float(len(points)))
+        if weights is not None:
+            norm = weights.sum(axis=1, dtype=np.float64)
         mean = np.maximum(self.engine.to_numpy(total) / norm, SMALLEST_TRANSMISSION)
-        return mean, np.sqrt(self.engine.to_numpy(squares)) / norm
+        sums = [self.engine.to_numpy(x) for x in (f_squares, f_weights, w_squares)]
+        return mean, ray_tracing.ratio_error(mean, norm, *sums)
 
     # ---- the table -------------------------------------------------------------------------------
 
@@ -524,13 +570,13 @@ class _Computation:
         exits = exit_grid.directions
         shape = (len(incident), len(exits))
         # rays of both kinds, their squares and pair products, in float32
-        bytes_per_point = 4 * 2.5 * (shape[0] + shape[1])
+        bytes_per_point = 4 * 3 * (shape[0] + shape[1])
         chunk = int((self.memory_bytes - self._table_bytes(grid)) * 0.5 / bytes_per_point)
         chunk = max(64, min(chunk, LARGEST_CHUNK)) // 2 * 2
         chunks = [part[i : i + chunk] for part in parts for i in range(0, len(part), chunk)]
         chunks_of_first = -(-len(parts[0]) // chunk)
-        sums, squares, pairs = (xp.zeros(shape) for _ in range(3))
-        lit = xp.zeros((shape[0], 1))
+        sums, squares, pairs, f_weights = (xp.zeros(shape) for _ in range(4))
+        lit, w_squares = (xp.zeros((shape[0], 1)) for _ in range(2))
         log_first = np.zeros(shape)
         for index in self._steps(range(len(chunks)), f"{sum(shape)} directions"):
             some = points[chunks[index]]
@@ -542,17 +588,25 @@ class _Computation:
                 weights = np.empty(t_in.shape, dtype=np.float32)
                 for i in range(len(arcs)):
                     weights[arc_of == i] = self._weights(some, incident[arc_of == i], i)
-                lit += xp.asarray(weights.sum(axis=1, dtype=np.float64))[:, None]
-                t_in = t_in * xp.asarray(weights)
+                w = xp.asarray(weights)
+                d_w = w[:, ::2] - w[:, 1::2]
+                lit += w.sum(axis=1, dtype=np.float64)[:, None]
+                w_squares += (d_w**2).sum(axis=1, dtype=np.float64)[:, None]
+                t_in = t_in * w
+                f_weights += (d_w * t_in[:, ::2]) @ t_out[:, ::2].T
+                f_weights -= (d_w * t_in[:, 1::2]) @ t_out[:, 1::2].T
             sums += t_in @ t_out.T
             pairs += (t_in[:, ::2] * t_in[:, 1::2]) @ (t_out[:, ::2] * t_out[:, 1::2]).T
             squares += (t_in**2) @ (t_out**2).T
             if index == chunks_of_first - 1:
                 log_first = self._log_ratio(sums, lit)
-        total = np.maximum(self.engine.to_numpy(sums), SMALLEST_TRANSMISSION)
-        variance = self.engine.to_numpy(squares) - 2 * self.engine.to_numpy(pairs)
-        relative_variance = np.maximum(variance, 0.0) / total**2
-        return self._log_ratio(sums, lit), np.log(relative_variance + 1e-14), log_first
+        log_all = self._log_ratio(sums, lit)
+        mean, norm = np.exp(log_all), self.engine.to_numpy(lit)
+        f_squares = self.engine.to_numpy(squares) - 2 * self.engine.to_numpy(pairs)
+        error = ray_tracing.ratio_error(
+            mean, norm, f_squares, self.engine.to_numpy(f_weights), self.engine.to_numpy(w_squares)
+        )
+        return log_all, np.log((error / mean) ** 2 + 1e-14), log_first
 
     def _log_ratio(self, sums: Any, lit: Any) -> FloatArray:
         light = self.engine.to_numpy(lit)
@@ -564,7 +618,7 @@ class _Computation:
     def _mean_paths(self) -> FloatArray:
         """-d ln A / d mu (n, n_labels), um, from fewer points and a coarser grid: good to 1-2 %."""
         n_labels = len(self.labels.names)
-        points = self.crystal.draw(PATH_POINTS, self.rng)
+        points = self._draw(PATH_POINTS)
         arcs, exit_grid = self._grid(PATH_STEP_DEG)
         n = len(self.directions)
         if 2 * n < self._n_nodes((arcs, exit_grid)):

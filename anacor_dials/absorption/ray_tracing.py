@@ -25,13 +25,13 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import ArrayLike, NDArray
 
-from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.frames import FloatArray, scan_rotation, source_directions
 from anacor_dials.sample.volumes import LabelVolume
 
-# Optical depth of one cell of the march's grid, and of one step: at the boundary with air one ray is
-# then off by at most 3 % and 1.7 % rms, and the mean over 20 000 points by 0.01 %.
-CELL_OPTICAL_DEPTH = 0.02
-STEP_OPTICAL_DEPTH = 0.06
+# Optical depth of one step of the march. Where a ray leaves the sample it is off by up to half a step:
+# without bias, but exp(-tau) then is too large by step^2 / 24 on average, 0.007 % for each ray.
+STEP_OPTICAL_DEPTH = 0.04
+CELLS_PER_STEP = 2
 # however weak the absorption, the crystal's thinnest direction is resolved by so many cells
 CELLS_ACROSS_CRYSTAL = 32
 
@@ -103,13 +103,16 @@ def use_threads(nproc: int | None) -> int:
 
 
 def prepare_volume(
-    labels: LabelVolume, mu_per_um: Sequence[float] | FloatArray, crystal: str = "crystal"
+    labels: LabelVolume,
+    mu_per_um: Sequence[float] | FloatArray,
+    crystal: str = "crystal",
+    step_optical_depth: float = STEP_OPTICAL_DEPTH,
 ) -> AttenuatingVolume:
     """The volume with the grid of mean mu that :func:`march_transmission` runs through.
 
-    mu_per_um: 1/um by label, as many as labels.names. Cells are as large as an optical depth of
-    CELL_OPTICAL_DEPTH allows, and at least one voxel. Raises ValueError where mu does not fit the
-    labels, the crystal is absent, or an axis is too long.
+    mu_per_um: 1/um by label, as many as labels.names. step_optical_depth: largest mu times the step;
+    cells are as large as CELLS_PER_STEP of them in a step allow, and at least one voxel.
+    Raises ValueError where mu does not fit the labels, the crystal is absent, or an axis is too long.
     """
     mu = np.asarray(mu_per_um, dtype=np.float64)
     if mu.shape != (len(labels.names),) or not np.all(np.isfinite(mu)) or mu.min() < 0:
@@ -132,11 +135,10 @@ def prepare_volume(
     lower, upper = _bounds(labels.values, (table > 0) | (np.arange(256) == labels.label(crystal)))
     largest_mu = float(mu.max())
     thinnest = float(np.min((crystal_upper - crystal_lower) * labels.voxel_size_um))
-    cell = thinnest / CELLS_ACROSS_CRYSTAL
-    step = max(2 * cell, float(labels.voxel_size_um.min()))
-    if largest_mu > 0:
-        cell = min(cell, CELL_OPTICAL_DEPTH / largest_mu)
-        step = min(step, STEP_OPTICAL_DEPTH / largest_mu)
+    step = max(CELLS_PER_STEP * thinnest / CELLS_ACROSS_CRYSTAL, float(labels.voxel_size_um.min()))
+    if largest_mu > 0:  # below a voxel, too, where absorption is as strong as that
+        step = min(step, step_optical_depth / largest_mu)
+    cell = step / CELLS_PER_STEP
     binning = np.maximum(1, np.floor(cell / labels.voxel_size_um)).astype(np.int64)
     levels = np.arange(EMPTY - mu.size) / (EMPTY - 1 - mu.size) * largest_mu
     by_code = np.concatenate([mu, levels, [0.0]])
@@ -435,6 +437,79 @@ def exact_path_lengths(
 
 
 @njit(parallel=True, cache=True)
+def _line_lengths(labels, lower, upper, start, steps, gradients, lengths):  # type: ignore[no-untyped-def]
+    n_lines = steps.shape[1]
+    no_mu = np.zeros(256)
+    n_tasks = (n_lines + POINTS_PER_TASK - 1) // POINTS_PER_TASK
+    for task in prange(steps.shape[0] * n_tasks):
+        d = task // n_tasks
+        first = (task - d * n_tasks) * POINTS_PER_TASK
+        in_label = np.zeros(lengths.shape[2])
+        for i in range(first, min(first + POINTS_PER_TASK, n_lines)):
+            # where the line, running both ways from the given point, is in the box
+            enter = -1e30
+            leave = 1e30
+            for axis in range(3):
+                g = gradients[d, axis]
+                place = start[axis] + steps[d, i, axis]
+                if g != 0.0:
+                    a = (lower[axis] - place) / g
+                    b = (upper[axis] - place) / g
+                    enter = max(enter, min(a, b))
+                    leave = min(leave, max(a, b))
+                elif place < lower[axis] or place >= upper[axis]:
+                    leave = -1e30
+            in_label[:] = 0.0
+            if leave > enter:
+                _exact_ray(
+                    labels,
+                    lower,
+                    upper,
+                    start[0] + steps[d, i, 0] + enter * gradients[d, 0],
+                    start[1] + steps[d, i, 1] + enter * gradients[d, 1],
+                    start[2] + steps[d, i, 2] + enter * gradients[d, 2],
+                    gradients[d, 0],
+                    gradients[d, 1],
+                    gradients[d, 2],
+                    no_mu,
+                    in_label,
+                )
+                in_label[0] = 0.0
+            for label in range(lengths.shape[2]):
+                lengths[d, i, label] = in_label[label]
+
+
+def parallel_path_lengths(
+    labels: LabelVolume, positions_um: ArrayLike, rotation_angles_deg: ArrayLike
+) -> NDArray[np.float32]:
+    """Lengths (n_angles, n_positions, n_labels) in um of a parallel beam's rays in each material.
+
+    positions_um: (n_positions, 2), where rays meet the detector, along X (the rotation axis) and along
+    Y at rotation_angle = 0, from the origin; rotation_angles_deg: (n_angles,) of the scan. At the angle
+    theta a point (x, y, z) of the sample is seen at (x, y cos(theta) - z sin(theta)). By exact voxel
+    traversal in float64, from one side of the volume to the other. The background's lengths (label 0)
+    are 0: the beam is in it before and after.
+    """
+    positions = np.asarray(positions_um, dtype=np.float64).reshape(-1, 2)
+    angles = np.asarray(rotation_angles_deg, dtype=np.float64).reshape(-1)
+    to_sample = scan_rotation(angles).swapaxes(-1, -2)
+    lengths = np.zeros((len(angles), len(positions), len(labels.names)), dtype=np.float32)
+    lower, upper = _bounds(labels.values, np.arange(256) > 0)
+    if np.all(upper > lower):
+        on_detector = np.column_stack([positions, np.zeros(len(positions))])
+        _line_lengths(
+            labels.values,
+            lower,
+            upper,
+            labels.centre + 0.5,
+            np.einsum("dij,nj->dni", to_sample, on_detector) / labels.voxel_size_um,
+            -source_directions(angles) / labels.voxel_size_um,
+            lengths,
+        )
+    return lengths
+
+
+@njit(parallel=True, cache=True)
 def _exact_sums(labels, lower, upper, points, weights, to_source, exits, mu, sums):  # type: ignore[no-untyped-def]
     n_points = points.shape[0]
     n_tasks = (n_points + POINTS_PER_TASK - 1) // POINTS_PER_TASK
@@ -443,9 +518,12 @@ def _exact_sums(labels, lower, upper, points, weights, to_source, exits, mu, sum
         h = task // n_tasks
         start = (task - h * n_tasks) * POINTS_PER_TASK
         total = 0.0
-        squares = 0.0
         weight = 0.0
+        value_squares = 0.0
+        value_weights = 0.0
+        weight_squares = 0.0
         before = 0.0
+        weight_before = 0.0
         for i in range(start, min(start + POINTS_PER_TASK, n_points)):
             w = weights[h, i] if weights.shape[0] > 0 else 1.0
             value = 0.0
@@ -470,12 +548,17 @@ def _exact_sums(labels, lower, upper, points, weights, to_source, exits, mu, sum
             total += value
             weight += w
             if (i - start) % 2 == 1:
-                squares += (value - before) ** 2
+                value_squares += (value - before) ** 2
+                value_weights += (value - before) * (w - weight_before)
+                weight_squares += (w - weight_before) ** 2
             before = value
+            weight_before = w
         t = task - h * n_tasks
         sums[h, t, 0] = total
         sums[h, t, 1] = weight
-        sums[h, t, 2] = squares
+        sums[h, t, 2] = value_squares
+        sums[h, t, 3] = value_weights
+        sums[h, t, 4] = weight_squares
 
 
 def exact_transmission(
@@ -490,13 +573,13 @@ def exact_transmission(
     A = sum_x w exp(-tau_in - tau_out) / sum_x w. points: (m, 3) voxel indices from
     :class:`anacor_dials.absorption.crystal_points.CrystalPoints`; to_source, exit_directions: (n, 3);
     weights: (n, m) or None. Points 2k and 2k + 1 come from the same part of the crystal, which gives
-    the standard error: var = sum_k (f_2k - f_2k+1)^2 / (sum w)^2.
+    the standard error: see :func:`ratio_error`.
     """
     points = np.asarray(points, dtype=np.float64).reshape(-1, 3) + 0.5
     to_source = np.asarray(to_source, dtype=np.float64).reshape(-1, 3) / volume.voxel_size_um
     exits = np.asarray(exit_directions, dtype=np.float64).reshape(-1, 3) / volume.voxel_size_um
     n_tasks = -(-len(points) // POINTS_PER_TASK)
-    sums = np.zeros((len(to_source), n_tasks, 3))
+    sums = np.zeros((len(to_source), n_tasks, 5))
     w = np.zeros((0, 0)) if weights is None else np.asarray(weights, dtype=np.float64)
     _exact_sums(
         volume.labels,
@@ -509,5 +592,19 @@ def exact_transmission(
         volume.mu_per_um,
         sums,
     )
-    total, weight, squares = sums.sum(axis=1).T
-    return total / weight, np.sqrt(squares) / weight
+    total, weight, *squares = sums.sum(axis=1).T
+    mean = total / np.maximum(weight, 1e-300)
+    return mean, ratio_error(mean, weight, *squares)
+
+
+def ratio_error(
+    mean: Array, weight: Array, value_squares: Array, value_weights: Array, weight_squares: Array
+) -> Array:
+    """The standard error of a weighted mean A = sum f / sum w over pairs of points.
+
+    The pairs (a, b) each come from one part of the crystal. By linearisation of the ratio (Cochran,
+    1977, ch. 6), var A = sum (d_f - A d_w)^2 / (sum w)^2 with d = a - b; value_squares: sum d_f^2,
+    value_weights: sum d_f d_w, weight_squares: sum d_w^2.
+    """
+    squares = value_squares - 2 * mean * value_weights + mean**2 * weight_squares
+    return np.sqrt(np.maximum(squares, 0.0)) / np.maximum(weight, 1e-300)

@@ -251,12 +251,15 @@ def exact_transmission(
                 values,
             ),
         )
-        norm = float(len(starts))
+        w = cupy.ones((1, len(starts)))
         if weights is not None:
-            w = cupy.asarray(np.asarray(weights)[part])
+            w = cupy.asarray(np.asarray(weights)[part], dtype=np.float64)
             values *= w
-            norm = w.sum(axis=1, dtype=np.float64)
-        squares = ((values[:, ::2] - values[:, 1::2]) ** 2).sum(axis=1)
-        mean[part] = to_numpy(values.sum(axis=1) / norm)
-        error[part] = to_numpy(cupy.sqrt(squares) / norm)
+        d_f = values[:, ::2] - values[:, 1::2]
+        d_w = w[:, ::2] - w[:, 1::2]
+        norm = w.sum(axis=1)
+        of_part = values.sum(axis=1) / cupy.maximum(norm, 1e-300)
+        squares = ((d_f - of_part[:, None] * d_w) ** 2).sum(axis=1)
+        mean[part] = to_numpy(of_part)
+        error[part] = to_numpy(cupy.sqrt(squares) / cupy.maximum(norm, 1e-300))
     return mean, error

@@ -355,7 +355,11 @@ def combined(
         table["id"] = flumpy.from_numpy(index.astype(np.int32))
         for i in np.unique(index[index >= 0]):
             table.experiment_identifiers()[int(i)] = experiments[int(i)].identifier
-    return flex.reflection_table.concat(list(tables))
+    # not reflection_table.concat, which counts the ids anew in the order of the tables
+    result = tables[0]
+    for table in tables[1:]:
+        result.extend(table)
+    return result
 
 
 def warnings_for_scaling(experiments: ExperimentList) -> list[str]:
