@@ -187,6 +187,11 @@ def test_undersampled_distance() -> None:
         require_sampling((256, 256), 0.15, 1.01 * limit_um, ENERGY)
 
 
+def test_a_distance_that_needs_too_large_a_grid() -> None:
+    with pytest.raises(ValueError, match="need a grid of .* points, and 16384 are the most"):
+        WaveGrid.around((512, 512), 0.3, 2, ENERGY, 5000.0)
+
+
 def test_unknown_propagator() -> None:
     with pytest.raises(ValueError, match="propagator 'rays' is unknown"):
         transfer_function((8, 8), 1.0, 1.0, ENERGY, "rays")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -64,13 +65,19 @@ def blender_sample(
             program, "--background", "--factory-startup", "--python-exit-code", "1",
             "--python", os.fspath(SCENE), "--", os.fspath(recipe), folder,
         ]  # fmt: skip
-        result = procrunner.run(
-            command,
-            timeout=TIMEOUT_S,
-            print_stdout=False,
-            print_stderr=False,
-            working_directory=folder,
-        )
+        try:
+            result = procrunner.run(
+                command,
+                timeout=TIMEOUT_S,
+                raise_timeout_exception=True,
+                print_stdout=False,
+                print_stderr=False,
+                working_directory=folder,
+            )
+        except subprocess.TimeoutExpired:
+            raise ValueError(
+                f"Blender did not end within {TIMEOUT_S} s; take sample.maker=built_in."
+            ) from None
         if result.returncode != 0 or not (Path(folder) / "crystal.stl").is_file():
             output = (result.stderr + result.stdout).decode(errors="replace")
             lines = [line for line in output.splitlines() if line.strip()]

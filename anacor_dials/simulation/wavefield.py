@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.materials import wavelength_from_energy
 
+LARGEST_GRID = 16384  # points along one side
 PROPAGATORS = ("fresnel", "angular_spectrum")
 PRECISIONS = {"single": torch.complex64, "double": torch.complex128}
 
@@ -41,6 +42,8 @@ def wavelength_um(energy_keV: float) -> float:
 
 def fast_length(n: int) -> int:
     """The smallest even length >= n that has no prime factor above 5: its Fourier transform is fast."""
+    if n > 2**24:
+        return n
     length = n + n % 2
     while True:
         rest = length
@@ -99,6 +102,12 @@ class WaveGrid:
         for n in image_shape:
             inside = n * oversampling
             length = fast_length(inside + 2 * max(carried, least_margin))
+            if length > LARGEST_GRID:
+                raise ValueError(
+                    f"Images of {n} pixels with {oversampling} points of {dx:g} um per pixel over "
+                    f"{distance_mm:g} mm need a grid of {length} points, and {LARGEST_GRID} are the "
+                    "most; shorten the distance, or take fewer or larger pixels or less oversampling."
+                )
             shape.append(length)
             margin.append((length - inside) // 2)
         return cls(
