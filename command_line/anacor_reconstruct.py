@@ -72,8 +72,8 @@ def scan_description(projections: Any) -> ScanDescription:
         pixel_size_um=tuple(projections.pixel_size) if projections.pixel_size else None,
         energy_keV=projections.energy,
         distance_mm=projections.distance,
-        fast_axis=tuple(projections.fast_axis),
-        slow_axis=tuple(projections.slow_axis),
+        fast_axis=tuple(projections.fast_axis) if projections.fast_axis else None,
+        slow_axis=tuple(projections.slow_axis) if projections.slow_axis else None,
         saturation=projections.saturation,
     )
 

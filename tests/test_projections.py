@@ -72,6 +72,18 @@ def test_upright_whichever_way_the_camera_is_mounted(tmp_path, ellipsoid_scan, f
     )
 
 
+def test_image_axes_that_the_file_says(tmp_path, ellipsoid_scan):
+    scan = small(ellipsoid_scan).at(fast_axis=(-1, 0, 0), slow_axis=(0, 1, 0), shape=(20, 12))
+    said = {
+        "instrument/detector/fast_axis": np.array([-1.0, 0, 0]),
+        "instrument/detector/slow_axis": np.array([0, 1.0, 0]),
+    }
+    path = scan.write_nxtomo(tmp_path / "scan.nxs", **said)
+    assert read_projections(path).axes == ImageAxes(True, -1, 1)
+    by_hand = ScanDescription(fast_axis=(0, 1, 0), slow_axis=(1, 0, 0))
+    assert read_projections(path, by_hand).axes == ImageAxes(False, 1, 1)
+
+
 def test_raw_and_upright_indices_are_each_others_inverse():
     axes = ImageAxes.from_vectors((-1, 0, 0), (0, 1, 0))
     images = np.arange(24.0).reshape(1, 4, 6)

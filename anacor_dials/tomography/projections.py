@@ -250,7 +250,7 @@ def read_projections(
     """
     description = description or ScanDescription()
     scan = find_scan(path, description)
-    axes = ImageAxes.from_vectors(description.fast_axis, description.slow_axis)
+    axes = ImageAxes.from_vectors(scan.fast_axis, scan.slow_axis)
     first = scan.frames.read(scan.projections[:1])
     if description.saturation is not None:
         saturation = description.saturation

@@ -50,7 +50,7 @@ from anacor_dials.tomography.scan_files import ScanDescription
 logger = logging.getLogger("dials.anacor_dials.tomography.reconstruction")
 
 SURVEY_VIEWS = 36
-CENTRE_SLICES = 5
+CENTRE_SLICES = 3
 SLAB = 64  # rows, or a multiple of it: whole chunks of tomo.h5
 BATCH_BYTES = 2.0e8  # of transmissions corrected at a time
 SUPPORT_SHARE = 0.02  # of the strongest absorption: what counts as sample when cropping

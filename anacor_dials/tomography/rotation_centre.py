@@ -18,6 +18,7 @@ Sinograms = NDArray[np.float32]
 
 logger = logging.getLogger("dials.anacor_dials.tomography.rotation_centre")
 
+VO_PROJECTIONS = 360  # more make it slower and no better
 CENTRE_METHODS = ("auto", "vo", "opposite", "mass")
 
 
@@ -120,12 +121,13 @@ def opposite_views_axis(sinogram: Sinograms, angles_deg: FloatArray, pairs: int 
 def vo_axis(sinogram: Sinograms, angles_deg: FloatArray) -> float:
     """The axis (pixel number) of a half turn's sinogram, by algotom (Vo et al., Opt. Express 22 (2014) 19078).
 
-    Of longer scans the first half turn is used.
+    Of longer scans the first half turn is used, of dense ones every second or third projection.
     """
     from algotom.prep.calculation import find_center_vo
 
     n_u = sinogram.shape[1]
-    half = np.abs(angles_deg - angles_deg[0]) <= 180.0
+    half = np.flatnonzero(np.abs(angles_deg - angles_deg[0]) <= 180.0)
+    half = half[:: max(1, len(half) // VO_PROJECTIONS)]
     start, stop = n_u // 4, n_u - 1 - n_u // 4
     if is_whole_sample(sinogram):  # then the centre of mass says where to look
         guess, near = centre_of_mass_axis(sinogram, angles_deg), max(20, n_u // 20)

@@ -33,6 +33,10 @@ from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.tomogram_files import UNITS_TO_UM, open_hdf5
 
 PROJECTION, FLAT, DARK, INVALID = 0, 1, 2, 3
+FAST_AXIS, SLOW_AXIS = (
+    (0.0, 1.0, 0.0),
+    (1.0, 0.0, 0.0),
+)  # seen from the source, the axis down the rows
 
 UNITS_TO_DEG = {
     "deg": 1.0, "degree": 1.0, "degrees": 1.0, "°": 1.0,
@@ -172,7 +176,8 @@ class ScanDescription:
     taken (one before and one after the scan, say), ``file.h5:/path/of/dataset`` where needed.
     flat_corrected: the images are transmissions already. pixel_size_um: at the sample; one number or
     (along fast, along slow). energy_keV; distance_mm: sample to detector. fast_axis, slow_axis: directions
-    in which column and row numbers grow, in the tomo frame at rotation_angle = 0. saturation: pixel
+    in which column and row numbers grow, in the tomo frame at rotation_angle = 0; where neither the user nor
+    the file (``fast_axis`` and ``slow_axis`` beside the images) says: 0, 1, 0 and 1, 0, 0. saturation: pixel
     value (as in the file) from which on a pixel is unusable; None: the largest of an integer type.
     """
 
@@ -188,8 +193,8 @@ class ScanDescription:
     pixel_size_um: tuple[float, ...] | None = None
     energy_keV: float | None = None
     distance_mm: float | None = None
-    fast_axis: tuple[float, float, float] = (0.0, 1.0, 0.0)
-    slow_axis: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    fast_axis: tuple[float, float, float] | None = None
+    slow_axis: tuple[float, float, float] | None = None
     saturation: float | None = None
 
     def __post_init__(self) -> None:
@@ -212,7 +217,8 @@ class ScanContents:
     frames: all images; projections: (n,) numbers of the frames that are projections, in the order of
     the file; angles_deg: (n,) theirs. flats: groups of flat images as (frames, numbers, time), time
     counted in frame numbers, or the empty tuple; darks likewise. pixel_size_um: (along fast, along slow)
-    or None; energy_keV, distance_mm: None where unknown. layout: its name, for the log.
+    or None; energy_keV, distance_mm: None where unknown. fast_axis, slow_axis: (3,), see
+    :class:`ScanDescription`. layout: its name, for the log.
     """
 
     path: Path
@@ -225,6 +231,8 @@ class ScanContents:
     pixel_size_um: tuple[float, float] | None
     energy_keV: float | None
     distance_mm: float | None
+    fast_axis: tuple[float, ...] = FAST_AXIS
+    slow_axis: tuple[float, ...] = SLOW_AXIS
 
 
 # ---- HDF5 -----------------------------------------------------------------------------------------
@@ -325,6 +333,8 @@ class _Layout:
     pixel_size_um: tuple[float, float] | None = None
     energy_keV: float | None = None
     distance_mm: float | None = None
+    fast_axis: tuple[float, ...] | None = None
+    slow_axis: tuple[float, ...] | None = None
 
 
 def _first(file: h5py.Group, names: Sequence[str]) -> str | None:
@@ -343,7 +353,11 @@ def _pair(x: float | None, y: float | None) -> tuple[float, float] | None:
 
 
 def _instrument(file: h5py.File, layout: _Layout, entry: str, detector: str) -> None:
-    """Pixel size, distance and energy of a NeXus entry."""
+    """Pixel size, distance, energy, and image axes where they are said, of a NeXus entry."""
+    layout.fast_axis, layout.slow_axis = (
+        tuple(float(v) for v in axis[()]) if axis is not None and axis.shape == (3,) else None
+        for axis in (_get(file, f"{detector}/{name}") for name in ("fast_axis", "slow_axis"))
+    )
     pixels = [
         _quantity(file, [f"{detector}/{axis}_pixel_size"], UNITS_TO_UM, "m", f"{axis} pixel size")
         for axis in "xy"
@@ -737,6 +751,8 @@ def _assembled(
         size,
         layout.energy_keV if description.energy_keV is None else description.energy_keV,
         layout.distance_mm if description.distance_mm is None else description.distance_mm,
+        description.fast_axis or layout.fast_axis or FAST_AXIS,
+        description.slow_axis or layout.slow_axis or SLOW_AXIS,
     )
 
 
