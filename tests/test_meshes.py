@@ -218,7 +218,11 @@ def test_mesh_inside_out() -> None:
 def test_self_intersecting_mesh(tmp_path) -> None:
     mesh = sphere(5.0, 2)
     vertices = mesh.vertices.copy()
-    vertices[np.argmax(vertices[:, 0])] = (-9.0, 0.3, 0.2)  # one corner drawn through the other side
+    vertices[np.argmax(vertices[:, 0])] = (
+        -9.0,
+        0.3,
+        0.2,
+    )  # one corner drawn through the other side
     with pytest.raises(ValueError, match="intersects itself: faces"):
         require_no_self_intersection(Mesh(vertices, mesh.faces))
     write_stl(tmp_path / "bad.stl", Mesh(vertices, mesh.faces))
