@@ -23,7 +23,7 @@ Examples::
   dials.anacor_simulate n_scans=100 nproc=8 output.prefix=train/scan image_size=512,512 pixel_size=0.6 \\
     sample.vary_materials=True
 
-  dials.anacor_simulate diffraction.simulate=True wavelength=4.13 energy=4
+  dials.anacor_simulate diffraction.simulate=True energy=3.0 crystal_size=50,70
 
   dials.anacor_simulate sample.maker=stl stl.crystal=crystal.stl stl.liquor=drop.stl
 
@@ -126,8 +126,8 @@ def scan_settings(params: Any) -> ScanSettings:
         n_projections=s.n_projections,
         first_angle=s.first_angle,
         angle_range=s.angle_range,
-        fast_axis=tuple(s.fast_axis),
-        slow_axis=tuple(s.slow_axis),
+        fast_axis=tuple(s.fast_axis or (0.0, 1.0, 0.0)),
+        slow_axis=tuple(s.slow_axis or (1.0, 0.0, 0.0)),
         axis_shift_px=s.axis_shift,
         oversampling=s.oversampling,
         n_slices=s.n_slices,
@@ -199,8 +199,11 @@ def settings_of_scan(real: Projections, params: Any, scan_centre: Any) -> tuple[
         raise ValueError(
             f"{real.path} is not a scan in even steps, and only those can be compared."
         )
+    pixel_size_um = params.scan.pixel_size
     if real.pixel_size_um is None:
-        raise ValueError(f"{real.path} does not say how large a pixel is.")
+        logger.warning("The scan does not say how large a pixel is: %g um is taken", pixel_size_um)
+    else:
+        pixel_size_um = real.pixel_size_um[0]
     across, _ = scan_centre or (None, None)
     middle = (real.ny - 1) / 2
     axis = middle if across is None else real.axes.upright_index(across, real.ny, "y")
@@ -208,13 +211,13 @@ def settings_of_scan(real: Projections, params: Any, scan_centre: Any) -> tuple[
     settings = ScanSettings(
         energy_keV=real.energy_keV or s.energy,
         distance_mm=s.distance if real.distance_mm is None else real.distance_mm,
-        pixel_size_um=real.pixel_size_um[0],
+        pixel_size_um=pixel_size_um,
         image_shape=real.frames.shape[1:],
         n_projections=len(angles),
         first_angle=float(angles[0]),
         angle_range=step * len(angles),
-        fast_axis=tuple(s.fast_axis),
-        slow_axis=tuple(s.slow_axis),
+        fast_axis=real.axes.fast_axis,
+        slow_axis=real.axes.slow_axis,
         axis_shift_px=axis - middle,
         oversampling=s.oversampling,
         n_slices=s.n_slices,
@@ -232,8 +235,10 @@ def compare_with(real_scan: str, params: Any, device: str, files: tuple[Any, Any
     segmented = read_sample_file(params.compare_labels)
     if segmented.labels is None:
         raise ValueError(f"{params.compare_labels} has no labels; segment the scan first.")
+    s = params.scan
     description = ScanDescription(
-        fast_axis=tuple(params.scan.fast_axis), slow_axis=tuple(params.scan.slow_axis)
+        fast_axis=tuple(s.fast_axis) if s.fast_axis else None,
+        slow_axis=tuple(s.slow_axis) if s.slow_axis else None,
     )
     real = read_projections(real_scan, description)
     settings, stride = settings_of_scan(real, params, segmented.scan_centre)

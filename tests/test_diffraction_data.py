@@ -238,6 +238,43 @@ def test_true_transmissions_mend_the_data(tmp_path) -> None:
     assert without > 4 * with_truth
 
 
+@pytest.mark.slow
+def test_two_witnesses_agree(tmp_path, monkeypatch) -> None:
+    """dials.anacor_absorption, from voxels, against lines through the meshes: two sweeps, one with kappa,
+    a tomogram that begins elsewhere and turns the other way."""
+    from anacor_dials.sample.materials import energy_from_wavelength
+    from anacor_dials.sample.tomogram_files import write_sample_file
+
+    command = pytest.importorskip("anacor_dials.command_line.anacor_absorption")
+    from dials.array_family import flex
+
+    sample, wavelength = demo_sample(), 4.13
+    energy = energy_from_wavelength(wavelength)
+    experiments, table = simulate_diffraction(
+        sample,
+        np.random.default_rng(3),
+        wavelength,
+        d_min=6.0,
+        sweeps=[Sweep(0, 90, 0.2), Sweep(20, 90, 0.2, kappa=40)],
+        angle_offset=15.0,
+        rotation_sense=-1,
+        n_points=1024,
+    )
+    monkeypatch.chdir(tmp_path)
+    write_diffraction(experiments, table, "models.expt", "observations.refl")
+    labels = sample.label_volume(1.0)
+    mu = sample.mu_per_um(energy)
+    write_sample_file("tomo.h5", labels=labels, mu_per_um=mu, energy_keV=energy)
+    command.run(
+        ["models.expt", "observations.refl", "tomo.h5",
+         "alignment.angle_offset=15", "alignment.rotation_sense=-1"]
+    )  # fmt: skip
+    corrected = flex.reflection_table.from_file("corrected.refl")
+    ratio = np.array(corrected["analytical_correction"]) / np.array(corrected["true.transmission"])
+    assert abs(ratio.mean() - 1) < 2e-3
+    assert ratio.std() < 2e-3
+
+
 # ---- bad input -------------------------------------------------------------------------------------
 
 

@@ -169,6 +169,16 @@ class ImageAxes:
         x, y = rounded if transposed else rounded[::-1]
         return cls(transposed, x[0], y[1])
 
+    @property
+    def fast_axis(self) -> tuple[float, float, float]:
+        """The direction in which column numbers grow."""
+        return (float(self.x_sign), 0.0, 0.0) if self.transposed else (0.0, float(self.y_sign), 0.0)
+
+    @property
+    def slow_axis(self) -> tuple[float, float, float]:
+        """The direction in which row numbers grow."""
+        return (0.0, float(self.y_sign), 0.0) if self.transposed else (float(self.x_sign), 0.0, 0.0)
+
     def upright_shape(self, rows: int, columns: int) -> tuple[int, int]:
         """(nx, ny) of images of so many rows and columns."""
         return (columns, rows) if self.transposed else (rows, columns)
