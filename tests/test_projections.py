@@ -72,6 +72,15 @@ def test_upright_whichever_way_the_camera_is_mounted(tmp_path, ellipsoid_scan, f
     )
 
 
+def test_single_rows_are_read(tmp_path, ellipsoid_scan):
+    scan = small(ellipsoid_scan)
+    projections = read_projections(scan.write_nxtomo(tmp_path / "scan.nxs"))
+    rows = np.array([7, 2, 2])
+    np.testing.assert_allclose(
+        projections.transmission([4, 1], rows), scan.transmission()[[4, 1]][:, rows], atol=QUANTISED
+    )
+
+
 def test_image_axes_that_the_file_says(tmp_path, ellipsoid_scan):
     scan = small(ellipsoid_scan).at(fast_axis=(-1, 0, 0), slow_axis=(0, 1, 0), shape=(20, 12))
     said = {

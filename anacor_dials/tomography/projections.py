@@ -129,19 +129,24 @@ class Projections:
         return np.ascontiguousarray(self.axes.upright(self.dark))
 
     def transmission(
-        self, which: ArrayLike | slice = slice(None), x: slice = slice(None)
+        self,
+        which: ArrayLike | slice = slice(None),
+        x: slice | NDArray[np.intp] = slice(None),
     ) -> FloatImages:
         """Transmissions (k, nx', ny) of some projections, upright; NaN where a pixel is unusable.
 
         which: indices into ``numbers`` and ``angles_deg``, or a slice of them; x: a range start:stop
-        of pixels along the rotation axis. Unusable are saturated pixels, those that are not numbers, and
+        of pixels along the rotation axis, or their numbers. Unusable are saturated pixels, those that are not numbers, and
         those where the flat is not above the dark. The values are not clipped: noise gives more than 1
         beside the sample.
         """
         numbers = (
             self.numbers[which] if isinstance(which, slice) else self.numbers[np.asarray(which)]
         )
-        raw = self.axes.upright(self.frames.read(numbers, *self.axes.raw_window(x, self.nx)))
+        window = x if isinstance(x, slice) else slice(int(x.min()), int(x.max()) + 1)
+        raw = self.axes.upright(self.frames.read(numbers, *self.axes.raw_window(window, self.nx)))
+        if not isinstance(x, slice):
+            raw = raw[:, x - window.start]
         times = self.flat_times
         place = np.clip(np.interp(numbers, times, np.arange(len(times))), 0, max(len(times) - 1, 0))
         before = np.minimum(place.astype(np.intp), max(len(times) - 2, 0))

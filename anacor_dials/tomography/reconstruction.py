@@ -283,11 +283,17 @@ def row_sinograms(
     projections: Projections, settings: ReconstructionSettings, rows: NDArray[np.intp]
 ) -> Sinograms:
     """Sinograms (len(rows), n_angles, ny) of single rows, -ln T, with their rings; in one pass over the images."""
-    first, last = int(rows.min()), int(rows.max()) + 1
     sinograms = np.empty((len(rows), projections.n_angles, projections.ny), dtype=np.float32)
-    for batch in _batches(projections, last - first + 2 * _halo(projections, settings)):
-        images = attenuation(projections, settings, batch, (first, last))
-        sinograms[:, batch] = images[:, rows - first].transpose(1, 0, 2)
+    # each with its neighbours, which tell what a zinger is
+    trios = (rows[:, None] + np.array([-1, 0, 1])).clip(0, projections.nx - 1).ravel()
+    for batch in _batches(projections, int(rows.max() - rows.min()) + 3):
+        images = projections.transmission(batch, trios)
+        bridge_unusable(images)
+        if settings.zinger_threshold is not None:
+            threshold = zinger_threshold(images, settings.zinger_threshold)
+            images, _ = remove_zingers(images, threshold)
+        minus_log(images, settings.least_transmission)
+        sinograms[:, batch] = images[:, 1::3].transpose(1, 0, 2)
     return sinograms
 
 
@@ -419,7 +425,7 @@ def plan_reconstruction(
     _warn(projections, settings, diagnostics)
     which, survey = _survey(projections, settings)
     rows = _sample_rows(survey)
-    sinograms = row_sinograms(projections, replace(settings, paganin_delta_beta=None), rows)
+    sinograms = row_sinograms(projections, settings, rows)
     if settings.centre is None:
         logger.info("Looking for the rotation axis in %d slices", len(rows))
         clean = remove_rings(sinograms.copy(), settings.rings)
