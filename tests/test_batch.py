@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -113,9 +114,13 @@ def test_samples_fit_the_images() -> None:
 def test_files_of_another_recipe_are_not_touched(tmp_path) -> None:
     (job,) = jobs(tmp_path, 1)
     make_scan(job)
-    (other,) = jobs(tmp_path, 1, seed=8)
-    with pytest.raises(ValueError, match="made with another seed or other settings"):
-        list(run_jobs([other]))
+    assert job.is_done()
+    (other_seed,) = jobs(tmp_path, 1, seed=8)
+    other_recipe = replace(job, recipe=replace(RECIPE, pin=True))
+    other_settings = replace(job, settings=replace(SETTINGS, n_projections=5))
+    for other in (other_seed, other_recipe, other_settings):
+        with pytest.raises(ValueError, match="made with another seed, recipe or settings"):
+            list(run_jobs([other]))
 
 
 def test_samples_that_never_fit() -> None:

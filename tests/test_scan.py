@@ -188,6 +188,19 @@ def test_flats_differ_between_projection_and_correction(tmp_path, small_sample) 
     assert spread(3.0) > 1.5 * spread(0.0)
 
 
+def test_real_flats_make_the_beam(tmp_path, small_sample) -> None:
+    """Turned with the images, never the same for a projection and for its correction."""
+    pattern = 1 + 0.3 * np.linspace(-1, 1, 48)[:, None] * np.ones((1, 56))
+    flats = np.stack([pattern + 0.001 * k for k in range(6)])
+    scan = settings(fast_axis=(-1, 0, 0), slow_axis=(0, 1, 0), detector=perfect_detector())
+    write_scan(
+        tmp_path / "s.nxs", tmp_path / "t.h5", small_sample, scan, np.random.default_rng(1), real_flats=flats
+    )  # fmt: skip
+    with h5py.File(tmp_path / "s.nxs") as file:
+        flat = file["entry1/tomo_entry/data/data"][2:4].mean(axis=0) - 100
+    np.testing.assert_allclose(flat.mean(axis=1) / flat.mean(), pattern[:, 0], atol=0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("fast", "slow"), ORIENTATIONS[:2])
 def test_reconstruction_puts_the_sample_where_the_truth_says(tmp_path, fast, slow) -> None:

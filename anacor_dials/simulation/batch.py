@@ -166,10 +166,15 @@ class ScanJob:
                 record = json.loads(file["entry1/tomo_entry/process/simulation"][()])
         except (OSError, KeyError, ValueError):
             record = {}
-        mine = json.loads(json.dumps(asdict(self.settings)))
-        if record.get("settings") != mine or record.get("seed") != str(self.seed):
+        mine = {
+            "settings": asdict(self.settings),
+            "recipe": asdict(self.recipe),
+            "seed": str(self.seed),
+            "spawn_key": list(self.generators()[1].bit_generator.seed_seq.spawn_key),  # type: ignore[attr-defined]
+        }
+        if {name: record.get(name) for name in mine} != json.loads(json.dumps(mine)):
             raise ValueError(
-                f"{self.scan_file} is there already and was made with another seed or other settings; name "
+                f"{self.scan_file} is there already and was made with another seed, recipe or settings; name "
                 "another output.prefix, or remove it."
             )
         return True
@@ -213,6 +218,7 @@ def make_scan(job: ScanJob, progress: Callable[[int], object] = lambda done: Non
         job.device,
         flats,
         job.parameters,
+        asdict(job.recipe),
         progress,
     )
     return job.scan_file

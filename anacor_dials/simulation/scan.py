@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -314,12 +314,14 @@ def write_scan(
     device: str = "cpu",
     real_flats: FloatArray | None = None,
     parameters: str = "",
+    recipe: Mapping[str, Any] | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> None:
     """Makes a scan and writes the NXtomo file and the truth, both or neither.
 
     real_flats: (n, rows, columns) flats of a real scan, from which the beam is taken; synthetic ones
-    where None. parameters: PHIL text for the record. progress is called with 1 after each projection.
+    where None. parameters: PHIL text, and recipe: what the sample was drawn by, for the record. progress
+    is called with 1 after each projection.
     The truth holds labels, materials and mu, and points to the scan. Raises ValueError where sample,
     settings and flats do not go together.
     """
@@ -329,6 +331,7 @@ def write_scan(
         "spawn_key": list(getattr(seed, "spawn_key", ())),
         "settings": asdict(settings),
         "sample": dict(sample.parameters),
+        "recipe": dict(recipe or {}),
     }
     detector = settings.detector
     if real_flats is None:
