@@ -1,0 +1,34 @@
+# Every target runs in the environment of tools/dials-env, which sets up what is missing.
+
+RUN := tools/dials-env
+# further arguments to pytest: make test PYTEST="-k frames --require=dials"
+PYTEST :=
+
+.PHONY: help demo test test-all lint format types clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+demo: ## the main job from end to end on a small virtual sample (under 3 minutes)
+	$(RUN) python examples/demo.py
+
+test: ## all tests but the slow ones
+	$(RUN) python -m pytest -m "not slow" $(PYTEST)
+
+test-all: ## the slow tests too
+	$(RUN) python -m pytest $(PYTEST)
+
+lint: ## style and formatting of the whole tree
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+format: ## put the formatting and the order of imports right
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+types: ## static types of what stands without DIALS
+	$(RUN) mypy
+
+clean: ## remove what was built here, but not the environment's root
+	rm -rf .dials-env .mypy_cache .pytest_cache .ruff_cache build dist demo *.egg-info
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
