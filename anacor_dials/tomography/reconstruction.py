@@ -55,7 +55,8 @@ SLAB = 64  # rows, or a multiple of it: whole chunks of tomo.h5
 BATCH_BYTES = 2.0e8  # of transmissions corrected at a time
 SUPPORT_SHARE = 0.02  # of the strongest absorption: what counts as sample when cropping
 HISTOGRAM_BINS = 400
-SWEEP_PIXELS = (-8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0)
+SWEEP_PIXELS = (-8, -4, -2, -1, 0, 1, 2, 4, 8)
+SWEEP_PROJECTIONS = 450  # about as many show where the axis is
 PICTURE_PIXELS = 300  # longest side of a picture in the report
 
 
@@ -281,20 +282,26 @@ def slab_sinograms(
 
 def row_sinograms(
     projections: Projections, settings: ReconstructionSettings, rows: NDArray[np.intp]
-) -> Sinograms:
-    """Sinograms (len(rows), n_angles, ny) of single rows, -ln T, with their rings; in one pass over the images."""
-    sinograms = np.empty((len(rows), projections.n_angles, projections.ny), dtype=np.float32)
+) -> tuple[Sinograms, Sinograms]:
+    """Sinograms (len(rows), n_angles, ny) of single rows, -ln T: as measured, and without zingers.
+
+    In one pass over the images; rings are left in both.
+    """
+    shape = (len(rows), projections.n_angles, projections.ny)
+    measured, clean = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
     # each with its neighbours, which tell what a zinger is
     trios = (rows[:, None] + np.array([-1, 0, 1])).clip(0, projections.nx - 1).ravel()
     for batch in _batches(projections, int(rows.max() - rows.min()) + 3):
         images = projections.transmission(batch, trios)
         bridge_unusable(images)
-        if settings.zinger_threshold is not None:
-            threshold = zinger_threshold(images, settings.zinger_threshold)
-            images, _ = remove_zingers(images, threshold)
-        minus_log(images, settings.least_transmission)
-        sinograms[:, batch] = images[:, 1::3].transpose(1, 0, 2)
-    return sinograms
+        for sinograms, zingers in ((measured, False), (clean, True)):
+            if zingers and settings.zinger_threshold is not None:
+                threshold = zinger_threshold(images, settings.zinger_threshold)
+                images, _ = remove_zingers(images, threshold)
+            single = np.ascontiguousarray(images[:, 1::3])
+            minus_log(single, settings.least_transmission)
+            sinograms[:, batch] = single.transpose(1, 0, 2)
+    return measured, clean
 
 
 def _survey(
@@ -386,19 +393,23 @@ def _picture(image: FloatImages) -> FloatImages:
 
 
 def _sweep(sinogram: Sinograms, plan: ReconstructionPlan, x: int, pixel_um: float) -> CentreSweep:
-    projections, ny = plan.projections, plan.projections.ny
-    axes = np.array([plan.axis + d for d in SWEEP_PIXELS if 0 <= plan.axis + d <= ny - 1])
-    pictures, negativity = [], []
-    for axis in axes:
-        image = reconstruct_slices(
-            sinogram[None], projections.angles_deg, float(axis), pixel_um, plan.grid,
-            plan.settings.filter_name, plan.backend,
-        )[0]  # fmt: skip
-        negativity.append(float(-image[image < 0].sum() / np.abs(image).sum()))
-        pictures.append(_picture(image))
-    raw = np.array([projections.axes.upright_index(float(a), ny, "y") for a in axes])
+    projections, n_u = plan.projections, plan.projections.ny
+    offsets = np.array([d for d in SWEEP_PIXELS if 0 <= plan.axis + d <= n_u - 1], dtype=int)
+    # an axis d pixels further on is a sinogram moved back by d: all are reconstructed at once
+    some = slice(None, None, max(1, projections.n_angles // SWEEP_PROJECTIONS))
+    pixels = (np.arange(n_u) + offsets[:, None]).clip(0, n_u - 1)
+    moved = np.stack([sinogram[some, columns] for columns in pixels])
+    images = reconstruct_slices(
+        moved, projections.angles_deg[some], plan.axis, pixel_um, plan.grid,
+        plan.settings.filter_name, plan.backend,
+    )  # fmt: skip
+    negativity = np.array([-i[i < 0].sum() / max(np.abs(i).sum(), 1e-30) for i in images])
+    raw = np.array(
+        [projections.axes.upright_index(plan.axis + float(d), n_u, "y") for d in offsets]
+    )
     order = np.argsort(raw)
-    return CentreSweep(raw[order], np.stack(pictures)[order], np.array(negativity)[order], x)
+    pictures = np.stack([_picture(image) for image in images])
+    return CentreSweep(raw[order], pictures[order], negativity[order], x)
 
 
 def plan_reconstruction(
@@ -425,7 +436,7 @@ def plan_reconstruction(
     _warn(projections, settings, diagnostics)
     which, survey = _survey(projections, settings)
     rows = _sample_rows(survey)
-    sinograms = row_sinograms(projections, settings, rows)
+    measured, sinograms = row_sinograms(projections, settings, rows)
     if settings.centre is None:
         logger.info("Looking for the rotation axis in %d slices", len(rows))
         clean = remove_rings(sinograms.copy(), settings.rings)
@@ -479,11 +490,8 @@ def plan_reconstruction(
         middle = len(rows) // 2
         row = int(rows[middle])
         clean_row = remove_rings(sinograms[middle : middle + 1].copy(), settings.rings)[0]
-        raw = projections.transmission(slice(None), slice(row, row + 1))
-        bridge_unusable(raw)
-        minus_log(raw, settings.least_transmission)
         diagnostics.sinogram_x = row
-        diagnostics.sinogram_before = _picture(raw[:, 0])
+        diagnostics.sinogram_before = _picture(measured[middle])
         diagnostics.sinogram_after = _picture(clean_row)
         diagnostics.sweep = _sweep(clean_row, plan, row, pixel_um)
     return plan
