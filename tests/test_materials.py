@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from anacor_dials.sample import materials
-from anacor_dials.sample.materials import Composition, Material, mu_by_label, protein_crystal
+from anacor_dials.sample.materials import (
+    Composition,
+    Material,
+    MaterialInput,
+    materials_at,
+    mu_by_label,
+    protein_crystal,
+)
 
 xraylib = pytest.importorskip("xraylib")
 
@@ -180,3 +187,80 @@ def test_mu_by_label():
 def test_labels_with_a_gap_or_twice_are_refused(labels):
     with pytest.raises(ValueError, match="every label from 0 on needs one material"):
         mu_by_label([Material(label, f"m{label}", 0.1) for label in labels])
+
+
+# ---- where each mu comes from ---------------------------------------------------------------------
+
+NAMES = ("background", "liquor", "loop", "crystal")
+IN_FILE = [math.nan, 0.0201, 0.0168, 0.0192]
+
+
+def found(given, names=NAMES, in_file=IN_FILE, file_energy=3.0, energy=3.0):
+    return materials_at(energy, names, given, in_file, file_energy)
+
+
+def test_what_is_said_goes_before_what_is_in_the_file():
+    given = {
+        "liquor": MaterialInput(mu_per_um=0.5),
+        "loop": MaterialInput(formula="C22H10N2O5", density_g_cm3=1.42),
+        "crystal": MaterialInput(mu_per_um=0.03, solvent_content=0.5),
+    }
+    background, liquor, loop, crystal = found(given)
+    assert (background.mu_per_um, background.origin) == (0.0, "air or vacuum")
+    assert (liquor.mu_per_um, liquor.origin) == (0.5, "given")
+    assert loop.mu_per_um == pytest.approx(KAPTON.mu_per_um(3.0))
+    assert loop.origin == "composition at 3 keV"
+    assert crystal.mu_per_um == 0.03
+    assert [m.label for m in (background, liquor, loop, crystal)] == [0, 1, 2, 3]
+
+
+def test_what_is_not_said_is_in_the_file():
+    assert [m.mu_per_um for m in found({})] == [0.0, 0.0201, 0.0168, 0.0192]
+    assert {m.origin for m in found({})[1:]} == {"file"}
+    # without an energy the file's values are taken as they are
+    assert [m.mu_per_um for m in found({}, file_energy=None, energy=12.0)][1:] == IN_FILE[1:]
+
+
+def test_a_protein_crystal_by_its_solvent_content():
+    crystal = found({"crystal": MaterialInput(solvent_content=0.45)})[3]
+    assert crystal.mu_per_um == pytest.approx(0.01869, abs=0.51e-5)
+
+
+def test_mu_of_another_energy_is_rescaled():
+    background, liquor, loop, crystal = found({}, energy=4.0)
+    assert background.mu_per_um == 0
+    assert liquor.mu_per_um == pytest.approx(0.0201 * WATER.mu_per_um(4) / WATER.mu_per_um(3))
+    assert loop.mu_per_um == pytest.approx(0.0168 * KAPTON.mu_per_um(4) / KAPTON.mu_per_um(3))
+    half = protein_crystal(0.5)
+    assert crystal.mu_per_um == pytest.approx(0.0192 * half.mu_per_um(4) / half.mu_per_um(3))
+    assert crystal.origin.startswith("file, 3 keV, rescaled to 4 keV")
+    # a difference within the bandwidth of a monochromator is none
+    assert found({}, energy=3.003)[1].mu_per_um == 0.0201
+
+
+def test_a_material_of_unknown_kind_is_not_rescaled():
+    names = ("background", "oil", "loop", "crystal")
+    with pytest.raises(
+        ValueError, match=r"mu of oil belongs to 3 keV and the beam has 4 keV; give"
+    ):
+        found({}, names, energy=4.0)
+    assert found({"oil": MaterialInput(mu_per_um=0.01)}, names, energy=4.0)[1].mu_per_um == 0.01
+
+
+@pytest.mark.parametrize("in_file", [None, [0, 0.02, math.nan, 0.02]])
+def test_a_material_without_mu_is_refused(in_file):
+    given = {"liquor": MaterialInput(mu_per_um=0.02)}
+    with pytest.raises(ValueError, match=r"of loop is nan /um; give it as materials\.loop\.mu="):
+        found(given, in_file=in_file)
+
+
+def test_half_a_composition_is_refused():
+    with pytest.raises(ValueError, match=r"loop\.formula=H2O needs materials\.loop\.density="):
+        found({"loop": MaterialInput(formula="H2O")})
+    with pytest.raises(ValueError, match=r"loop\.density needs materials\.loop\.formula="):
+        found({"loop": MaterialInput(density_g_cm3=1.4)})
+
+
+def test_a_material_that_is_not_in_the_volume_is_refused():
+    with pytest.raises(ValueError, match="materials.oil was given, but the labels are background"):
+        found({"oil": MaterialInput(mu_per_um=0.01)})

@@ -249,8 +249,8 @@ def materials_at(
     """The materials of a labelled volume at the beam's energy, and from where each mu comes.
 
     In this order: mu as given, from the composition given, from the file. A mu of the file that
-    belongs to another energy is multiplied by the ratio of mu(E) of the composition given, or of the
-    typical one of its name. Background has mu = 0 unless something else is said.
+    belongs to another energy is multiplied by the ratio of mu(E) of the typical composition of its
+    name. Background has mu = 0 unless something else is said.
     Raises ValueError for names that the volume does not have and for materials without any mu.
     """
     for name in given:
