@@ -119,6 +119,19 @@ def test_nodes_are_directions():
     assert np.degrees(np.arccos(nearest)).max() < 7.5
 
 
+def test_rings_are_brought_to_one_length_without_loss():
+    grid = ExitGrid(7.0, anywhere(200))
+    assert len(set(grid.sizes)) > 5
+    values = np.random.default_rng(6).standard_normal((2, len(grid.directions)))  # all frequencies
+    torus = grid.torus(values)
+    starts = np.cumsum([0, *grid.sizes[:-1]])
+    halves = np.array(grid.sizes) // 2
+    # the nodes at psi = 0 and 180 deg belong to the short rings and to the long ones
+    rings = torus[:, grid.first : grid.last + 1]
+    np.testing.assert_allclose(rings[:, :, 0], values[:, starts], atol=1e-12)
+    np.testing.assert_allclose(rings[:, :, grid.n_psi // 2], values[:, starts + halves], atol=1e-12)
+
+
 @pytest.mark.parametrize("slant_deg", [0, 15, -40])
 def test_arcs_lie_on_the_cone_of_the_scan(slant_deg):
     axis = unit((1.0, 0.3, -0.2))
