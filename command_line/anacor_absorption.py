@@ -48,7 +48,7 @@ from anacor_dials.diffraction.reflections import (
     scale_command,
     write_factors,
 )
-from anacor_dials.phil import parse_phil
+from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report import write_html, write_json
 from anacor_dials.sample.materials import MaterialInput
 from anacor_dials.sample.output_files import OutputFiles
@@ -225,11 +225,11 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
             ),
             beam=beam_profile(params),
             tolerance=params.absorption.tolerance / 100,
-            method=params.absorption.method,
+            method=choice(params.absorption.method),
             check_reflections=params.absorption.check_reflections,
             memory_gb=params.absorption.memory,
             nproc=None if params.nproc is libtbx.Auto else params.nproc,
-            device=params.device,
+            device=choice(params.device),
             seed=params.seed,
             progress=sys.stderr.isatty(),
         )

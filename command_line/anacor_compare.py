@@ -44,7 +44,7 @@ from anacor_dials.diffraction.comparison import (
 )
 from anacor_dials.diffraction.merging import comparison_table, format_table
 from anacor_dials.diffraction.scaling import FailedScaling, strategy_called
-from anacor_dials.phil import parse_phil
+from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report import Figure, Section, Table, Text, write_html, write_json
 from anacor_dials.sample.output_files import OutputFiles
 
@@ -152,7 +152,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
             sources,
             [strategy_called(name) for name in params.strategies],
             params.output.directory,
-            params.scaling.model,
+            choice(params.scaling.model),
             dials_scale_options(params),
         )
         nproc = CPU_COUNT if params.nproc is libtbx.Auto else params.nproc

@@ -37,7 +37,7 @@ from dials.util.version import dials_version
 from libtbx import phil
 
 from anacor_dials import __version__
-from anacor_dials.phil import parse_phil
+from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report import Figure, Section, Table, Text, write_html, write_json
 from anacor_dials.sample.materials import typical_composition
 from anacor_dials.sample.output_files import OutputFiles
@@ -80,7 +80,7 @@ def scan_description(projections: Any) -> ScanDescription:
 
 def reconstruction_settings(reconstruction: Any) -> ReconstructionSettings:
     """The steps that the PHIL scope ``reconstruction`` asks for."""
-    crop: str | tuple[int, ...] = reconstruction.crop or "off"
+    crop: str | tuple[int, ...] = choice(reconstruction.crop) or "off"
     if isinstance(crop, str) and crop not in ("off", "auto"):
         try:
             crop = tuple(int(number) for number in crop.replace(",", " ").split())
@@ -91,7 +91,7 @@ def reconstruction_settings(reconstruction: Any) -> ReconstructionSettings:
             ) from None
     return ReconstructionSettings(
         centre=reconstruction.centre,
-        centre_method=reconstruction.centre_method,
+        centre_method=choice(reconstruction.centre_method),
         beam_centre=reconstruction.beam_centre,
         zinger_threshold=reconstruction.zinger_threshold if reconstruction.zingers else None,
         least_transmission=reconstruction.least_transmission,
@@ -99,7 +99,7 @@ def reconstruction_settings(reconstruction: Any) -> ReconstructionSettings:
         paganin_delta_beta=reconstruction.paganin_delta_beta,
         crop=crop,
         filter_name=reconstruction.filter,
-        backend=reconstruction.backend,
+        backend=choice(reconstruction.backend),
         memory_gb=reconstruction.memory,
     )
 

@@ -46,7 +46,7 @@ from libtbx import phil
 from tqdm import tqdm
 
 from anacor_dials import __version__
-from anacor_dials.phil import parse_phil
+from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report import Figure, Section, Table, write_html, write_json
 from anacor_dials.sample.materials import energy_from_wavelength, wavelength_from_energy
 from anacor_dials.sample.output_files import OutputFiles
@@ -364,7 +364,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
     try:
         if unhandled:
             raise ValueError(f"What is {' '.join(unhandled)}? Parameters are given as name=value.")
-        device = usable_device(params.device)
+        device = usable_device(choice(params.device))
         if params.compare is not None:
             compare(params, device)
         else:

@@ -17,3 +17,10 @@ def parse_phil(name: str, more: str = "") -> Any:
     if more:
         scope = phil.parse(scope.as_str(attributes_level=3) + "\n" + more)
     return scope
+
+
+def choice(value: Any) -> Any:
+    """The value of a parameter of type choice; PHIL makes its own Auto of an "auto" that is typed."""
+    import libtbx
+
+    return "auto" if value is libtbx.Auto else value

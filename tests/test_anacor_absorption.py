@@ -155,7 +155,9 @@ def mu_by_label() -> list[float]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mu_by_label: list[float]) -> Iterator[Path]:
+def folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mu_by_label: list[float]
+) -> Iterator[Path]:
     """A folder with models.expt (two settings), observations.refl and tomo.h5; work goes on there."""
     experiments = ExperimentList([experiment_with(0.0, "one"), experiment_with(35.0, "two")])
     experiments.as_file(tmp_path / "models.expt")
@@ -220,6 +222,11 @@ def test_factors_of_two_settings_agree_with_chords(folder: Path) -> None:
     for column in before:
         assert list(before[column]) == list(after[column]), column
     assert dict(after.experiment_identifiers()) == dict(before.experiment_identifiers())
+
+
+def test_auto_may_be_typed(folder: Path) -> None:
+    run([*INPUT, "device=auto", "nproc=auto", "absorption.method=auto", "output.html=None"])
+    assert Path("corrected.refl").exists()
 
 
 def test_a_wrong_sense_or_offset_gives_other_factors(folder: Path) -> None:
@@ -523,7 +530,7 @@ def test_real_sweeps_are_restored(
 ) -> None:
     """Four real sweeps, attenuated by the two balls (chords, in double precision), are restored."""
     monkeypatch.chdir(tmp_path)
-    mu = {CRYSTAL: 0.05, LIQUOR: 0.06}
+    mu = {CRYSTAL: 0.03, LIQUOR: 0.1}
     names = [shared_data / "l_cysteine" / f"sweep_{i}" for i in (20, 25, 30, 35)]
     experiments = ExperimentList()
     tables = []
@@ -610,7 +617,7 @@ def test_real_sweeps_are_restored(
     for row in ("Rmeas(I)", "CC half", "I/sigma"):
         reference, corrected = overall("untouched", row), overall("corrected", row)
         assert corrected == pytest.approx(reference, rel=0.02), row
-    assert overall("uncorrected", "Rmeas(I)") > 2 * overall("untouched", "Rmeas(I)")
+    assert overall("uncorrected", "Rmeas(I)") > 1.5 * overall("untouched", "Rmeas(I)")
 
     intensities = []
     for label in ("untouched", "corrected"):
