@@ -11,7 +11,8 @@ the beam's intensity is never quite that of its flat. All mu_m are found at once
   absorb half as much again. Calculated and measured transmissions are smoothed alike, by one Fresnel zone
   sqrt(lambda z) or a pixel; on that scale the transport of intensity is linear in the distance (Teague 1983),
   and delta z is one more parameter of the fit, delta of the materials being in the ratio of their
-  composition (electron density).
+  composition (electron density). Where energy and distance are known it is known to a tenth, and what that
+  tenth makes of mu is in the errors. Rays of the beam alone are taken from far beside the sample.
 * **Rays.** Pixels are averaged in blocks. Rays are left out where the thickness of a material bends
   strongly within the margin of two such zones: there labels are half a voxel off. The margin is
   halved for materials that would lose most of their rays. Left out too are rays with T < 0.02.
@@ -21,7 +22,7 @@ the beam's intensity is never quite that of its flat. All mu_m are found at once
   those of the delete-a-block jackknife (Kuensch, Ann. Statist. 17 (1989) 1217) over blocks of neighbouring
   angles, and over bands of slices in which the material occurs; the larger one counts. What is wrong in
   all views and slices alike (a wrong pixel size, labels that are all too large) is not in them.
-* **Materials that cannot be told apart.** Where the error of a mu is above a tenth of the mean mu and its
+* **Materials that cannot be told apart.** Where the error of a mu is above a twentieth of the mean mu and its
   material goes together with another one, their difference is taken as 0 +- 10 % of the mean mu (a
   ridge). Both move to their common mean, and the attenuation of both together, which the data do
   determine, stays. The errors then include those ten per cent.
@@ -65,17 +66,21 @@ MOST_BLOCKS = 600_000
 MOST_RAYS = 80_000  # in the sample, and beside it; neighbours say the same
 LEAST_SMOOTHING_PIXELS = 1.0
 MARGIN_SIGMAS = 2.0
+BESIDE_SIGMAS = 6.0  # from the sample to rays that show the beam alone
 # a ray is left out where a thickness's slope changes by more than so much over the margin
 LARGEST_BEND = 1.0
 VOXEL_NOISE = 1.5  # voxels by which a bend of voxelised labels may be wrong
 KEPT_SHARE = 0.25  # of a material's rays; where fewer are left, its margin is halved
 LEAST_RAYS = 30
+REFRACTION_SPREAD = 0.1  # of delta times distance, where both are known
+RAYS_ALIKE = 1000.0  # that are wrong together
 LEAST_TRANSMISSION = 0.02
 HUBER = 1.345
 OFFSET_SPREAD = 0.02  # of -ln T, by which the beam may differ from its flat
 ANGLE_BLOCKS = 12
 SLICE_BANDS = 8
-INDISTINCT_ERROR = 0.1  # of the mean mu
+INDISTINCT_ERROR = 0.05  # of the mean mu: the difference of two is then known to 10 %
+POOR_ERROR = 0.1  # of the mean mu
 INDISTINCT_CORRELATION = -0.7
 RIDGE_SPREAD = 0.1  # of the mean mu, between materials that cannot be told apart
 UNEXPLAINED = 0.1  # of -ln T, rms
@@ -243,7 +248,8 @@ def _smooth_places(
             after = thickness.take((index + reach).clip(None, index[-1]), axis=axis)
             bend = np.abs(before + after - 2 * thickness)
             calm &= bend <= LARGEST_BEND * reach * step + VOXEL_NOISE * voxel
-        return calm
+        near = [1, *(2 * round(margins[label] / step) + 1 for step in step_um)]
+        return np.asarray(scipy.ndimage.minimum_filter(calm, near, mode="nearest"))
 
     for label in range(1, n):
         away[label] = unbent(label)
@@ -261,6 +267,12 @@ def _smooth_places(
             margins[label] = max(0.5 * margins[label], least)
             away[label] = unbent(label)
     return np.asarray(np.all(away, axis=0)), margins
+
+
+def _far_from(in_sample: NDArray[np.bool_], blocks: FloatArray) -> NDArray[np.bool_]:
+    """Rays (k, gx, gy) beside the sample to which no light is refracted: so many blocks (2,) away."""
+    size = [1, *(2 * math.ceil(b) + 1 for b in blocks)]
+    return ~np.asarray(scipy.ndimage.maximum_filter(in_sample, size, mode="nearest"))
 
 
 def _thin(places: NDArray[np.bool_], in_sample: NDArray[np.bool_]) -> None:
@@ -281,7 +293,8 @@ def _thin(places: NDArray[np.bool_], in_sample: NDArray[np.bool_]) -> None:
 class _Rays:
     """Chosen rays: y (n,) = -ln T, their design (n, p), angle (n,), x_um (n,), whether in the sample (n,).
 
-    The first columns of the design are lengths in the materials, the last one is refraction.
+    The first columns of the design are lengths in the materials, the last one is refraction;
+    refraction_weight: 1 / variance of its parameter about 0, known beforehand.
     """
 
     y: FloatArray
@@ -290,6 +303,7 @@ class _Rays:
     x_um: FloatArray
     in_sample: NDArray[np.bool_]
     n_angles: int
+    refraction_weight: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -360,12 +374,15 @@ class _Sums:
         return np.asarray((self.y.sum(axis=1) - self.d.sum(axis=1) @ parameters) / w)
 
 
-def _faint_ridge(normal: FloatArray, m: int) -> FloatArray:
-    """A ridge (p, p) that matters only where columns are zero or exactly proportional to each other."""
+def _faint_ridge(normal: FloatArray, m: int, refraction: float) -> FloatArray:
+    """A ridge (p, p) that matters only where columns are zero or exactly proportional to each other.
+
+    refraction: the weight of what is known of the last parameter beforehand.
+    """
     ridge = np.zeros_like(normal)
     pairs = [(i, j) for i in range(m) for j in range(i)]
     ridge[:m, :m] = 1e-9 * float(np.trace(normal[:m, :m])) / m * _pair_ridge(m, pairs)
-    ridge[m, m] = 1e-6 * normal[m, m] + 1e-300
+    ridge[m, m] = refraction + 1e-6 * normal[m, m] + 1e-300
     return ridge
 
 
@@ -407,7 +424,7 @@ def _robust(rays: _Rays, m: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     for _ in range(10):
         before = parameters
         sums = _Sums.of(rays, weights, no_bands, 1)
-        parameters = sums.solve(_faint_ridge(sums.equations()[0], m))
+        parameters = sums.solve(_faint_ridge(sums.equations()[0], m, rays.refraction_weight))
         offsets = sums.offsets(parameters)
         calculated = rays.design @ parameters
         residual = rays.y - calculated - offsets[rays.angle]
@@ -489,7 +506,7 @@ def _with_errors(rays: _Rays, weights: FloatArray, angles_deg: FloatArray, m: in
         inverse = np.linalg.inv((normal + ridge) / np.outer(scale, scale)) / np.outer(scale, scale)
         return np.asarray(inverse[:m, :m])
 
-    faint = _faint_ridge(normal, m)
+    faint = _faint_ridge(normal, m, rays.refraction_weight)
     covariance = covariance_of_mu(faint)
     correlation = _correlation(covariance)
     information = _correlation(np.asarray(np.linalg.inv(covariance), dtype=np.float64))
@@ -526,6 +543,9 @@ def _with_errors(rays: _Rays, weights: FloatArray, angles_deg: FloatArray, m: in
         by_ray = np.sqrt(np.diag(covariance))
         error = np.sqrt(np.maximum(jackknife(ridge), by_ray) ** 2 + of_prior)
     parameters = whole.solve(ridge)
+    if rays.refraction_weight > 0:
+        per_refraction = np.linalg.solve((normal + ridge)[:m, :m], normal[:m, m])
+        error = np.hypot(error, per_refraction * math.sqrt(RAYS_ALIKE / rays.refraction_weight))
     return _Solution(
         parameters[:m],
         error,
@@ -588,6 +608,20 @@ def relative_delta(
     delta = [(made_of.get(name) or crystal).refractive_index(energy)[0] for name in names]
     delta[0] = 0.0
     return np.array(delta) / crystal.refractive_index(energy)[0]
+
+
+def _known_refraction(radiographs: Radiographs) -> tuple[float, float]:
+    """(delta z of a usual crystal in um, weight of this knowledge); (0, 0) without energy and distance.
+
+    delta is known to a tenth where the composition is not. The weight is in terms of rays, which are not
+    independent.
+    """
+    crystal = typical_composition("crystal")
+    if radiographs.energy_keV is None or radiographs.distance_mm is None or crystal is None:
+        return 0.0, 0.0
+    delta = crystal.refractive_index(radiographs.energy_keV)[0]
+    known = delta * radiographs.distance_mm * 1e3
+    return known, RAYS_ALIKE / max(REFRACTION_SPREAD * known, 0.01) ** 2
 
 
 # ---- the fit ------------------------------------------------------------------------------------
@@ -658,7 +692,7 @@ def _fit(
     pixel = max(radiographs.pixel_xy_um)
     sigma_um = max(LEAST_SMOOTHING_PIXELS * pixel, radiographs.fresnel_zone_um or 0.0)
     margin = MARGIN_SIGMAS * sigma_um if margin_um is None else margin_um
-    x, y = windows_on(radiographs, labels, origin, max(margin, 3 * sigma_um))
+    x, y = windows_on(radiographs, labels, origin, max(margin, BESIDE_SIGMAS * sigma_um))
     n_pixels = len(radiographs.angles_deg) * (x[1] - x[0]) * (y[1] - y[0])
     block = math.ceil(math.sqrt(n_pixels / most_blocks))
     block = max(1, min(block, (x[1] - x[0]) // 4, (y[1] - y[0]) // 4))
@@ -667,7 +701,8 @@ def _fit(
     sigma = sigma_um / grid.step_um
     measured = _measured(grid, sigma)
     places, margins = _smooth_places(lengths, grid.step_um, labels, margin)
-    places &= np.isfinite(measured)
+    in_sample = np.any(lengths > 0, axis=-1)
+    places &= np.isfinite(measured) & (in_sample | _far_from(in_sample, BESIDE_SIGMAS * sigma))
     voxel = float(labels.voxel_size_um.max())
     counts = [
         np.count_nonzero(places & (lengths[..., i] > voxel)) for i in range(lengths.shape[-1])
@@ -682,17 +717,19 @@ def _fit(
     unseen = [i for i in range(1, lengths.shape[-1]) if i not in seen]
     places &= ~np.any(lengths[..., unseen] > 0, axis=-1)
     usable = places.copy()
-    _thin(places, np.any(lengths > 0, axis=-1))
+    _thin(places, in_sample)
     traced = lengths[..., seen].astype(np.float64)
     m = len(seen)
     total = traced.sum(axis=-1)[places]
     mu = np.full(m, max(float(total @ measured[places]) / float(total @ total), 0.0))
     angle, ix, _ = np.nonzero(places)
     rays, design, weights = None, None, np.empty(0)
+    known, weight = _known_refraction(radiographs)
     for _ in range(MOST_CYCLES):
         design = _design(traced, mu, delta[seen], sigma, grid.step_um)
         # linear about mu: -ln T = calculated + sum (mu' - mu) lengths + ...
         linear = measured - design.calculated + design.lengths @ mu
+        linear -= known * design.refraction
         rays = _Rays(
             linear[places],
             np.column_stack([design.lengths[places], design.refraction[places]]),
@@ -700,6 +737,7 @@ def _fit(
             grid.x_um[ix],
             total > 0,
             len(grid.angles_deg),
+            weight,
         )
         parameters, _, weights = _robust(rays, m)
         before, mu = mu, parameters[:m]
@@ -711,10 +749,11 @@ def _fit(
     calculated = (
         design.calculated
         + design.lengths @ (solution.mu - before)
-        + design.refraction * solution.refraction
+        + design.refraction * (known + solution.refraction)
     )
     used = usable & (calculated < -math.log(LEAST_TRANSMISSION))
     shift = _remaining_shift(measured, calculated, solution.offsets, grid.step_um)
+    solution = replace(solution, refraction=known + solution.refraction)
     return _Fitted(grid, measured, calculated, used, lengths > 0, seen, margins, solution, shift)
 
 
@@ -754,7 +793,7 @@ def _described(
         undetermined=undetermined,
         n_rays=np.array([np.count_nonzero(fit.used & fit.in_label[..., i]) for i in range(n)]),
         margin_um=fit.margins,
-        used_share=float(np.count_nonzero(inside) / max(1, np.count_nonzero(sample))),
+        used_share=int(np.count_nonzero(inside)) / int(np.count_nonzero(sample)),
         rms_residual=rms,
         unexplained=rms / float(np.sqrt(np.mean(fit.calculated[inside] ** 2))),
         angles_deg=fit.grid.angles_deg,
@@ -787,7 +826,7 @@ def _warnings(fit: CoefficientFit, voxel_um: float) -> list[str]:
     told = {name for pair in fit.not_told_apart for name in pair}
     typical = abs(float(np.nanmean(mu[1:])))
     for i, name in enumerate(names):
-        if name not in told and error[i] > INDISTINCT_ERROR * typical:
+        if name not in told and error[i] > POOR_ERROR * typical:
             warnings.append(
                 f"mu of {name} is poorly determined: {mu[i]:.6f} +- {error[i]:.6f} /um."
             )
