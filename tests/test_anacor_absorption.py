@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -44,12 +44,17 @@ MU = {CRYSTAL: 0.02, LIQUOR: 0.03}
 WAVELENGTH = 3.1
 
 
-def two_balls(voxel_um: float = 1.0) -> LabelVolume:
-    n = int(round(110 / voxel_um))
+Balls = Mapping[int, tuple[np.ndarray, float]]
+
+
+def two_balls(voxel_um: float = 1.0, edge_um: float = 110.0, balls: Balls = BALLS) -> LabelVolume:
+    n = round(edge_um / voxel_um)
     labels = np.zeros((n, n, n), dtype=np.uint8)
-    position = (np.stack(np.indices(labels.shape), axis=-1) - (n - 1) / 2) * voxel_um
-    for label, (centre, radius) in BALLS.items():
-        labels[np.linalg.norm(position - centre, axis=-1) < radius] = label
+    line = (np.arange(n) - (n - 1) / 2) * voxel_um
+    for label, (centre, radius) in balls.items():
+        x, y, z = (line - c for c in centre)
+        inside = x[:, None, None] ** 2 + y[:, None] ** 2 + z**2 < radius**2
+        labels[inside] = label
     return LabelVolume(labels, voxel_um)  # type: ignore[arg-type]
 
 
@@ -64,14 +69,16 @@ def chord(
     return np.where(inside > 0, np.maximum(root - along, 0) - np.maximum(-root - along, 0), 0.0)
 
 
-def ball_transmission(to_source: np.ndarray, exits: np.ndarray, mu: dict[int, float]) -> np.ndarray:
+def ball_transmission(
+    to_source: np.ndarray, exits: np.ndarray, mu: Mapping[int, float], balls: Balls = BALLS
+) -> np.ndarray:
     """A (n,) by chords from 4000 points of the crystal; no voxels, no ray tracer."""
     rng = np.random.default_rng(11)
-    centre, radius = BALLS[CRYSTAL]
+    centre, radius = balls[CRYSTAL]
     points = rng.uniform(-1, 1, (9000, 3))
     points = centre + radius * points[np.linalg.norm(points, axis=1) < 1][:4000]
     tau = np.zeros((len(to_source), len(points)))
-    for label, ball in BALLS.items():
+    for label, ball in balls.items():
         for directions in (to_source, exits):
             tau += mu[label] * chord(points, directions, *ball)
     return np.exp(-tau).mean(axis=1)
@@ -530,7 +537,9 @@ def test_real_sweeps_are_restored(
 ) -> None:
     """Four real sweeps, attenuated by the two balls (chords, in double precision), are restored."""
     monkeypatch.chdir(tmp_path)
-    mu = {CRYSTAL: 0.03, LIQUOR: 0.1}
+    # a drop beside the crystal that shades a sixth of all directions
+    balls = {CRYSTAL: BALLS[CRYSTAL], LIQUOR: (np.array([-4.0, 50.0, -20.0]), 42.0)}
+    mu = {CRYSTAL: 0.03, LIQUOR: 0.03}
     names = [shared_data / "l_cysteine" / f"sweep_{i}" for i in (20, 25, 30, 35)]
     experiments = ExperimentList()
     tables = []
@@ -569,7 +578,7 @@ def test_real_sweeps_are_restored(
         for start in range(0, len(table), 500):
             part = slice(start, start + 500)
             a[part] = ball_transmission(
-                to_tomo[part].apply(source), to_tomo[part].apply(s1[part] / length[part]), mu
+                to_tomo[part].apply(source), to_tomo[part].apply(s1[part] / length[part]), mu, balls
             )
         smallest, largest = min(smallest, a.min()), max(largest, a.max())
         untouched.append(f"untouched_{number}.refl")
@@ -583,8 +592,7 @@ def test_real_sweeps_are_restored(
     assert largest > 0.4
 
     mu_file = [0.0, mu[LIQUOR], 0.01, mu[CRYSTAL]]
-    # the crystal's 14 um are resolved as well as a real crystal is
-    write_sample_file("tomo.h5", labels=two_balls(0.5), mu_per_um=mu_file)
+    write_sample_file("tomo.h5", labels=two_balls(0.5, 200.0, balls), mu_per_um=mu_file)
     models = [f"{name}.expt" for name in names]
     run([*models, *attenuated, "tomo.h5", "output.html=None"])
 

@@ -204,13 +204,19 @@ class DirectionTable:
 
 @dataclass(frozen=True)
 class TableSum:
-    """The sum of functions tabulated on different grids."""
+    """The sum of functions tabulated on different grids, and of a constant."""
 
     tables: tuple[DirectionTable, ...]
+    constant: float = 0.0
+
+    def scaled(self, constant: float) -> TableSum:
+        """The same with a further constant added (a factor, where the functions are logarithms)."""
+        return TableSum(self.tables, self.constant + constant)
 
     def __call__(self, to_source: ArrayLike, exits: ArrayLike, sweep: ArrayLike) -> FloatArray:
         """Summed values (n,), see :meth:`DirectionTable.__call__`."""
-        return np.sum([table(to_source, exits, sweep) for table in self.tables], axis=0)
+        total = np.sum([table(to_source, exits, sweep) for table in self.tables], axis=0)
+        return np.asarray(total + self.constant)
 
 
 @njit(inline="always")

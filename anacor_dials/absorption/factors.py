@@ -13,7 +13,8 @@ of points, so a fine grid is traced from some points only, and on a coarse grid 
 log A = log A_some (fine grid) + log (A_all / A_some) (coarse grid).
 
 The error is measured in every run. (1) For random reflections A is computed by exact voxel traversal
-from the same points: the rms difference is the error of marching and interpolation. (2) The spread of
+from the same points. The mean of the differences, a common scale that marching leaves, is taken out;
+their spread is the error of marching and interpolation. (2) The spread of
 the pairs of points gives the error of taking points instead of the whole crystal, without bias. Their
 sum in quadrature is compared with the tolerance, and the grid or the points are refined until it
 holds.
@@ -67,6 +68,7 @@ LIT_DIRECTIONS = 72
 LIT_MARGIN = 1.1
 LEAST_LIGHT = 1e-4
 MOST_ROUNDS = 5
+FEWEST_FOR_SCALE = 8  # reflections traced exactly, to take the common scale of marching out
 
 Grid = tuple[tuple[IncidentArc, ...], ExitGrid]
 
@@ -348,6 +350,12 @@ class _Computation:
             if method != "exact":
                 exact, _ = self._exact(points, self.directions[checked])
                 deviation = transmission[checked] / exact - 1.0
+            if len(checked) >= FEWEST_FOR_SCALE:
+                scale = 1.0 + float(np.mean(deviation))
+                transmission = transmission / scale
+                deviation = (1.0 + deviation) / scale - 1.0
+                if table is not None:
+                    table = table.scaled(-math.log(scale))
             accuracy = Accuracy(
                 method="exact" if method == "exact" else "direct" if grid is None else "table",
                 device=self.engine.DEVICE,
@@ -356,7 +364,7 @@ class _Computation:
                 exit_step_deg=None if grid is None else grid[1].step_deg,
                 incident_step_deg=None if grid is None else ARC_TO_EXIT_STEP * step,
                 n_checked=len(checked),
-                traced_error=float(np.sqrt(np.mean(deviation**2))),
+                traced_error=float(np.sqrt(np.sum(deviation**2) / max(1, len(checked) - 1))),
                 largest_traced_error=float(np.max(np.abs(deviation))),
                 point_error=float(np.sqrt(np.mean(relative**2))),
                 tolerance=tolerance,
@@ -455,10 +463,19 @@ class _Computation:
         return weights
 
     def _exact(self, points: FloatArray, directions: Directions) -> tuple[FloatArray, FloatArray]:
-        weights = self._reflection_weights(points, directions)
-        exact, error = self.engine.exact_transmission(
-            self.volume, points, directions.to_source, directions.exit, weights
-        )
+        exact, error = np.empty(len(directions)), np.empty(len(directions))
+        size = len(directions)
+        if (
+            self.beam is not None
+        ):  # the beam's weights are (reflections, points) in double precision
+            size = max(1, int(0.1 * self.memory_bytes / (8 * len(points))))
+        for start in range(0, len(directions), size):
+            part = slice(start, start + size)
+            some = directions[part]
+            weights = self._reflection_weights(points, some)
+            exact[part], error[part] = self.engine.exact_transmission(
+                self.volume, points, some.to_source, some.exit, weights
+            )
         return np.maximum(exact, SMALLEST_TRANSMISSION), error
 
     def _direct(self, points: FloatArray, exact: bool) -> tuple[FloatArray, FloatArray]:

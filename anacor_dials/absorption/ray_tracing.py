@@ -29,8 +29,9 @@ from anacor_dials.sample.frames import FloatArray, scan_rotation, source_directi
 from anacor_dials.sample.volumes import LabelVolume
 
 # Optical depth of one step of the march. Where a ray leaves the sample it is off by up to half a step:
-# without bias, but exp(-tau) then is too large by step^2 / 24 on average, 0.007 % for each ray.
-STEP_OPTICAL_DEPTH = 0.04
+# without bias, but the mean of exp(-tau) then is too large by 0.1 to 0.3 (mu step)^2, nearly the same
+# for all reflections; factors.py takes that out.
+STEP_OPTICAL_DEPTH = 0.05
 CELLS_PER_STEP = 2
 # however weak the absorption, the crystal's thinnest direction is resolved by so many cells
 CELLS_ACROSS_CRYSTAL = 32
