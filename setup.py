@@ -12,6 +12,8 @@ COMMANDS = {
     "dials.anacor_absorption": "anacor_absorption",
     "dials.anacor_reconstruct": "anacor_reconstruct",
     "dials.anacor_compare": "anacor_compare",
+    "dials.anacor_segment": "anacor_segment",
+    "dials.anacor_train": "anacor_train",
     "dials.anacor_simulate": "anacor_simulate",
 }
 
@@ -35,7 +37,7 @@ setup(
         "anacor_dials.phil": "phil",
     },
     package_data={
-        "anacor_dials": ["py.typed", "templates/*"],
+        "anacor_dials": ["py.typed", "templates/*", "segmentation/weights/*"],
         "anacor_dials.phil": ["*.phil"],
     },
     install_requires=[
@@ -55,6 +57,8 @@ setup(
     extras_require={
         "tomo": ["algotom>=1.6", "hdf5plugin"],
         "gpu": ["cupy-cuda12x"],
+        "segment": ["safetensors", "torch", "torchvision"],
+        "sam2": ["sam2==1.1.0"],
         "dev": ["mypy", "pre-commit", "pytest", "pytest-xdist", "ruff~=0.17.6", "towncrier"],
     },
     entry_points={

@@ -1,0 +1,205 @@
+"""How good labels are against the truth: recall, Dice, cross-entropy, Hausdorff distance.
+
+``accuracy`` of a class in the published tables is its recall: the share of its true voxels that were
+found. HD95 is the larger of the two 95th percentiles of the distances from either surface to the
+other, in um (Huttenlocher et al., IEEE Trans. PAMI 15 (1993) 850, with the percentile in place of the maximum).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import ArrayLike, NDArray
+
+from anacor_dials.sample.tomogram_files import read_sample_file
+from anacor_dials.sample.volumes import LabelVolume
+from anacor_dials.segmentation.inference import InferenceSettings, at_full_size, segment
+from anacor_dials.segmentation.training_data import TOMO, TRUTH, labels_on_grid, read_record
+
+if TYPE_CHECKING:
+    from anacor_dials.segmentation.network import SliceNetwork
+
+logger = logging.getLogger("dials.anacor_dials.segmentation.evaluation")
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Of one class: recall and Dice (0 to 1, NaN where the class is in neither), HD95 in um."""
+
+    name: str
+    recall: float
+    dice: float
+    hd95_um: float
+    true_voxels: int
+    found_voxels: int
+
+    @property
+    def dice_loss(self) -> float:
+        return 1.0 - self.dice
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by class, and the mean cross-entropy (nats per voxel; NaN without probabilities)."""
+
+    classes: tuple[ClassScores, ...]
+    cross_entropy: float
+
+    def __getitem__(self, name: str) -> ClassScores:
+        return next(c for c in self.classes if c.name == name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "cross_entropy": self.cross_entropy,
+            "classes": {
+                c.name: {
+                    "accuracy": c.recall,
+                    "dice": c.dice,
+                    "dice_loss": c.dice_loss,
+                    "hd95_um": c.hd95_um,
+                    "true_voxels": c.true_voxels,
+                    "found_voxels": c.found_voxels,
+                }
+                for c in self.classes
+            },
+        }
+
+
+def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return mask & ~scipy.ndimage.binary_erosion(mask)
+
+
+def hd95_um(found: NDArray[np.bool_], true: NDArray[np.bool_], voxel_size_um: ArrayLike) -> float:
+    """HD95 of two masks (nx, ny, nz) in um; NaN where one of them is empty.
+
+    Surfaces are the outermost voxels of a mask; beyond the volume counts as outside.
+    """
+    either = scipy.ndimage.find_objects((found | true).astype(np.uint8))
+    if not either or not found.any() or not true.any():
+        return math.nan
+    box = either[0]
+    a, b = np.pad(found[box], 1), np.pad(true[box], 1)
+    a, b = _surface(a), _surface(b)
+    size = np.broadcast_to(np.asarray(voxel_size_um, dtype=np.float64), (3,))
+    to_b = scipy.ndimage.distance_transform_edt(~b, sampling=size)[a]
+    to_a = scipy.ndimage.distance_transform_edt(~a, sampling=size)[b]
+    return float(max(np.percentile(to_a, 95), np.percentile(to_b, 95)))
+
+
+def cross_entropy(probabilities: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
+    """Mean of -ln p(true label), nats, of bytes (n, nx, ny, nz); bytes of zero count as half of one."""
+    table = -np.log(np.maximum(np.arange(256), 0.5) / 255.0)
+    total = 0.0
+    for x in range(truth.shape[0]):
+        chosen = np.take_along_axis(probabilities[:, x], truth[x][None].astype(np.intp), 0)
+        total += float(table[chosen].sum())
+    return total / truth.size
+
+
+def evaluate(
+    found: LabelVolume,
+    truth: NDArray[np.uint8],
+    probabilities: NDArray[np.uint8] | None = None,
+    names: Sequence[str] | None = None,
+) -> Evaluation:
+    """Scores of labels against true ones uint8 (nx, ny, nz), on the same grid and with the same numbers.
+
+    names: of the classes to be scored, all where None. The background has no HD95.
+    """
+    if truth.shape != found.shape:
+        raise ValueError(
+            f"The truth has {truth.shape} voxels and the labels {found.shape}; they must be on the same grid."
+        )
+    scores = []
+    for label, name in enumerate(found.names):
+        if names is not None and name not in names:
+            continue
+        f, t = found.values == label, truth == label
+        n_found, n_true, both = (int(np.count_nonzero(m)) for m in (f, t, f & t))
+        scores.append(
+            ClassScores(
+                name,
+                both / n_true if n_true else math.nan,
+                2 * both / (n_found + n_true) if n_found + n_true else math.nan,
+                math.nan if label == 0 else hd95_um(f, t, found.voxel_size_um),
+                n_true,
+                n_found,
+            )
+        )
+    entropy = math.nan if probabilities is None else cross_entropy(probabilities, truth)
+    return Evaluation(tuple(scores), entropy)
+
+
+def evaluate_samples(
+    network: SliceNetwork,
+    tomograms: Sequence[Path],
+    settings: InferenceSettings | None = None,
+    measure: Callable[[LabelVolume, LabelVolume, Any], dict[str, float]] | None = None,
+) -> list[dict[str, Any]]:
+    """Scores of samples NAME.tomo.h5 with NAME.truth.h5 beside them; the worst crystal first. Plain values.
+
+    "classes" are the scores of the network alone, "cleaned" those after the clean-up. measure: further
+    figures of (labels, true labels, mu by label), which the record takes in. A sample in which no crystal is found
+    counts with recall and Dice zero.
+    """
+    rows = []
+    for path in tomograms:
+        name = path.name.removesuffix(TOMO)
+        tomogram = read_sample_file(path).tomogram
+        file = read_sample_file(path.with_name(name + TRUTH), tomogram=False)
+        if tomogram is None or file.labels is None:
+            raise ValueError(f"{path} has no reconstruction, or no labels in {name + TRUTH}.")
+        truth = labels_on_grid(file.labels, tomogram)
+        raw: list[NDArray[np.uint8]] = []
+
+        def kept(
+            _: NDArray[np.float32], p: NDArray[np.uint8], raw: list[NDArray[np.uint8]] = raw
+        ) -> NDArray[np.uint8]:
+            raw.append(p.copy())
+            return p
+
+        found = segment(
+            tomogram, network, settings, keep_probabilities=True, refine=kept, need_crystal=False
+        )
+        labels, chances = at_full_size(raw[0], found.factors, tomogram.shape, keep=True)
+        plain = LabelVolume(labels, tomogram.voxel_size_um, tomogram.centre, found.labels.names)
+        record = read_record(path)
+        row: dict[str, Any] = {
+            "name": name,
+            **{
+                k: record[k]
+                for k in ("seed", "shape", "contrast", "crystal_size_um")
+                if k in record
+            },
+            "seconds": sum(found.seconds.values()),
+            **evaluate(plain, truth, chances).as_dict(),
+            "cleaned": evaluate(found.labels, truth, found.probabilities).as_dict(),
+        }
+        if measure is not None:
+            true = LabelVolume(truth, tomogram.voxel_size_um, tomogram.centre, file.labels.names)
+            row |= measure(found.labels, true, file.mu_per_um)
+        logger.info("%s: crystal Dice %.3f", name, row["cleaned"]["classes"]["crystal"]["dice"])
+        rows.append(row)
+    return sorted(rows, key=lambda row: row["cleaned"]["classes"]["crystal"]["dice"])
+
+
+def mean_scores(rows: Sequence[dict[str, Any]], cleaned: bool = True) -> dict[str, Any]:
+    """Means over samples of accuracy, Dice, HD95 and cross-entropy; HD95 over the samples that have one."""
+    parts = [row["cleaned"] if cleaned else row for row in rows]
+    names = parts[0]["classes"]
+    out: dict[str, Any] = {"cross_entropy": float(np.mean([p["cross_entropy"] for p in parts]))}
+    for name in names:
+        out[name] = {}
+        for key in ("accuracy", "dice", "hd95_um"):
+            values = np.array([p["classes"][name][key] for p in parts], dtype=float)
+            values = values[np.isfinite(values)]
+            out[name][key] = float(values.mean()) if values.size else math.nan
+    return out

@@ -1,0 +1,432 @@
+"""AnACorNet, a plain U-Net of equal size beside it, and their weights on disk.
+
+AnACorNet labels slices of a tomogram. It is 2.5-dimensional: the slice and its neighbours come in as
+channels, one map of logits per class comes out, at any slice size. Encoder: a stem at full and half
+resolution, large-kernel attention at 1/4, hybrid large-kernel attention at 1/8, a vision transformer
+at 1/16. Decoder: that of a U-Net, with hybrid large-kernel attention at 1/8 and 1/4. Further heads at
+1/2 and 1/4 are supervised in training and left out otherwise.
+
+**Hybrid large-kernel attention (HLKA)**, as this program defines it (no publication of that exact
+name is known)::
+
+    a = depthwise 5x5 (x)                          x: (n, c, h, w), after 1x1 and GELU
+    a1, a2 = halves of a's channels
+    r = depthwise 7x7, dilation 3 (a1)             rigid: reaches 23 voxels
+    d = modulated deformable depthwise 3x3, dilation 3 (a2)     follows what it finds
+    HLKA(x) = x * 1x1 (r, d)                       the gate
+
+Its ancestors: the large-kernel attention of VAN (Guo et al., Comput. Vis. Media 9 (2023) 733), which is
+HLKA with the rigid half alone; deformable convolution (Dai et al., ICCV 2017; modulated: Zhu et al., CVPR
+2019); D-LKA Net (Azad et al., WACV 2024), which makes every kernel deformable. Here half of the channels
+keep a fixed large kernel, which is cheap and steady, and half may bend along thin curved things such
+as a loop. Offsets begin at zero and modulations at one, so that training begins with a rigid kernel.
+
+The transformer has no table of positions: a depthwise 3x3 convolution in every layer tells the
+tokens where they are (Chu et al., ICLR 2023), so that slices of any size will do.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from anacor_dials.sample.output_files import whole_file
+from anacor_dials.sample.volumes import DEFAULT_NAMES
+
+logger = logging.getLogger("dials.anacor_dials.segmentation.network")
+
+WEIGHTS_FORMAT = "anacor_dials segmentation"
+WEIGHTS_VERSION = 1
+LARGEST_WEIGHTS = 16 * 2**20  # bytes
+STRIDE = 16  # slices are padded to multiples of this
+# clip((mu - 1) / CONTRAST_WINDOW) is the second view of every slice, where mu = 1 is the sample's own
+CONTRAST_WINDOW = 0.25
+
+# widths at 1/1, 1/2, 1/4, 1/8, 1/16; blocks at 1/4, 1/8, 1/16
+SIZES: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
+    "anacornet": {
+        "tiny": ((16, 32, 64, 128, 192), (2, 2, 3)),
+        "base": ((24, 48, 96, 192, 320), (3, 4, 4)),
+    },
+    "unet": {
+        "tiny": ((19, 38, 76, 152, 304), (1, 1, 1)),
+        "base": ((32, 64, 128, 256, 512), (1, 1, 1)),
+    },
+}
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """What a network is: architecture ("anacornet", "unet"), size ("tiny", "base"), slices, classes.
+
+    n_slices: neighbouring slices that it sees at once, odd. names: of the classes, by label. Each slice
+    makes two channels, see :func:`channels`.
+    """
+
+    architecture: str = "anacornet"
+    size: str = "tiny"
+    n_slices: int = 5
+    names: tuple[str, ...] = DEFAULT_NAMES
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        if self.architecture not in SIZES:
+            raise ValueError(
+                f"The architecture {self.architecture!r} is unknown; known are {', '.join(SIZES)}."
+            )
+        if self.size not in SIZES[self.architecture]:
+            raise ValueError(
+                f"The network size {self.size!r} is unknown; known are "
+                f"{', '.join(SIZES[self.architecture])}."
+            )
+        if self.n_slices < 1 or self.n_slices % 2 == 0:
+            raise ValueError(
+                f"n_slices is {self.n_slices}; it is an odd number (1, 3, 5 ...), the slice in its middle."
+            )
+        if len(self.names) < 2 or "crystal" not in self.names:
+            raise ValueError(
+                f"The classes are {', '.join(self.names)}; at least two, one of them crystal, are needed."
+            )
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.names)
+
+    @property
+    def n_channels(self) -> int:
+        return 2 * self.n_slices
+
+
+def channels(slices: torch.Tensor) -> torch.Tensor:
+    """What the network sees (n, 2 s, h, w) of normalised slices (n, s, h, w); air is 0, the sample 1.
+
+    Every slice is shown twice: as it is, clipped to -1 ... 3, and in a narrow window about the sample,
+    where the few per cent between crystal and liquor fill the range.
+    """
+    wide = slices.clamp(-1.0, 3.0)
+    narrow = ((slices - 1.0) / CONTRAST_WINDOW).clamp(-2.0, 2.0)
+    return torch.cat([wide, narrow], dim=1)
+
+
+def _normalised_conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.GELU()
+    )
+
+
+class DeformableDepthwise(nn.Module):  # type: ignore[misc]
+    """A modulated deformable depthwise convolution 3x3 with dilation 3; always in float32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, 1, 3, 3))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        # 2 x 9 offsets and 9 modulations, zero and one at first
+        self.shifts = nn.Conv2d(width, 27, 3, padding=1)
+        nn.init.zeros_(self.shifts.weight)
+        nn.init.zeros_(self.shifts.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        from torchvision.ops import deform_conv2d
+
+        # bfloat16 is not implemented, and offsets want all their digits
+        with torch.autocast(x.device.type, enabled=False):
+            x32 = x.float()
+            shifts = self.shifts(x32)
+            modulation = 2.0 * torch.sigmoid(shifts[:, 18:])
+            out = deform_conv2d(
+                x32,
+                shifts[:, :18].contiguous(),
+                self.weight.float(),
+                padding=3,
+                dilation=3,
+                mask=modulation.contiguous(),
+            )
+        return out.to(x.dtype)
+
+
+class LargeKernelGate(nn.Module):  # type: ignore[misc]
+    """x times its large-kernel attention: rigid (LKA), or half rigid and half deformable (HLKA)."""
+
+    def __init__(self, width: int, hybrid: bool) -> None:
+        super().__init__()
+        self.near = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        rigid = width // 2 if hybrid else width
+        self.rigid = nn.Conv2d(rigid, rigid, 7, padding=9, dilation=3, groups=rigid)
+        self.deformable = DeformableDepthwise(width - rigid) if hybrid else None
+        self.mix = nn.Conv2d(width, width, 1)
+        self.n_rigid = rigid
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.near(x)
+        if self.deformable is None:
+            return x * self.mix(self.rigid(a))
+        r, d = self.rigid(a[:, : self.n_rigid]), self.deformable(a[:, self.n_rigid :])
+        return x * self.mix(torch.cat([r, d], dim=1))
+
+
+class AttentionBlock(nn.Module):  # type: ignore[misc]
+    """x + 1x1(LKA or HLKA(GELU(1x1 x))), then a feed-forward part with a depthwise 3x3 (as in VAN)."""
+
+    def __init__(self, width: int, hybrid: bool, expansion: int = 2) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+        self.before, self.after = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
+        self.gate = LargeKernelGate(width, hybrid)
+        inner = expansion * width
+        self.feed_forward = nn.Sequential(
+            nn.Conv2d(width, inner, 1),
+            nn.Conv2d(inner, inner, 3, padding=1, groups=inner),
+            nn.GELU(),
+            nn.Conv2d(inner, width, 1),
+        )
+        self.scale1 = nn.Parameter(torch.full((width, 1, 1), 0.1))
+        self.scale2 = nn.Parameter(torch.full((width, 1, 1), 0.1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.scale1 * self.after(self.gate(F.gelu(self.before(self.norm1(x)))))
+        return x + self.scale2 * self.feed_forward(self.norm2(x))
+
+
+class TransformerLayer(nn.Module):  # type: ignore[misc]
+    """Self-attention over all positions of a map (n, c, h, w), positions told by a depthwise 3x3."""
+
+    def __init__(self, width: int, head_width: int = 32) -> None:
+        super().__init__()
+        self.heads = max(1, width // head_width)
+        self.positions = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = x.shape
+        x = x + self.positions(x)
+        tokens = x.flatten(2).transpose(1, 2)  # (n, h w, c)
+        qkv = self.qkv(self.norm1(tokens)).reshape(n, h * w, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, h * w, c)
+        tokens = tokens + self.out(mixed)
+        tokens = tokens + self.feed_forward(self.norm2(tokens))
+        return tokens.transpose(1, 2).reshape(n, c, h, w)
+
+
+class Joined(nn.Module):  # type: ignore[misc]
+    """The coarser map, twice as large, joined with the encoder's map of that size."""
+
+    def __init__(self, coarse: int, skip: int, width: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(coarse, width, 1)
+        self.join = _normalised_conv(width + skip, width)
+
+    def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        up = F.interpolate(self.reduce(coarse), scale_factor=2.0, mode="bilinear")
+        return self.join(torch.cat([up, skip], dim=1))
+
+
+class SliceNetwork(nn.Module):  # type: ignore[misc]
+    """What both networks share: normalised slices (n, n_slices, h, w) in, logits (n, classes, h, w) out.
+
+    In training mode a list of logits comes back: at full size, at 1/2 and at 1/4.
+    """
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        widths = SIZES[settings.architecture][settings.size][0]
+        self.head = nn.Conv2d(widths[0], settings.n_classes, 1)
+        self.further_heads = nn.ModuleList(
+            nn.Conv2d(width, settings.n_classes, 1) for width in widths[1:3]
+        )
+
+    def decoded(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The decoder's maps at 1/1, 1/2 and 1/4 of channels (n, c, h, w)."""
+        raise NotImplementedError
+
+    def forward(self, slices: torch.Tensor) -> Any:
+        if slices.ndim != 4 or slices.shape[1] != self.settings.n_slices:
+            raise ValueError(
+                f"The network sees {self.settings.n_slices} slices at once; the input has the shape "
+                f"{tuple(slices.shape)} instead of (n, {self.settings.n_slices}, height, width)."
+            )
+        height, width = slices.shape[2:]
+        padding = (0, -width % STRIDE, 0, -height % STRIDE)
+        if any(padding):
+            slices = F.pad(slices, padding, mode="replicate")
+        maps = self.decoded(channels(slices))
+        logits = self.head(maps[0])[:, :, :height, :width]
+        if not self.training:
+            return logits
+        return [
+            logits,
+            *(head(part) for head, part in zip(self.further_heads, maps[1:], strict=True)),
+        ]
+
+
+class AnACorNet(SliceNetwork):
+    """U-Net with large-kernel attention, hybrid large-kernel attention and a vision transformer."""
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        super().__init__(settings)
+        (w1, w2, w4, w8, w16), (n4, n8, n16) = SIZES["anacornet"][settings.size]
+        self.level1 = nn.Sequential(
+            _normalised_conv(settings.n_channels, w1), _normalised_conv(w1, w1)
+        )
+        self.level2 = nn.Sequential(_normalised_conv(w1, w2, 2), _normalised_conv(w2, w2))
+        self.level4 = nn.Sequential(
+            _normalised_conv(w2, w4, 2), *(AttentionBlock(w4, hybrid=False) for _ in range(n4))
+        )
+        self.level8 = nn.Sequential(
+            _normalised_conv(w4, w8, 2), *(AttentionBlock(w8, hybrid=True) for _ in range(n8))
+        )
+        self.level16 = nn.Sequential(
+            _normalised_conv(w8, w16, 2), *(TransformerLayer(w16) for _ in range(n16))
+        )
+        self.join8, self.join4 = Joined(w16, w8, w8), Joined(w8, w4, w4)
+        self.join2, self.join1 = Joined(w4, w2, w2), Joined(w2, w1, w1)
+        self.up8, self.up4 = AttentionBlock(w8, hybrid=True), AttentionBlock(w4, hybrid=True)
+
+    def decoded(self, x: torch.Tensor) -> list[torch.Tensor]:
+        full = self.level1(x)
+        half = self.level2(full)
+        quarter = self.level4(half)
+        eighth = self.level8(quarter)
+        up8 = self.up8(self.join8(self.level16(eighth), eighth))
+        up4 = self.up4(self.join4(up8, quarter))
+        up2 = self.join2(up4, half)
+        return [self.join1(up2, full), up2, up4]
+
+
+class UNet(SliceNetwork):
+    """A plain U-Net (Ronneberger et al., MICCAI 2015) with batch normalisation: the baseline."""
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        super().__init__(settings)
+        widths = SIZES["unet"][settings.size][0]
+        steps = [nn.Sequential(_normalised_conv(settings.n_channels, widths[0]), _normalised_conv(widths[0], widths[0]))]  # fmt: skip
+        for fine, coarse in zip(widths[:-1], widths[1:], strict=True):
+            steps.append(
+                nn.Sequential(_normalised_conv(fine, coarse, 2), _normalised_conv(coarse, coarse))
+            )
+        self.steps = nn.ModuleList(steps)
+        self.joins = nn.ModuleList(
+            Joined(coarse, fine, fine) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.after = nn.ModuleList(_normalised_conv(width, width) for width in widths[:-1])
+
+    def decoded(self, x: torch.Tensor) -> list[torch.Tensor]:
+        skips = []
+        for step in self.steps:
+            x = step(x)
+            skips.append(x)
+        maps = []
+        for level in range(len(self.joins) - 1, -1, -1):
+            x = self.after[level](self.joins[level](x, skips[level]))
+            maps.append(x)
+        return maps[:-4:-1]
+
+
+def build_network(settings: NetworkSettings | None = None) -> SliceNetwork:
+    """A network with random weights; seed torch before for the same ones."""
+    settings = settings or NetworkSettings()
+    return AnACorNet(settings) if settings.architecture == "anacornet" else UNet(settings)
+
+
+def n_parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+# ---- weights on disk ------------------------------------------------------------------------------
+
+
+def model_card_path(weights: str | os.PathLike[str]) -> Path:
+    """Where the model card of a weights file lies: beside it, .json."""
+    return Path(weights).with_suffix(".json")
+
+
+def save_weights(
+    path: str | os.PathLike[str],
+    network: SliceNetwork,
+    card: Mapping[str, Any],
+    half: bool | None = None,
+) -> None:
+    """Writes NAME.safetensors and the model card NAME.json beside it; both or neither.
+
+    card: what is known of the training, plain values. half: float16 instead of float32; by default
+    only where float32 would be more than 16 MiB. Raises ValueError where that is too much as well.
+    """
+    from safetensors.torch import save_file
+
+    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    size = sum(v.numel() * v.element_size() for v in state.values())
+    if half is None:
+        half = size > 0.99 * LARGEST_WEIGHTS
+    if half:
+        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+        size = sum(v.numel() * v.element_size() for v in state.values())
+    if size > LARGEST_WEIGHTS:
+        logger.warning(
+            "The weights take %.1f MiB; what ships with the package is at most 16 MiB.",
+            size / 2**20,
+        )
+    metadata = {
+        "format": WEIGHTS_FORMAT,
+        "version": str(WEIGHTS_VERSION),
+        "settings": json.dumps(asdict(network.settings)),
+    }
+    with whole_file(model_card_path(path)) as card_file, whole_file(path) as weights_file:
+        save_file(state, str(weights_file), metadata)
+        card_file.write_text(json.dumps(dict(card), indent=1) + "\n", encoding="utf-8")
+        weights_file.chmod(card_file.stat().st_mode)  # safetensors lets only the owner read
+
+
+def load_weights(path: str | os.PathLike[str]) -> SliceNetwork:
+    """The network of a weights file, in evaluation mode, on the CPU, float32.
+
+    Raises ValueError for files that are absent, no safetensors, of another program or version, or
+    whose tensors are not those of the network that they name (the number of channels, say).
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise ValueError(f"There is no weights file {path}.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {k: file.get_tensor(k) for k in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no safetensors file ({error}).") from None
+    if metadata.get("format") != WEIGHTS_FORMAT:
+        raise ValueError(
+            f"{path} does not hold weights of this program; make them by dials.anacor_train."
+        )
+    if metadata.get("version") != str(WEIGHTS_VERSION):
+        raise ValueError(
+            f"{path} holds weights of version {metadata.get('version')} and this program reads version "
+            f"{WEIGHTS_VERSION}; train again, or use the program that made them."
+        )
+    try:
+        network = build_network(NetworkSettings(**json.loads(metadata["settings"])))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} does not say what network it belongs to ({error}).") from None
+    expected = network.state_dict()
+    for name, tensor in expected.items():
+        if name not in state or state[name].shape != tensor.shape:
+            found = tuple(state[name].shape) if name in state else "absent"
+            raise ValueError(
+                f"{path} does not fit the network that it names: {name} is {found} and should be "
+                f"{tuple(tensor.shape)} ({network.settings.n_channels} input channels)."
+            )
+    network.load_state_dict({k: v.to(expected[k].dtype) for k, v in state.items() if k in expected})
+    return network.eval()

@@ -1,0 +1,358 @@
+"""Refinement by SAM-2 (Ravi et al., 2024), slice by slice; the only file that imports sam2.
+
+Slices along X are a film. In key frames AnACorNet's masks are the prompts, one object per class; from
+every key frame SAM-2 follows them forward and backward as far as the next key frame. Where two key
+frames reach, their answers are averaged by distance. The objects' logits and zero for the background are made
+exclusive by a softmax and averaged with AnACorNet's probabilities. By default only films of slices in which
+AnACorNet is unsure are looked at, and only its unsure voxels are changed.
+
+The film is cropped to the sample and read lazily: no pictures are written. What follows the film is a
+:class:`SlicePredictor`; sam2 itself is behind :class:`Sam2Predictor`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anacor_dials.segmentation.inference import sample_box
+
+logger = logging.getLogger("dials.anacor_dials.segmentation.sam2_refinement")
+
+MODELS = {
+    "tiny": "configs/sam2.1/sam2.1_hiera_t.yaml",
+    "small": "configs/sam2.1/sam2.1_hiera_s.yaml",
+    "base_plus": "configs/sam2.1/sam2.1_hiera_b+.yaml",
+    "large": "configs/sam2.1/sam2.1_hiera_l.yaml",
+}
+HOW_TO_GET = (
+    "pip install sam2, and give sam2.checkpoint= a file from "
+    "https://github.com/facebookresearch/sam2#download-checkpoints or a hub name such as "
+    "facebook/sam2.1-hiera-tiny"
+)
+UNSURE = 0.7  # a voxel is unsure where its largest probability is smaller
+UNSURE_SHARE = 0.02  # of a slice's voxels that are not surely air: from here on the slice is unsure
+SURE_AIR = 250  # of 255
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as sam2 wants
+GREY_WINDOW = (-0.1, 1.6)  # normalised values that are black and white
+
+
+class Frames(Protocol):
+    """A film: normalised slices (h, w), one at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, x: int, /) -> NDArray[np.float32]: ...
+
+
+class SlicePredictor(Protocol):
+    """What follows objects through a film of slices."""
+
+    def follow(
+        self, frames: Frames, key: int, masks: NDArray[np.bool_], n_frames: int, reverse: bool
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yields (frame, logits (n_objects, h, w)) from a key frame on.
+
+        frames: normalised slices (h, w); masks: (n_objects, h, w) in the key frame; n_frames: how many
+        frames after the key frame, which comes first, are wanted; reverse: backward.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Sam2Settings:
+    """How SAM-2 is used.
+
+    checkpoint: a file or a hub name; None: not at all. model: tiny, small, base_plus, large. where:
+    uncertain or all. image_size: pixels that slices are scaled to. key_frames: slices from one prompt to
+    the next. weight: share of SAM-2 in the average.
+    """
+
+    checkpoint: str | None = None
+    model: str = "tiny"
+    where: str = "uncertain"
+    image_size: int = 1024
+    key_frames: int = 24
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise ValueError(f"sam2.model is {self.model!r}; it is one of {', '.join(MODELS)}.")
+        if self.where not in ("uncertain", "all"):
+            raise ValueError(f"sam2.where is {self.where!r}; it is uncertain or all.")
+        if self.image_size < 256 or self.image_size % 64:
+            raise ValueError(
+                f"sam2.image_size is {self.image_size}; it is a multiple of 64, at least 256."
+            )
+        if self.key_frames < 1:
+            raise ValueError(f"sam2.key_frames is {self.key_frames}; it must be at least 1.")
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"sam2.weight is {self.weight}; it lies between 0 and 1.")
+
+
+# ---- which slices, from which prompts -------------------------------------------------------------
+
+
+def unsure_slices(probabilities: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(nx,) which slices along X hold more than UNSURE_SHARE unsure voxels, of those not surely air."""
+    out = np.zeros(probabilities.shape[1], dtype=bool)
+    for x in range(out.size):
+        plane = probabilities[:, x]
+        there = plane[0] < SURE_AIR
+        unsure = plane.max(axis=0) < 255 * UNSURE
+        out[x] = np.count_nonzero(unsure & there) > UNSURE_SHARE * max(
+            int(np.count_nonzero(there)), 1
+        )
+    return out
+
+
+def runs(wanted: NDArray[np.bool_], margin: int) -> list[tuple[int, int]]:
+    """(first, last + 1) of the runs of wanted slices, grown by a margin to either side, joined."""
+    grown: list[tuple[int, int]] = []
+    for x in np.flatnonzero(wanted):
+        first, last = max(0, int(x) - margin), min(len(wanted), int(x) + margin + 1)
+        if grown and first <= grown[-1][1]:
+            grown[-1] = (grown[-1][0], last)
+        else:
+            grown.append((first, last))
+    return grown
+
+
+def key_slices(probabilities: NDArray[np.uint8], first: int, last: int, every: int) -> list[int]:
+    """In each stretch of `every` slices of a run, the one that the network is surest of (not pure air)."""
+    keys = []
+    for start in range(first, last, every):
+        best, sure = -1, -1.0
+        for x in range(start, min(start + every, last)):
+            plane = probabilities[:, x]
+            there = plane[0] < SURE_AIR
+            if np.any(plane.argmax(axis=0)):
+                value = float(plane.max(axis=0)[there].mean())
+                if value > sure:
+                    best, sure = x, value
+        if best >= 0:
+            keys.append(best)
+    return keys
+
+
+def exclusive(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities (n_objects + 1, h, w) that add up to one; the background has the logit zero."""
+    all_ = np.concatenate([np.zeros_like(logits[:1]), logits]).astype(np.float32)
+    all_ = np.exp(all_ - all_.max(axis=0))
+    return all_ / all_.sum(axis=0)
+
+
+class _Film:
+    """Slices (h, w) of a part of a volume, made when they are asked for."""
+
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return int(self.values.shape[0])
+
+    def __getitem__(self, x: int, /) -> NDArray[np.float32]:
+        return self.values[x]
+
+
+def refined(
+    values: NDArray[np.float32],
+    probabilities: NDArray[np.uint8],
+    predictor: SlicePredictor,
+    settings: Sam2Settings,
+) -> NDArray[np.uint8]:
+    """Probabilities uint8 (n, nx, ny, nz), 255 = 1, after SAM-2; those given are left as they are.
+
+    values: normalised, on the working grid (nx, ny, nz).
+    """
+    out = probabilities.copy()
+    box = sample_box(values)
+    inside = np.ascontiguousarray(values[box])
+    if not inside.size:
+        return out
+    p = out[(slice(None), *box)]  # a view
+    n = p.shape[0]
+    wanted = unsure_slices(p) if settings.where == "uncertain" else np.ones(p.shape[1], dtype=bool)
+    film = _Film(inside)
+    n_changed = 0
+    for first, last in runs(wanted, settings.key_frames // 2):
+        keys = key_slices(p, first, last, settings.key_frames)
+        answers: dict[int, tuple[NDArray[np.float32], float]] = {}
+        for number, key in enumerate(keys):
+            masks = p[:, key].argmax(axis=0) == np.arange(1, n)[:, None, None]
+            before = keys[number - 1] if number else first - 1
+            after = keys[number + 1] if number + 1 < len(keys) else last
+            for end, reverse in ((after, False), (before, True)):
+                length = abs(end - key)
+                if length < 1:
+                    continue
+                for x, logits in predictor.follow(film, key, masks, length - 1, reverse):
+                    near = 1.0 - abs(x - key) / (length + 1)
+                    chances = exclusive(logits)
+                    if x == key and x in answers:
+                        continue  # both directions begin with the key frame
+                    held, weight = answers.get(x, (np.zeros_like(chances), 0.0))
+                    answers[x] = (held + near * chances, weight + near)
+        for x, (total, weight) in answers.items():
+            if not wanted[x]:
+                continue
+            old = p[:, x].astype(np.float32) / 255.0
+            new = (1 - settings.weight) * old + settings.weight * total / weight
+            if settings.where == "uncertain":
+                new = np.where(old.max(axis=0) < UNSURE, new, old)
+            before_labels = p[:, x].argmax(axis=0)
+            p[:, x] = np.rint(255.0 * new).astype(np.uint8)
+            n_changed += int(np.count_nonzero(p[:, x].argmax(axis=0) != before_labels))
+    logger.info(
+        "SAM-2 looked at %d of %d slices and changed %d voxels",
+        int(wanted.sum()),
+        len(wanted),
+        n_changed,
+    )
+    return out
+
+
+# ---- sam2 itself ----------------------------------------------------------------------------------
+
+
+class _Images:
+    """The film as sam2 wants it: len() and [i] -> float tensor (3, size, size), one at a time."""
+
+    def __init__(self, frames: Frames, size: int) -> None:
+        self.frames, self.size = frames, size
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, i: int) -> Any:
+        import torch
+        import torch.nn.functional as F
+
+        low, high = GREY_WINDOW
+        grey = np.clip((np.asarray(self.frames[i], dtype=np.float32) - low) / (high - low), 0, 1)
+        image = F.interpolate(
+            torch.from_numpy(grey)[None, None],
+            size=(self.size, self.size),
+            mode="bilinear",
+            align_corners=False,
+        )[0]
+        mean = torch.tensor(IMAGE_MEAN)[:, None, None]
+        std = torch.tensor(IMAGE_STD)[:, None, None]
+        return (image.expand(3, -1, -1) - mean) / std
+
+
+class Sam2Predictor:
+    """A :class:`SlicePredictor` by the sam2 package. model: its SAM2VideoPredictor."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._state: Any = None
+        self._frames: Frames | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Sam2Settings, device: str = "auto") -> Sam2Predictor:
+        """With the weights that the settings name; random weights where checkpoint is None (timings).
+
+        Raises ValueError where sam2 is not installed or the checkpoint cannot be had.
+        """
+        try:
+            import torch
+            from sam2.build_sam import build_sam2_video_predictor, build_sam2_video_predictor_hf
+        except ImportError as error:
+            raise ValueError(
+                f"SAM-2 was asked for and cannot be imported ({error}): {HOW_TO_GET}."
+            ) from None
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        overrides = [f"++model.image_size={settings.image_size}"]
+        name = settings.checkpoint
+        try:
+            if name is None or Path(name).is_file():
+                model = build_sam2_video_predictor(
+                    MODELS[settings.model], name, device=device, hydra_overrides_extra=overrides
+                )
+            else:
+                model = build_sam2_video_predictor_hf(
+                    name, device=device, hydra_overrides_extra=overrides
+                )
+        except Exception as error:
+            raise ValueError(
+                f"SAM-2 could not be made from {name!r} ({(str(error) or repr(error)).splitlines()[0]}): "
+                f"{HOW_TO_GET}; sam2.model={settings.model} must be the checkpoint's."
+            ) from None
+        model.fill_hole_area = 0  # needs sam2's own CUDA code
+        return cls(model)
+
+    def _state_of(self, frames: Frames) -> Any:
+        """sam2's state of a film; the same one while the film is the same."""
+        if self._state is None or self._frames is not frames:
+            images = _Images(frames, int(self.model.image_size))
+            height, width = np.asarray(frames[0]).shape
+            with _frames_instead_of_files(images, height, width):
+                self._state = self.model.init_state("")
+            self._frames = frames
+        return self._state
+
+    def follow(
+        self, frames: Frames, key: int, masks: NDArray[np.bool_], n_frames: int, reverse: bool
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        import torch
+
+        state = self._state_of(frames)
+        self.model.reset_state(state)
+        on_gpu = torch.device(self.model.device).type == "cuda"
+        with (
+            torch.inference_mode(),
+            torch.autocast("cuda" if on_gpu else "cpu", dtype=torch.bfloat16, enabled=on_gpu),
+        ):
+            present = [k for k in range(len(masks)) if masks[k].any()]
+            if not present:
+                return
+            for k in present:
+                self.model.add_new_mask(state, key, k, torch.from_numpy(masks[k]))
+            film = self.model.propagate_in_video(
+                state, start_frame_idx=key, max_frame_num_to_track=n_frames, reverse=reverse
+            )
+            for x, ids, found in film:
+                logits = np.full(masks.shape, -20.0, dtype=np.float32)
+                for row, k in enumerate(ids):
+                    logits[k] = found[row, 0].float().cpu().numpy()
+                yield int(x), logits
+
+
+@contextmanager
+def _frames_instead_of_files(images: _Images, height: int, width: int) -> Iterator[None]:
+    """Within the block sam2 reads its film from memory, not from a folder of JPEGs."""
+    import sam2.sam2_video_predictor as module
+
+    original = module.load_video_frames
+    module.load_video_frames = lambda *_, **__: (images, height, width)
+    try:
+        yield
+    finally:
+        module.load_video_frames = original
+
+
+def sam2_refiner(
+    settings: Sam2Settings, names: Sequence[str], device: str = "auto"
+) -> Callable[[NDArray[np.float32], NDArray[np.uint8]], NDArray[np.uint8]] | None:
+    """The function that :func:`anacor_dials.segmentation.inference.segment` takes as `refine`, or None.
+
+    None, with a line in the log, where there is no checkpoint. Raises ValueError where one was named
+    and cannot be used.
+    """
+    if settings.checkpoint is None:
+        logger.info("Not refined by SAM-2, for want of a checkpoint. To have it: %s.", HOW_TO_GET)
+        return None
+    if not Path(settings.checkpoint).is_file() and settings.checkpoint.count("/") != 1:
+        raise ValueError(f"There is no SAM-2 checkpoint {settings.checkpoint}: {HOW_TO_GET}.")
+    predictor = Sam2Predictor.from_settings(settings, device)
+    logger.info("Refinement by SAM-2 (%s) of %s", settings.model, ", ".join(names[1:]))
+    return lambda values, probabilities: refined(values, probabilities, predictor, settings)

@@ -1,0 +1,495 @@
+"""Training of AnACorNet: from samples with true labels to weights and their model card.
+
+``python -m anacor_dials.segmentation.training --data FOLDER --weights NAME.safetensors`` where DIALS is
+not installed; ``dials.anacor_train`` elsewhere.
+
+The loss is class-weighted cross-entropy plus 1 - Dice (Milletari et al., 3DV 2016), the latter averaged
+over the classes, with deep supervision at 1/2 and 1/4. AdamW with a warm-up and a cosine; the weights
+kept are the exponential mean of the last few hundred steps. On a GPU in bfloat16, the deformable
+convolutions in float32; on a CPU in float32, where bfloat16 is far slower. The crops of a step depend
+on the seed and the step alone, so that a training that is taken up again sees the same ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import math
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from anacor_dials import __version__
+from anacor_dials.sample.output_files import whole_file
+from anacor_dials.segmentation.network import (
+    NetworkSettings,
+    SliceNetwork,
+    build_network,
+    n_parameters,
+    save_weights,
+)
+from anacor_dials.segmentation.training_data import (
+    Augmentation,
+    CropSource,
+    TrainingVolume,
+    class_weights,
+    read_training_volumes,
+    split_samples,
+)
+
+logger = logging.getLogger("dials.anacor_dials.segmentation.training")
+
+FURTHER_HEADS = (0.3, 0.15)  # weights of the heads at 1/2 and 1/4
+COLUMNS = (
+    "step", "seconds", "learning_rate", "loss", "cross_entropy", "dice_loss",
+    "validation_cross_entropy", "validation_dice",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a network is trained.
+
+    steps: of the optimiser, in all; batch: crops in a step; crop: their edge in voxels. warm_up: steps.
+    mean_steps: over how many steps the weights are averaged. validate_every: steps. minutes: stop (and
+    leave a checkpoint to go on from) after this long, None not to; within_minutes: shorten the whole
+    schedule to this time. device: auto, cpu, cuda.
+    """
+
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    steps: int = 1000
+    batch: int = 8
+    crop: int = 96
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    warm_up: int = 50
+    mean_steps: int = 100
+    validate_every: int = 250
+    n_validation: int = 3
+    seed: int = 1
+    minutes: float | None = None
+    device: str = "auto"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "validate_every", "mean_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"The learning rate is {self.learning_rate}; it must be > 0.")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"The device {self.device!r} is unknown; choose auto, cpu or cuda.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device=cuda was asked for and torch sees no GPU; take device=cpu.")
+
+    @property
+    def torch_device(self) -> torch.device:
+        cuda = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
+        return torch.device("cuda" if cuda else "cpu")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then half a cosine down to 2 %."""
+        if step < self.warm_up:
+            return self.learning_rate * (step + 1) / self.warm_up
+        done = (step - self.warm_up) / max(1, self.steps - self.warm_up)
+        return self.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+
+# ---- the loss -------------------------------------------------------------------------------------
+
+
+def soft_dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Dice (n_classes,) of probabilities (n, c, h, w) and labels (n, h, w), over the whole batch.
+
+    2 sum(p t) / (sum(p) + sum(t)) for every class; one where a class is neither there nor predicted.
+    """
+    p = torch.softmax(logits.float(), dim=1)
+    t = F.one_hot(target.long(), logits.shape[1]).permute(0, 3, 1, 2).to(p.dtype)
+    both = (p * t).sum(dim=(0, 2, 3))
+    total = p.sum(dim=(0, 2, 3)) + t.sum(dim=(0, 2, 3))
+    return (2 * both + 1.0) / (total + 1.0)
+
+
+def segmentation_loss(
+    logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(cross-entropy, Dice loss) of logits (n, c, h, w) and labels (n, H, W); H, W may be multiples.
+
+    For smaller logits the labels are thinned out. weights: (c,) of the cross-entropy.
+    """
+    step = target.shape[-1] // logits.shape[-1]
+    if step > 1:
+        target = target[:, step // 2 :: step, step // 2 :: step]
+    cross_entropy = F.cross_entropy(logits.float(), target.long(), weight=weights)
+    return cross_entropy, 1.0 - soft_dice(logits, target).mean()
+
+
+# ---- the mean of the weights ----------------------------------------------------------------------
+
+
+class MeanWeights:
+    """The exponential mean of a network's weights; of what is no float (counters), the last value."""
+
+    def __init__(self, network: SliceNetwork, n_steps: int) -> None:
+        self.n_steps, self.n = n_steps, 0
+        self.state = {k: v.detach().clone() for k, v in network.state_dict().items()}
+
+    @torch.no_grad()  # type: ignore[misc, unused-ignore]
+    def add(self, network: SliceNetwork) -> None:
+        self.n += 1
+        keep = 1.0 - 1.0 / min(self.n, self.n_steps)  # the plain mean at first
+        for name, value in network.state_dict().items():
+            if value.is_floating_point():
+                self.state[name].mul_(keep).add_(value, alpha=1.0 - keep)
+            else:
+                self.state[name].copy_(value)
+
+
+# ---- training -------------------------------------------------------------------------------------
+
+
+def _batch_of(source: CropSource, settings: TrainingSettings, step: int) -> tuple[Any, Any]:
+    return source.batch(np.random.default_rng([settings.seed, step]), settings.batch)
+
+
+@torch.no_grad()  # type: ignore[misc, unused-ignore]
+def validation_scores(
+    network: SliceNetwork, volumes: Sequence[TrainingVolume], device: torch.device, every: int = 6
+) -> tuple[float, NDArray[np.float64]]:
+    """(cross-entropy, Dice (n_classes,)) of labels on every sixth slice along X, over all samples."""
+    n, half = network.settings.n_classes, network.settings.n_slices // 2
+    both, total, loss, seen = np.zeros(n), np.zeros(n), 0.0, 0
+    network.eval()
+    for volume in volumes:
+        values = np.pad(volume.values, ((half, half), (0, 0), (0, 0)), mode="edge")
+        for x in range(every // 2, volume.labels.shape[0], every):
+            slices = torch.from_numpy(values[x : x + 2 * half + 1].astype(np.float32))[None]
+            logits = network(slices.to(device)).float()
+            target = torch.from_numpy(volume.labels[x].astype(np.int64))[None].to(device)
+            loss += float(F.cross_entropy(logits, target, reduction="sum"))
+            seen += target.numel()
+            found = logits.argmax(dim=1)
+            for label in range(n):
+                f, t = found == label, target == label
+                both[label] += float((f & t).sum())
+                total[label] += float(f.sum() + t.sum())
+    return loss / max(seen, 1), (2 * both + 1e-9) / (total + 1e-9)
+
+
+def commit_of_program() -> str:
+    """The commit that the program's files are from, "" where they are in no repository."""
+    folder = Path(__file__).resolve().parent
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def _write_log(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    columns = [*COLUMNS[:-1], *(f"validation_dice_{name}" for name in names)]
+    with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def plot_log(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bool:
+    """Draws the training's course as a PNG; False where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = np.array([row["step"] for row in rows], dtype=float)
+    for column in ("cross_entropy", "dice_loss"):
+        left.plot(steps, [row[column] for row in rows], label=column.replace("_", " "))
+    checked = [row for row in rows if row.get("validation_cross_entropy", "") != ""]
+    for name in names:
+        dice = [row[f"validation_dice_{name}"] for row in checked]
+        right.plot([row["step"] for row in checked], dice, "o-", label=name)
+    left.set(xlabel="step", ylabel="loss", yscale="log")
+    right.set(xlabel="step", ylabel="Dice, samples left out of training")
+    left.legend(), right.legend()
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    return True
+
+
+def _fingerprint(settings: TrainingSettings, volumes: Sequence[TrainingVolume]) -> dict[str, Any]:
+    """What must be the same for a training to be taken up; more steps stretch what is left of it."""
+    kept = asdict(settings)
+    for name in ("steps", "minutes", "device", "validate_every"):
+        kept.pop(name)
+    return json.loads(json.dumps({"settings": kept, "samples": [v.name for v in volumes]}))
+
+
+def train(
+    volumes: Sequence[TrainingVolume],
+    settings: TrainingSettings,
+    weights: Path,
+    resume: bool = True,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Trains a network and writes its weights; returns the model card.
+
+    Beside NAME.safetensors come NAME.json (the card), NAME.csv and NAME.png (the course) and, until the
+    last step is done, NAME.checkpoint.pt, from which training goes on when it is called again with
+    the same settings and samples. Raises ValueError where a checkpoint belongs to another training.
+    """
+    torch.manual_seed(settings.seed)
+    training, validation = split_samples(volumes, settings.n_validation, settings.seed)
+    device = settings.torch_device
+    on_gpu = device.type == "cuda"
+    # channels_last helps a GPU, and slows training on a CPU by a sixth
+    layout = torch.channels_last if on_gpu else torch.contiguous_format
+    network = build_network(settings.network).to(device, memory_format=layout)
+    source = CropSource(training, settings.crop, settings.network.n_slices, settings.augmentation)
+    weights_of_classes = class_weights(training, settings.network.n_classes)
+    per_class = torch.tensor(weights_of_classes, dtype=torch.float32, device=device)
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+    )
+    mean = MeanWeights(network, settings.mean_steps)
+    rows: list[dict[str, Any]] = []
+    first, seconds_before = 0, 0.0
+    checkpoint = weights.with_suffix(".checkpoint.pt")
+    fingerprint = _fingerprint(settings, volumes)
+    if resume and checkpoint.is_file():
+        kept = torch.load(checkpoint, map_location=device, weights_only=True)
+        if json.loads(kept["fingerprint"]) != fingerprint:
+            raise ValueError(
+                f"{checkpoint} belongs to a training with other settings or samples; remove it, or name "
+                "other weights."
+            )
+        network.load_state_dict(kept["network"])
+        optimiser.load_state_dict(kept["optimiser"])
+        mean.state, mean.n = kept["mean"], int(kept["mean_n"])
+        first, seconds_before = int(kept["step"]), float(kept["seconds"])
+        rows = json.loads(kept["rows"])
+        logger.info("Training goes on from step %d", first)
+
+    logger.info(
+        "%s %s: %.2f M parameters, %d samples to train on, %d to validate, %d steps of %d crops of "
+        "%d voxels on %s",
+        settings.network.architecture, settings.network.size, n_parameters(network) / 1e6,
+        len(training), len(validation), settings.steps, settings.batch, settings.crop, device,
+    )  # fmt: skip
+
+    start = time.perf_counter()
+
+    def save_checkpoint(step: int) -> None:
+        with whole_file(checkpoint) as temporary:
+            torch.save(
+                {
+                    "fingerprint": json.dumps(fingerprint),
+                    "network": network.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "mean": mean.state,
+                    "mean_n": mean.n,
+                    "step": step,
+                    "seconds": seconds_before + time.perf_counter() - start,
+                    "rows": json.dumps(rows),
+                },
+                temporary,
+            )
+
+    averaged = build_network(settings.network).to(device, memory_format=layout)
+    window: list[tuple[float, float]] = []
+    finished = first >= settings.steps
+    ahead = 16 if on_gpu else 1
+    step = first
+    with ThreadPoolExecutor(max_workers=8 if on_gpu else 1) as pool:
+        waiting: list[Future[tuple[Any, Any]]] = [
+            pool.submit(_batch_of, source, settings, s)
+            for s in range(first, min(first + ahead, settings.steps))
+        ]
+        bar = tqdm(
+            range(first, settings.steps), initial=first, total=settings.steps, unit="step",
+            desc="Training", disable=not progress,
+        )  # fmt: skip
+        for step in bar:
+            slices, labels = waiting.pop(0).result()
+            if step + ahead < settings.steps:
+                waiting.append(pool.submit(_batch_of, source, settings, step + ahead))
+            network.train()
+            rate = settings.learning_rate_at(step)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            x = torch.from_numpy(slices).to(device, non_blocking=True)
+            x = x.contiguous(memory_format=layout)
+            target = torch.from_numpy(labels).to(device, non_blocking=True)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=on_gpu):
+                outputs = network(x)
+            cross_entropy, dice_loss = segmentation_loss(outputs[0], target, per_class)
+            loss = cross_entropy + dice_loss
+            for share, output in zip(FURTHER_HEADS, outputs[1:], strict=True):
+                loss = loss + share * sum(segmentation_loss(output, target, per_class))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
+            optimiser.step()
+            mean.add(network)
+            window.append((float(cross_entropy.detach()), float(dice_loss.detach())))
+            if not math.isfinite(window[-1][0]):
+                raise ValueError(
+                    f"The loss is no number after {step} steps; lower the learning rate "
+                    f"({settings.learning_rate:g})."
+                )
+            done = step + 1
+            if done % settings.validate_every == 0 or done == settings.steps or len(window) == 50:
+                elapsed = seconds_before + time.perf_counter() - start
+                entropy, dice = np.mean(window, axis=0)
+                window = []
+                row: dict[str, Any] = {
+                    "step": done,
+                    "seconds": round(elapsed, 1),
+                    "learning_rate": rate,
+                    "loss": round(float(entropy + dice), 5),
+                    "cross_entropy": round(float(entropy), 5),
+                    "dice_loss": round(float(dice), 5),
+                }
+                if validation and (done % settings.validate_every == 0 or done == settings.steps):
+                    averaged.load_state_dict(mean.state)
+                    entropy_v, dice_v = validation_scores(averaged, validation, device)
+                    row["validation_cross_entropy"] = round(entropy_v, 5)
+                    for name, value in zip(settings.network.names, dice_v, strict=True):
+                        row[f"validation_dice_{name}"] = round(float(value), 5)
+                    logger.info(
+                        "step %d, %.0f s: loss %.4f; left-out samples: Dice %s",
+                        done, elapsed, entropy + dice,
+                        ", ".join(f"{n} {v:.3f}" for n, v in zip(settings.network.names, dice_v, strict=True)),
+                    )  # fmt: skip
+                rows.append(row)
+                _write_log(weights.with_suffix(".csv"), rows, settings.network.names)
+                save_checkpoint(done)
+            if settings.minutes is not None and time.perf_counter() - start > 60 * settings.minutes:
+                save_checkpoint(done)
+                logger.info("%.1f minutes are over after step %d", settings.minutes, done)
+                break
+        finished = step + 1 >= settings.steps
+
+    averaged.load_state_dict(mean.state)
+    scores = {}
+    if validation:
+        entropy_v, dice_v = validation_scores(averaged, validation, device)
+        scores = {
+            "cross_entropy": entropy_v,
+            "dice": dict(zip(settings.network.names, dice_v.tolist(), strict=True)),
+        }
+    card = {
+        "program": f"anacor_dials {__version__}",
+        "commit": commit_of_program(),
+        "network": asdict(settings.network) | {"parameters": n_parameters(network)},
+        "voxel_size_um": [
+            float(min(min(v.voxel_size_um) for v in volumes)),
+            float(max(max(v.voxel_size_um) for v in volumes)),
+        ],
+        "training": {
+            **{k: v for k, v in asdict(settings).items() if k != "network"},
+            "steps_done": step + 1,
+            "finished": finished,
+            "seconds": round(seconds_before + time.perf_counter() - start, 1),
+            "device": str(device),
+            "torch": torch.__version__,
+            "class_weights": [round(float(w), 4) for w in weights_of_classes],
+            "samples": [_described(v) for v in training],
+            "families": sorted({v.family for v in training}),
+        },
+        "validation": {"samples": [_described(v) for v in validation], **scores},
+    }
+    save_weights(weights, averaged, card)
+    plot_log(weights.with_suffix(".png"), rows, settings.network.names)
+    if finished:
+        checkpoint.unlink(missing_ok=True)
+    return card
+
+
+def _described(volume: TrainingVolume) -> dict[str, Any]:
+    kept = (
+        "seed",
+        "shape",
+        "contrast",
+        "crystal_size_um",
+        "pixel_size_um",
+        "photons",
+        "n_projections",
+    )
+    return {"name": volume.name} | {k: volume.record[k] for k in kept if k in volume.record}
+
+
+# ---- as a program of its own ----------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m anacor_dials.segmentation.training``"""
+    parser = argparse.ArgumentParser(
+        prog="python -m anacor_dials.segmentation.training",
+        description="Train the segmentation network on samples with true labels.",
+    )
+    defaults = TrainingSettings()
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of samples")
+    parser.add_argument(
+        "--weights", type=Path, required=True, help="NAME.safetensors to be written"
+    )
+    parser.add_argument("--architecture", default="anacornet", choices=("anacornet", "unet"))
+    parser.add_argument("--size", default="tiny", choices=("tiny", "base"))
+    parser.add_argument("--n-slices", type=int, default=defaults.network.n_slices)
+    for name in ("steps", "batch", "crop", "warm_up", "mean_steps", "validate_every", "n_validation", "seed"):  # fmt: skip
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name)
+        )
+    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    parser.add_argument("--minutes", type=float, default=None)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--restart", action="store_true", help="ignore a checkpoint")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        network = NetworkSettings(given.architecture, given.size, given.n_slices)
+        settings = TrainingSettings(
+            network=network,
+            **{
+                name: getattr(given, name)
+                for name in (
+                    "steps", "batch", "crop", "warm_up", "mean_steps", "validate_every",
+                    "n_validation", "seed", "learning_rate", "minutes", "device",
+                )
+            },
+        )  # fmt: skip
+        volumes = read_training_volumes(given.data, network.names)
+        train(volumes, settings, given.weights, resume=not given.restart, progress=True)
+    except ValueError as error:
+        parser.exit(1, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""Training data: tomograms with their true labels, from which augmented crops are drawn.
+
+A folder of training data holds pairs ``NAME.tomo.h5`` (a reconstruction) and ``NAME.truth.h5`` (labels),
+with ``NAME.json`` (seed, shape family; optional) beside them, as ``dials.anacor_train`` makes them; or
+``tomo.h5`` files of real samples that hold labels themselves. Volumes are split as whole samples.
+
+Randomness is drawn first and from a generator of its own for every crop, so that training can be
+taken up anywhere and gives the same crops.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from anacor_dials.sample.tomogram_files import read_sample_file
+from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Volume
+from anacor_dials.segmentation.working_grid import (
+    bin_factors,
+    binned_labels,
+    binned_values,
+    intensity_scale,
+)
+
+logger = logging.getLogger("dials.anacor_dials.segmentation.training_data")
+
+TOMO, TRUTH = ".tomo.h5", ".truth.h5"
+CENTRES_KEPT = 4000  # voxels of each class about which crops are drawn
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingVolume:
+    """One sample: normalised values and true labels on the working grid.
+
+    values: float16 (nx, ny, nz), air 0 and sample 1; labels: uint8, same shape; voxel_size_um: (3,).
+    record: how the sample was made (seed, shape, contrast ...), where that is known.
+    """
+
+    name: str
+    values: NDArray[np.float16]
+    labels: NDArray[np.uint8]
+    voxel_size_um: tuple[float, float, float]
+    names: tuple[str, ...] = DEFAULT_NAMES
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.values.shape != self.labels.shape or self.values.ndim != 3:
+            raise ValueError(
+                f"{self.name}: values {self.values.shape} and labels {self.labels.shape} differ."
+            )
+
+    @property
+    def family(self) -> str:
+        """The shape family of the crystal; "real" where the sample is not a virtual one."""
+        return str(self.record.get("shape", "real"))
+
+
+def labels_on_grid(labels: LabelVolume, grid: Volume) -> NDArray[np.uint8]:
+    """The labels uint8 (nx, ny, nz) at the voxels of another volume; background outside of their own.
+
+    Both must have the same size of voxel (to 1 %); their origins may lie anywhere and the nearest voxel
+    is taken. Raises ValueError for other voxels.
+    """
+    if not np.allclose(labels.voxel_size_um, grid.voxel_size_um, rtol=0.01):
+        raise ValueError(
+            f"The labels have voxels of {labels.voxel_size_um.tolist()} um and the tomogram of "
+            f"{grid.voxel_size_um.tolist()} um; they must be the same."
+        )
+    shift = np.rint(labels.centre - grid.centre).astype(int)  # label index = grid index + shift
+    out = np.zeros(grid.shape, dtype=np.uint8)
+    theirs, ours = [], []
+    for s, n, m in zip(shift, grid.shape, labels.shape, strict=True):
+        first, last = max(0, -s), min(n, m - s)
+        if first >= last:
+            raise ValueError("The labels lie outside of the tomogram; are their origins right?")
+        ours.append(slice(first, last))
+        theirs.append(slice(first + s, last + s))
+    out[tuple(ours)] = labels.values[tuple(theirs)]
+    return out
+
+
+def _in_order(labels: LabelVolume, names: Sequence[str], path: Path) -> NDArray[np.uint8]:
+    """The labels renumbered as the names are ordered."""
+    missing = [name for name in labels.names if name not in names]
+    if missing:
+        raise ValueError(
+            f"{path} has the label {missing[0]!r}, which is not among the classes {', '.join(names)}."
+        )
+    table = np.array([list(names).index(name) for name in labels.names], dtype=np.uint8)
+    return table[labels.values]
+
+
+def read_record(tomogram: Path) -> dict[str, Any]:
+    """How a sample was made, from NAME.json beside NAME.tomo.h5; empty where that is not known."""
+    described = tomogram.with_name(f"{tomogram.name.removesuffix(TOMO)}.json")
+    return dict(json.loads(described.read_text(encoding="utf-8"))) if described.is_file() else {}
+
+
+def read_training_volume(
+    tomogram: Path, truth: Path | None = None, names: Sequence[str] = DEFAULT_NAMES
+) -> TrainingVolume:
+    """One sample from its files. truth: None where the tomogram's file holds the labels itself.
+
+    Raises ValueError where one of the two is missing or they do not belong together.
+    """
+    sample = read_sample_file(tomogram, labels=truth is None)
+    if sample.tomogram is None:
+        raise ValueError(f"{tomogram} holds no reconstruction to train on.")
+    labels = sample.labels if truth is None else read_sample_file(truth, tomogram=False).labels
+    if labels is None:
+        raise ValueError(f"{truth or tomogram} holds no labels to train on.")
+    ordered = LabelVolume(
+        _in_order(labels, names, truth or tomogram),
+        labels.voxel_size_um,
+        labels.centre,
+        tuple(names),
+    )
+    factors = bin_factors(sample.tomogram.voxel_size_um)
+    scale = intensity_scale(sample.tomogram.values)
+    values = binned_values(sample.tomogram.values, factors, scale)
+    true = binned_labels(labels_on_grid(ordered, sample.tomogram), factors, len(names))
+    name = tomogram.name.removesuffix(TOMO)
+    record = read_record(tomogram)
+    x, y, z = (sample.tomogram.voxel_size_um * np.array(factors)).tolist()
+    return TrainingVolume(
+        name, values.astype(np.float16), true, (x, y, z), tuple(names), dict(record)
+    )
+
+
+def find_training_files(folders: Sequence[Path]) -> list[tuple[Path, Path | None]]:
+    """(tomogram, truth or None) of every sample in some folders, by name.
+
+    Raises ValueError where a folder is absent or holds no training data.
+    """
+    found: list[tuple[Path, Path | None]] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"There is no folder {folder}.")
+        here: list[tuple[Path, Path | None]] = []
+        for path in sorted(folder.glob("*.h5")):
+            if path.name.endswith(TRUTH) or path.name.startswith("."):
+                continue
+            truth = path.with_name(path.name.removesuffix(TOMO) + TRUTH)
+            here.append((path, truth if truth.is_file() else None))
+        if not here:
+            raise ValueError(
+                f"{folder} holds no training data (pairs of NAME{TOMO} and NAME{TRUTH}, or tomo.h5 files "
+                "with labels); make some by dials.anacor_train simulate.samples=40."
+            )
+        found += here
+    return found
+
+
+def read_training_volumes(
+    folders: Sequence[Path], names: Sequence[str] = DEFAULT_NAMES
+) -> list[TrainingVolume]:
+    """All samples of some folders, sorted as they lie there."""
+    return [
+        read_training_volume(path, truth, names) for path, truth in find_training_files(folders)
+    ]
+
+
+def split_samples(
+    volumes: Sequence[TrainingVolume], n_validation: int, seed: int
+) -> tuple[list[TrainingVolume], list[TrainingVolume]]:
+    """(training, validation): whole samples, drawn at random but always the same for a seed.
+
+    Raises ValueError unless at least one sample is left for training.
+    """
+    if not 0 <= n_validation < len(volumes):
+        raise ValueError(
+            f"{n_validation} of {len(volumes)} samples for validation leave none to train on; make more "
+            "samples."
+        )
+    order = np.random.default_rng([seed, len(volumes)]).permutation(len(volumes))
+    held = set(order[:n_validation].tolist())
+    return (
+        [v for i, v in enumerate(volumes) if i not in held],
+        [v for i, v in enumerate(volumes) if i in held],
+    )
+
+
+def class_weights(volumes: Sequence[TrainingVolume], n_classes: int) -> NDArray[np.float64]:
+    """Weights (n_classes,) of the cross-entropy: 1 / sqrt(frequency), mean 1 over the classes, <= 3."""
+    counts = np.zeros(n_classes)
+    for volume in volumes:
+        counts += np.bincount(volume.labels.ravel(), minlength=n_classes)
+    frequency = np.maximum(counts / counts.sum(), 1e-4)
+    weights = frequency**-0.5
+    return np.minimum(weights / weights.mean(), 3.0)
+
+
+# ---- crops ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far crops are changed; every limit is that of a uniform distribution unless it is said.
+
+    zoom: factor on lengths, both ways; gain, offset: of the values, on top of the normalisation;
+    contrast: change of the crystal's value; cupping: a slow change of values across the crop; noise: standard
+    deviation added, from 0 to this; turn: whether crops are turned by any angle.
+    """
+
+    zoom: float = 1.35
+    gain: float = 0.06
+    offset: float = 0.03
+    contrast: float = 0.05
+    cupping: float = 0.04
+    noise: float = 0.06
+    turn: bool = True
+
+
+class CropSource:
+    """Draws crops of slices, with neighbours, from some samples.
+
+    crop: edge of a crop in voxels; n_slices: neighbours together, odd. Every second crop is centred on a
+    voxel of a class drawn at random, so that rare classes are seen; the others anywhere in the sample.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[TrainingVolume],
+        crop: int,
+        n_slices: int,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        if not volumes:
+            raise ValueError("There are no samples to draw crops from.")
+        if crop < 32 or crop % 16:
+            raise ValueError(f"The crop is {crop} voxels; it is a multiple of 16, at least 32.")
+        self.volumes = list(volumes)
+        self.crop, self.n_slices = crop, n_slices
+        self.augmentation = augmentation or Augmentation()
+        rng = np.random.default_rng(0)
+        self._centres: list[list[NDArray[np.intp]]] = []
+        for volume in self.volumes:
+            flat = volume.labels.ravel()
+            per_class = []
+            for label in range(len(volume.names)):
+                where = np.flatnonzero(flat == label)
+                if where.size > CENTRES_KEPT:
+                    where = where[rng.integers(0, where.size, CENTRES_KEPT)]
+                per_class.append(where)
+            self._centres.append(per_class)
+
+    def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """(slices (n_slices, crop, crop), labels (crop, crop) of the middle one)."""
+        a = self.augmentation
+        which = int(rng.integers(len(self.volumes)))
+        volume = self.volumes[which]
+        label = int(rng.integers(len(volume.names))) if rng.random() < 0.5 else -1
+        places = self._centres[which][label] if label >= 0 else np.empty(0, dtype=np.intp)
+        if places.size:
+            centre = np.array(
+                np.unravel_index(int(places[rng.integers(places.size)]), volume.labels.shape),
+                dtype=np.float64,
+            )
+        else:
+            centre = rng.uniform(0.1, 0.9, 3) * (np.array(volume.labels.shape) - 1)
+        order = np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1]])[int(rng.integers(3))]
+        centre = centre[order]
+        centre[1:] += rng.uniform(-0.25, 0.25, 2) * self.crop
+        values, labels = volume.values.transpose(order), volume.labels.transpose(order)
+        zoom = float(np.exp(rng.uniform(-1, 1) * np.log(a.zoom)))
+        angle = rng.uniform(0, 2 * np.pi) if a.turn else 0.5 * np.pi * int(rng.integers(4))
+        mirror = 1.0 if rng.random() < 0.5 else -1.0
+        upside = 1.0 if rng.random() < 0.5 else -1.0
+        grid = (np.arange(self.crop) - (self.crop - 1) / 2) / zoom
+        u, v = np.meshgrid(grid, grid * mirror, indexing="ij")
+        cos, sin = np.cos(angle), np.sin(angle)
+        y, z = centre[1] + cos * u - sin * v, centre[2] + sin * u + cos * v
+        half = self.n_slices // 2
+        slices = np.empty((self.n_slices, self.crop, self.crop), dtype=np.float32)
+        # neighbours stay one voxel apart, at the nearest plane where the zoom moves them
+        for k in range(self.n_slices):
+            x = int(round(centre[0])) + round(upside * (k - half) / zoom)
+            plane = values[min(max(x, 0), values.shape[0] - 1)].astype(np.float32)
+            slices[k] = scipy.ndimage.map_coordinates(plane, (y, z), order=1, mode="nearest")
+        middle = labels[min(max(int(round(centre[0])), 0), labels.shape[0] - 1)]
+        target = scipy.ndimage.map_coordinates(middle, (y, z), order=0, mode="nearest")
+        self._change_values(slices, target, volume, rng)
+        return slices, target
+
+    def _change_values(
+        self,
+        slices: NDArray[np.float32],
+        target: NDArray[np.uint8],
+        volume: TrainingVolume,
+        rng: np.random.Generator,
+    ) -> None:
+        a = self.augmentation
+        if rng.random() < 0.5:
+            crystal = (target == volume.names.index("crystal")).astype(np.float32)
+            slices += rng.uniform(-1, 1) * a.contrast * scipy.ndimage.gaussian_filter(crystal, 0.8)
+        ramp = np.linspace(-1, 1, self.crop, dtype=np.float32)
+        field_ = rng.uniform(-1, 1, 3) * a.cupping
+        slow = field_[0] * ramp[:, None] + field_[1] * ramp[None, :]
+        slow = slow + field_[2] * (ramp[:, None] ** 2 + ramp[None, :] ** 2)
+        slices *= 1.0 + slow + rng.uniform(-1, 1) * a.gain
+        slices += rng.uniform(-1, 1) * a.offset
+        noise = rng.standard_normal(slices.shape).astype(np.float32)
+        if rng.random() < 0.5:  # of a smoothing reconstruction
+            noise = 2.0 * scipy.ndimage.gaussian_filter(noise, (0, 0.7, 0.7))
+        slices += rng.uniform(0, a.noise) * noise
+
+    def batch(
+        self, rng: np.random.Generator, size: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """(slices (size, n_slices, crop, crop), labels (size, crop, crop))."""
+        drawn = [self.draw(rng) for _ in range(size)]
+        return np.stack([s for s, _ in drawn]), np.stack([t for _, t in drawn])

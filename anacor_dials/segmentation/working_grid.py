@@ -1,0 +1,143 @@
+"""The grid and the scale on which the networks see a tomogram: binning, air level and mu scale.
+
+The networks are trained at one size of voxel, about 1 to 1.5 um. A finer tomogram is averaged over whole
+blocks of voxels before, and the probabilities are interpolated back afterwards. Values are scaled by
+what the tomogram itself says: air becomes 0 and the sample's median becomes 1, whatever of crystal and
+liquor is the brighter.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from anacor_dials.sample.volumes import Volume
+
+FINEST_UM, COARSEST_UM = 0.9, 1.7  # voxels that the networks are trained on
+WORKING_UM = 1.2
+VOXELS_LOOKED_AT = 2_000_000
+LEAST_SIGNIFICANCE = 3.0  # of the sample above air, in standard deviations of a voxel
+
+
+@dataclass(frozen=True)
+class IntensityScale:
+    """What a tomogram says of itself, in 1/um: the level of air, the sample's median, noise in air."""
+
+    air: float
+    sample: float
+    noise: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.air) and math.isfinite(self.sample) and self.sample > self.air):
+            raise ValueError(
+                f"The sample's level {self.sample} /um is not above that of air, {self.air} /um; is this "
+                "a tomogram of mu?"
+            )
+
+    def normalised(self, values: ArrayLike) -> NDArray[np.float32]:
+        """(values - air) / (sample - air), float32: air is 0 and the sample 1."""
+        scale = np.float32(1.0 / (self.sample - self.air))
+        return (np.asarray(values, dtype=np.float32) - np.float32(self.air)) * scale
+
+
+def intensity_scale(values: NDArray[Any]) -> IntensityScale:
+    """The scale of mu values (nx, ny, nz) in 1/um.
+
+    Air and sample are told apart by Otsu's threshold (IEEE Trans. SMC 9 (1979) 62) between the 0.1 and
+    99.9 percentiles; the levels are the medians below and above. Raises ValueError where nothing stands out
+    by three standard deviations of the noise (a volume of air), and for values that are no numbers.
+    """
+    step = max(1, round((values.size / VOXELS_LOOKED_AT) ** (1 / 3)))
+    thin = np.asarray(values[::step, ::step, ::step], dtype=np.float64).ravel()
+    if not np.all(np.isfinite(thin)):
+        raise ValueError("The tomogram holds values that are not numbers; reconstruct it again.")
+    low, high = np.percentile(thin, (0.1, 99.9))
+    if not high > low:
+        raise ValueError(
+            f"The tomogram has the value {low:g} /um throughout: there is no sample in it."
+        )
+    counts, edges = np.histogram(thin, 512, (low, high))
+    middles = 0.5 * (edges[:-1] + edges[1:])
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    sums = np.cumsum(counts * middles)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
+    threshold = edges[1 + int(np.nanargmax(np.where(above > 0, between, np.nan)))]
+    dark, bright = thin[thin < threshold], thin[thin >= threshold]
+    if not (dark.size and bright.size):
+        raise ValueError("The tomogram holds nothing but air: there is no sample to segment.")
+    air, sample = float(np.median(dark)), float(np.median(bright))
+    noise = 1.4826 * float(np.median(np.abs(dark - air)))
+    if sample - air < LEAST_SIGNIFICANCE * noise:
+        raise ValueError(
+            f"Nothing stands out of the noise (the brighter part is at {sample:.3g} /um, the darker at "
+            f"{air:.3g} +- {noise:.3g}): there is no sample in this tomogram, or it is far too noisy."
+        )
+    return IntensityScale(air, sample, noise)
+
+
+def bin_factors(voxel_size_um: ArrayLike) -> tuple[int, int, int]:
+    """How many voxels along X, Y, Z make one of the working grid; 1 where they are coarse enough.
+
+    Raises ValueError for voxels so coarse that samples of crystallography would be a few voxels.
+    """
+    size = np.asarray(voxel_size_um, dtype=np.float64)
+    if float(size.max()) > 20.0:
+        raise ValueError(
+            f"The voxels are {size.tolist()} um; segmentation needs 0.05 to 20 um. Is the unit right?"
+        )
+    if float(size.min()) < 0.05:
+        raise ValueError(
+            f"The voxels are {size.tolist()} um; segmentation needs 0.05 to 20 um. Is the unit right?"
+        )
+    x, y, z = (max(1, round(WORKING_UM / v)) if v < FINEST_UM else 1 for v in size)
+    return x, y, z
+
+
+def binned_values(
+    values: NDArray[Any], factors: tuple[int, int, int], scale: IntensityScale
+) -> NDArray[np.float32]:
+    """Normalised means over blocks of voxels, float32 (ceil(nx/fx), ceil(ny/fy), ceil(nz/fz)).
+
+    The last blocks are filled up with the last voxels. Slab by slab: values may be a data set in a file.
+    """
+    fx, fy, fz = factors
+    nx, ny, nz = values.shape
+    shape = (-(-nx // fx), -(-ny // fy), -(-nz // fz))
+    out = np.empty(shape, dtype=np.float32)
+    for i in range(shape[0]):
+        slab = np.asarray(values[i * fx : (i + 1) * fx], dtype=np.float32).mean(axis=0)
+        slab = np.pad(slab, ((0, shape[1] * fy - ny), (0, shape[2] * fz - nz)), mode="edge")
+        out[i] = slab.reshape(shape[1], fy, shape[2], fz).mean(axis=(1, 3))
+    return scale.normalised(out)
+
+
+def binned_labels(
+    labels: NDArray[np.uint8], factors: tuple[int, int, int], n: int
+) -> NDArray[np.uint8]:
+    """The most frequent label of every block, uint8; of equally frequent ones the lowest."""
+    if factors == (1, 1, 1):
+        return labels
+    share = np.zeros(0, dtype=np.float32)
+    best: NDArray[np.uint8] | None = None
+    for label in range(n):
+        here = binned_values(labels == label, factors, IntensityScale(0.0, 1.0, 0.0))
+        if best is None:
+            best, share = np.zeros(here.shape, dtype=np.uint8), here
+            continue
+        larger = here > share
+        best[larger] = label
+        share = np.maximum(share, here)
+    assert best is not None
+    return best
+
+
+def working_volume(volume: Volume, values: NDArray[Any], factors: tuple[int, int, int]) -> Volume:
+    """Binned values with the size of their voxels and the place of the origin."""
+    f = np.array(factors, dtype=np.float64)
+    return Volume(values, volume.voxel_size_um * f, (volume.centre + 0.5) / f - 0.5)

@@ -1,0 +1,270 @@
+"""How well and how fast samples are segmented.
+
+    tools/dials-env python benchmarks/segmentation.py make FOLDER [--samples 6]
+    tools/dials-env python benchmarks/segmentation.py evaluate FOLDER [--weights A.safetensors ...] [--card]
+    tools/dials-env python benchmarks/segmentation.py tables FOLDER [--weights A.safetensors ...] [--results FILE]
+    tools/dials-env python benchmarks/segmentation.py speed [--slices 8] [--threads 2] [--device D]
+
+make: virtual samples of the shape families that the shipped weights were not trained on (needle,
+    cluster), from seeds of their own: contrast within 10 % of the liquor's mu, noise and fringes.
+evaluate: scores of weights on the samples of a folder, and the rms difference of the absorption factors
+    of 300 reflections, computed with the labels found and with the true ones and the true mu, after one
+    scale. --card puts the scores into the weights' model card; tables go to benchmarks/RESULTS-segmentation.md
+    (--results), pictures of the worst sample beside it.
+speed: seconds for 1000 slices of 512 x 512, from a few of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anacor_dials.absorption.factors import Directions, absorption_factors
+from anacor_dials.command_line.training_scans import ScanRanges, write_training_scans
+from anacor_dials.report import write_json
+from anacor_dials.sample.frames import scan_rotation, unit
+from anacor_dials.sample.tomogram_files import read_sample_file
+from anacor_dials.sample.volumes import LabelVolume
+from anacor_dials.segmentation.evaluation import evaluate_samples, mean_scores
+from anacor_dials.segmentation.inference import (
+    SHIPPED_WEIGHTS,
+    InferenceSettings,
+    class_probabilities,
+    load_network,
+    segment,
+)
+from anacor_dials.segmentation.network import model_card_path
+from anacor_dials.segmentation.training_data import TOMO, TRUTH, labels_on_grid
+
+HERE = Path(__file__).resolve().parent
+SHIPPED = HERE.parent / "anacor_dials" / "segmentation" / "weights"
+NAMES = ("background", "liquor", "loop", "crystal")
+
+
+def random_reflections(n: int, rng: np.random.Generator) -> Directions:
+    """n reflections of one sweep of 360 degrees about X: scattering angles up to 80 degrees."""
+    angle = rng.uniform(0, 360, n)
+    two_theta, psi = np.deg2rad(rng.uniform(5, 80, n)), rng.uniform(0, 2 * np.pi, n)
+    # in the laboratory the beam flies along -Z
+    exits = np.stack(
+        [np.sin(two_theta) * np.cos(psi), np.sin(two_theta) * np.sin(psi), -np.cos(two_theta)], 1
+    )
+    turn = scan_rotation(angle).transpose(0, 2, 1)  # laboratory to sample
+    to_source = turn @ np.array([0.0, 0.0, 1.0])
+    return Directions.of_one_sweep(to_source, np.einsum("nij,nj->ni", turn, unit(exits)))
+
+
+def factor_error(found: LabelVolume, true: LabelVolume, mu: Any) -> dict[str, float]:
+    """rms difference of the absorption factors after one scale, per cent; NaN without a crystal."""
+    if not np.any(found.values == found.label("crystal")):
+        return {"factors_rms_percent": math.nan, "factors_spread_percent": math.nan}
+    directions = random_reflections(300, np.random.default_rng(0))
+    a, b = (
+        absorption_factors(
+            labels, mu, directions, tolerance=3e-3, check_reflections=16, nproc=1, device="cpu",
+            rng=np.random.default_rng(1),
+        ).transmission
+        for labels in (found, true)
+    )  # fmt: skip
+    ratio = a / b
+    return {
+        "factors_rms_percent": float(100 * np.std(ratio) / np.mean(ratio)),
+        "factors_spread_percent": float(100 * np.std(b) / np.mean(b)),
+    }
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{100 * value:.2f} %"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def mean_table(results: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines = [
+        "| | background | liquor | loop | crystal | crystal Dice | crystal HD95 (um) | CE | s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in results.items():
+        for cleaned in (False, True):
+            means = mean_scores(rows, cleaned)
+            cells = [
+                f"{percent(means[n]['accuracy'])} ({number(1 - means[n]['dice'], 3)})"
+                for n in NAMES
+            ]
+            seconds = float(np.mean([row["seconds"] for row in rows]))
+            lines.append(
+                f"| {name}{' + clean-up' if cleaned else ''} | {' | '.join(cells)} | "
+                f"{number(means['crystal']['dice'], 3)} | {number(means['crystal']['hd95_um'], 1)} | "
+                f"{number(means['cross_entropy'], 3)} | {seconds:.0f} |"
+            )
+    return lines
+
+
+def sample_table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| sample | shape | contrast | background | liquor | loop | crystal | crystal Dice | HD95 (um) | "
+        "factors rms (of spread) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        c = row["cleaned"]["classes"]
+        accuracies = " | ".join(percent(c[n]["accuracy"]) for n in NAMES)
+        factors = (
+            f"{number(row.get('factors_rms_percent'))} % "
+            f"({number(row.get('factors_spread_percent'), 1)} %)"
+        )
+        lines.append(
+            f"| {row['name']} | {row.get('shape', '')} | {100 * row.get('contrast', math.nan):+.1f} % | "
+            f"{accuracies} | {number(c['crystal']['dice'], 3)} | {number(c['crystal']['hd95_um'], 1)} | "
+            f"{factors} |"
+        )
+    return lines
+
+
+def draw_sample(path: Path, tomogram_file: Path, weights: Path) -> None:
+    """The middle slices of the true crystal: tomogram, truth, labels found."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    from anacor_dials.sample.pictures import COLOURS
+
+    tomogram = read_sample_file(tomogram_file).tomogram
+    name = tomogram_file.name.removesuffix(TOMO)
+    truth_file = read_sample_file(tomogram_file.with_name(name + TRUTH), tomogram=False)
+    truth = labels_on_grid(truth_file.labels, tomogram)
+    found = segment(tomogram, load_network(weights), need_crystal=False).labels.values
+    middle = np.argwhere(truth == 3).mean(axis=0).astype(int)
+    figure = Figure(figsize=(10, 10), layout="constrained")
+    axes = figure.subplots(3, 3)
+    colours = ListedColormap(COLOURS[:4])
+    top = np.percentile(tomogram.values[truth == 1], 99)
+    for row in range(3):
+        planes = [np.take(v, middle[row], axis=row) for v in (tomogram.values, truth, found)]
+        axes[row, 0].imshow(planes[0], cmap="gray", vmin=0, vmax=top)
+        for k in (1, 2):
+            axes[row, k].imshow(planes[k], cmap=colours, vmin=0, vmax=3, interpolation="nearest")
+        axes[row, 0].set_ylabel(f"across {'XYZ'[row]}")
+    for k, title in enumerate(("tomogram", "truth", "found")):
+        axes[0, k].set_title(f"{name}: {title}" if k == 0 else title)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=70)
+
+
+def evaluate_weights(given: argparse.Namespace) -> None:
+    tomograms = sorted(p for p in given.folder.glob(f"*{TOMO}") if not p.name.startswith("."))
+    tomograms = tomograms[: given.limit]
+    results = {}
+    settings = InferenceSettings(axes=given.axes, device=given.device)
+    for weights in given.weights:
+        rows = evaluate_samples(load_network(weights), tomograms, settings, factor_error)
+        results[weights.stem + ("" if given.axes == "x" else f" ({given.axes})")] = rows
+        if given.card:
+            card_file = model_card_path(weights)
+            card = json.loads(card_file.read_text(encoding="utf-8"))
+            card["evaluation"] = {
+                "samples": rows,
+                "mean": mean_scores(rows, cleaned=False),
+                "mean_cleaned": mean_scores(rows),
+            }
+            write_json(card_file, card)
+    print("\n".join(all_tables(results)))
+
+
+def all_tables(results: dict[str, list[dict[str, Any]]]) -> list[str]:
+    first = next(iter(results.values()))
+    lines = [
+        f"{len(first)} virtual samples of shape families and seeds that were never trained on. "
+        "Accuracy is recall; in brackets the Dice loss. Means over the samples.",
+        "",
+        *mean_table(results),
+    ]
+    for name, rows in results.items():
+        lines += [
+            "", f"{name} + clean-up, every sample, the worst crystal first:", "", *sample_table(rows)
+        ]  # fmt: skip
+    return lines
+
+
+def write_tables(given: argparse.Namespace) -> None:
+    results = {}
+    for weights in given.weights:
+        card = json.loads(model_card_path(weights).read_text(encoding="utf-8"))
+        results[weights.stem] = card["evaluation"]["samples"]
+    text = "\n".join(all_tables(results)) + "\n"
+    print(text)
+    if given.results:
+        given.results.write_text(text, encoding="utf-8")
+        worst = next(iter(results.values()))[0]["name"]
+        draw_sample(
+            given.results.with_name("segmentation-worst.png"),
+            given.folder / f"{worst}{TOMO}",
+            given.weights[0],
+        )
+
+
+def measure_speed(given: argparse.Namespace) -> None:
+    import torch
+
+    torch.set_num_threads(given.threads)
+    values = np.ones((given.slices, 512, 512), dtype=np.float32)
+    values += 0.1 * np.random.default_rng(0).standard_normal(values.shape).astype(np.float32)
+    for weights in given.weights:
+        network = load_network(weights)
+        class_probabilities(network, values[:2], InferenceSettings(device=given.device))
+        for batch in (1, 4):
+            start, cpu = time.perf_counter(), time.process_time()
+            class_probabilities(
+                network, values, InferenceSettings(batch=batch, device=given.device)
+            )
+            wall = (time.perf_counter() - start) / given.slices
+            cpu = (time.process_time() - cpu) / given.slices
+            print(
+                f"{weights.stem}, batch {batch}, {given.threads} threads: {wall:.3f} s per slice of "
+                f"512 x 512 ({cpu:.3f} processor-s), 1000 slices {1000 * wall:.0f} s"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", choices=("make", "evaluate", "tables", "speed"))
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("segmentation_test"))
+    parser.add_argument("--samples", type=int, default=6, help="of each shape family")
+    parser.add_argument("--weights", type=Path, nargs="+", default=[SHIPPED / SHIPPED_WEIGHTS])
+    parser.add_argument("--axes", default="x")
+    parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("--card", action="store_true")
+    parser.add_argument("--results", type=Path, default=None)
+    parser.add_argument("--slices", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if given.what == "make":
+        for seed, shape in ((1001, "needle"), (1002, "cluster")):
+            ranges = ScanRanges(shapes=(shape,))
+            write_training_scans(given.folder, given.samples, seed, ranges, prefix=shape)
+    elif given.what == "evaluate":
+        evaluate_weights(given)
+    elif given.what == "tables":
+        write_tables(given)
+    else:
+        measure_speed(given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Virtual scans for the segmentation: random samples, their scans, and our own reconstructions.
+
+No command of its own: ``dials.anacor_train`` and the benchmark call it. It hands the samples of
+``simulation`` to ``tomography`` and needs no DIALS. For every sample three files are written,
+``NAME.nxs`` (optional), ``NAME.truth.h5`` and ``NAME.tomo.h5``, and ``NAME.json`` with how it was made.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anacor_dials.sample.materials import Composition, protein_crystal
+from anacor_dials.sample.output_files import OutputFiles
+from anacor_dials.sample.tomogram_files import read_sample_file, write_sample_file
+from anacor_dials.simulation.detector import DetectorModel
+from anacor_dials.simulation.samples import Sample, random_sample
+from anacor_dials.simulation.scan import ScanSettings, write_scan
+from anacor_dials.tomography.projections import read_projections
+from anacor_dials.tomography.reconstruction import (
+    ReconstructionSettings,
+    plan_reconstruction,
+    reconstruct,
+)
+
+logger = logging.getLogger("dials.anacor_dials.training_scans")
+
+POLYIMIDE = Composition.parse("C22H10N2O5", 1.42)
+NYLON = Composition.parse("C6H11NO", 1.14)
+
+
+@dataclass(frozen=True)
+class ScanRanges:
+    """From what the samples and their scans are drawn, uniformly between two limits each.
+
+    crystal_size_um: mean size of the crystal; contrast: mu of the crystal relative to that of the
+    liquor, less one; pixel_size_um; distance_mm; energy_keV; photons: per pixel in the mean flat
+    (drawn logarithmically); n_projections. shapes: families of crystals. stem_length_um: of the loop.
+    """
+
+    crystal_size_um: tuple[float, float] = (26.0, 56.0)
+    contrast: tuple[float, float] = (-0.10, 0.10)
+    pixel_size_um: tuple[float, float] = (1.0, 1.5)
+    distance_mm: tuple[float, float] = (4.0, 25.0)
+    energy_keV: tuple[float, float] = (3.3, 4.6)
+    photons: tuple[float, float] = (8000.0, 50000.0)
+    n_projections: tuple[int, int] = (160, 300)
+    shapes: tuple[str, ...] = ("polyhedron", "plate")
+    stem_length_um: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, tuple) and name != "shapes" and not value[0] <= value[1]:
+                raise ValueError(
+                    f"{name} runs from {value[0]} to {value[1]}; give the lower limit first."
+                )
+        if not self.shapes:
+            raise ValueError("There is no crystal shape to draw from; name polyhedron, say.")
+
+
+def materials_of_contrast(
+    rng: np.random.Generator, contrast: float, energy_keV: float
+) -> dict[str, Composition]:
+    """Random liquor, crystal and loop; mu of the crystal is (1 + contrast) that of the liquor.
+
+    What is missing to the contrast is made up by salt in the liquor (the crystal's solvent is the
+    liquor too) or by iodine in the crystal. Raises ValueError where no concentration gives it.
+    """
+    glycerol, salt = float(rng.uniform(0.1, 0.35)), float(rng.uniform(0.0, 0.02))
+    solvent_content = float(rng.uniform(0.35, 0.65))
+    loop = POLYIMIDE if rng.random() < 0.7 else NYLON
+
+    def made(amount: float) -> tuple[Composition, Composition]:
+        in_liquor, in_crystal = max(amount, 0.0), max(-amount, 0.0)
+        nacl = salt + in_liquor
+        liquor = Composition.parse(
+            f"{1 - glycerol - nacl:.8f} H2O + {glycerol:.8f} C3H8O3 + {nacl:.8f} NaCl",
+            1.0 + 0.25 * glycerol + 0.7 * nacl,
+        )
+        crystal = protein_crystal(solvent_content, liquor)
+        if in_crystal:
+            iodine = Composition.parse("I", 4.9)
+            crystal = crystal.mixed_by_volume(iodine, in_crystal)
+        return liquor, crystal
+
+    def reached(amount: float) -> float:
+        liquor, crystal = made(amount)
+        return crystal.mu_per_um(energy_keV) / liquor.mu_per_um(energy_keV) - 1.0
+
+    low, high = -0.1, 0.3  # the contrast falls as the amount grows
+    if not reached(high) <= contrast <= reached(low):
+        raise ValueError(
+            f"A contrast of {contrast:.3f} at {energy_keV} keV cannot be had with salt in the liquor or "
+            "iodine in the crystal; ask for one nearer to zero."
+        )
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        if reached(middle) > contrast:
+            low = middle
+        else:
+            high = middle
+    liquor, crystal = made(0.5 * (low + high))
+    return {"liquor": liquor, "loop": loop, "crystal": crystal}
+
+
+def scan_settings_around(
+    sample: Sample, pixel_size_um: float, margin_um: float = 10.0, **choices: Any
+) -> ScanSettings:
+    """Settings whose images hold all of the liquor and the crystal, and the loop as far as they reach."""
+    low, high = sample.bounds_um("liquor", "crystal")
+    along = max(-low[0], high[0]) + margin_um
+    across = max(float(np.hypot(*m.vertices[:, 1:].T).max()) for m in sample.meshes) + margin_um
+    shape = tuple(2 * math.ceil(half / pixel_size_um) for half in (along, across))
+    return ScanSettings(pixel_size_um=pixel_size_um, image_shape=(shape[0], shape[1]), **choices)
+
+
+def draw_scan(
+    rng: np.random.Generator, ranges: ScanRanges
+) -> tuple[Sample, ScanSettings, dict[str, Any]]:
+    """A random sample, how it is scanned, and the numbers that were drawn."""
+    drawn: dict[str, Any] = {
+        "shape": str(rng.choice(ranges.shapes)),
+        "crystal_size_um": float(rng.uniform(*ranges.crystal_size_um)),
+        "contrast": float(rng.uniform(*ranges.contrast)),
+        "pixel_size_um": float(rng.uniform(*ranges.pixel_size_um)),
+        "distance_mm": float(rng.uniform(*ranges.distance_mm)),
+        "energy_keV": float(rng.uniform(*ranges.energy_keV)),
+        "photons": float(np.exp(rng.uniform(*np.log(ranges.photons)))),
+        "n_projections": int(rng.integers(ranges.n_projections[0], ranges.n_projections[1] + 1)),
+    }
+    materials = materials_of_contrast(rng, drawn["contrast"], drawn["energy_keV"])
+    sample = random_sample(
+        rng,
+        drawn["crystal_size_um"],
+        materials,
+        shape=drawn["shape"],
+        stem_length_um=ranges.stem_length_um,
+    )
+    settings = scan_settings_around(
+        sample,
+        drawn["pixel_size_um"],
+        distance_mm=drawn["distance_mm"],
+        energy_keV=drawn["energy_keV"],
+        n_projections=drawn["n_projections"],
+        detector=DetectorModel(photons=drawn["photons"], gain=1.0),
+    )
+    return sample, settings, drawn
+
+
+def write_training_scan(
+    folder: Path, name: str, seed: Sequence[int], ranges: ScanRanges, keep_scan: bool = False
+) -> dict[str, Any]:
+    """Makes one sample, its scan and its tomogram; returns (and writes) the record. All or nothing.
+
+    seed: numbers that the random generator is made of; the same ones give the same sample. Samples
+    that cannot be made (the crystal does not fit its drop) are drawn again, which is recorded.
+    """
+    for attempt in range(20):
+        rng = np.random.default_rng([*seed, attempt])
+        try:
+            sample, settings, drawn = draw_scan(rng, ranges)
+            break
+        except ValueError as error:
+            logger.debug("%s, attempt %d: %s", name, attempt, error)
+    else:
+        raise ValueError(f"No sample could be made from the seed {list(seed)}; take another one.")
+    record = {"seed": [*seed, attempt], **drawn, "image_shape": settings.image_shape}
+    scan = folder / f"{name}.nxs"
+    with OutputFiles() as out:
+        tomo_path = out.path(folder / f"{name}.tomo.h5")
+        record_path = out.path(folder / f"{name}.json")
+        write_scan(scan, folder / f"{name}.truth.h5", sample, settings, rng)
+        try:
+            plan = plan_reconstruction(
+                read_projections(scan), ReconstructionSettings(), pictures=False
+            )
+            write_sample_file(tomo_path, tomogram=reconstruct(plan), projections=scan)
+            record["rotation_centre_px"] = plan.axis
+        finally:
+            if not keep_scan:
+                scan.unlink()
+        truth = read_sample_file(folder / f"{name}.truth.h5").labels
+        assert truth is not None
+        record["voxels"] = dict(zip(truth.names, truth.counts().tolist(), strict=True))
+        record_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return record
+
+
+def write_training_scans(
+    folder: Path,
+    n: int,
+    seed: int,
+    ranges: ScanRanges | None = None,
+    keep_scans: bool = False,
+    prefix: str = "sample",
+) -> list[Path]:
+    """n samples in a folder; those that are there already are left. Returns the paths of the tomograms."""
+    ranges = ranges or ScanRanges()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(n):
+        name = f"{prefix}-{seed}-{number:03d}"
+        path = folder / f"{name}.tomo.h5"
+        if not path.is_file():
+            record = write_training_scan(folder, name, (seed, number), ranges, keep_scans)
+            logger.info(
+                "%s: %s, crystal %.0f um, contrast %+.3f, %d projections",
+                name,
+                record["shape"],
+                record["crystal_size_um"],
+                record["contrast"],
+                record["n_projections"],
+            )
+        paths.append(path)
+    return paths

@@ -1,0 +1,1 @@
+``dials.anacor_segment`` labels a tomogram, or a scan, as background, mother liquor, loop and crystal by AnACorNet, whose first weights ship with the package; ``dials.anacor_train`` trains it on virtual and real samples; SAM-2 refines where a checkpoint is given.

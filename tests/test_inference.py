@@ -1,0 +1,424 @@
+"""Tiles, clean-up, the way back to fine voxels, the measures, and the weights that ship."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib.resources import files
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("torchvision", reason="torchvision is not installed")
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+
+from anacor_dials.sample.volumes import LabelVolume, Tomogram  # noqa: E402
+from anacor_dials.segmentation import inference  # noqa: E402
+from anacor_dials.segmentation.evaluation import (  # noqa: E402
+    cross_entropy,
+    evaluate,
+    hd95_um,
+)
+from anacor_dials.segmentation.inference import (  # noqa: E402
+    SHIPPED_WEIGHTS,
+    CleaningSettings,
+    InferenceSettings,
+    at_full_size,
+    class_probabilities,
+    clean,
+    load_network,
+    mean_mu,
+    most_probable,
+    sample_box,
+    segment,
+    tile_starts,
+    uncertainty,
+)
+from anacor_dials.segmentation.network import NetworkSettings, SliceNetwork  # noqa: E402
+
+NAMES = ("background", "liquor", "loop", "crystal")
+LEVELS = (0.0, 1.0, 0.7, 1.4)
+
+
+class ByValue(SliceNetwork):
+    """A stand-in: the class whose level is nearest to a voxel's own value (the mean of its slices)."""
+
+    def __init__(self, n_slices=1, of="middle"):
+        super().__init__(NetworkSettings("unet", n_slices=n_slices))
+        self.of = of
+        self.seen = []
+
+    def forward(self, slices):
+        self.seen.append(tuple(slices.shape))
+        x = slices.mean(dim=1) if self.of == "mean" else slices[:, self.settings.n_slices // 2]
+        levels = torch.tensor(LEVELS)[:, None, None]
+        return -200.0 * (x[:, None] - levels) ** 2
+
+
+def phantom(n=40, seed=0):
+    x, y, z = np.indices((n, n + 6, n - 4)) - n // 2
+    labels = np.zeros(x.shape, dtype=np.uint8)
+    labels[x**2 + y**2 + z**2 < (0.4 * n) ** 2] = 1
+    labels[(abs(y - 8) < 2) & (abs(z) < 3) & (abs(x) < 12)] = 2
+    labels[(abs(x) < 6) & (abs(y + 3) < 5) & (abs(z) < 7)] = 3
+    rng = np.random.default_rng(seed)
+    values = np.array(LEVELS)[labels] + 0.01 * rng.standard_normal(labels.shape)
+    return labels, values.astype(np.float32)
+
+
+# ---- tiles ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "tile", "overlap"), [(10, 32, 8), (100, 32, 8), (33, 32, 0), (64, 32, 15)])  # fmt: skip
+def test_tiles_cover_everything(n, tile, overlap):
+    starts = tile_starts(n, tile, overlap)
+    assert starts[0] == 0
+    assert starts[-1] + tile >= n
+    if n > tile:
+        assert starts[-1] + tile == n
+    assert all(b - a <= tile - overlap for a, b in zip(starts[:-1], starts[1:], strict=True))
+
+
+def test_tiles_are_blended_without_a_trace():
+    _, values = phantom(90)
+    whole = class_probabilities(ByValue(), values, InferenceSettings(device="cpu"))
+    network = ByValue()
+    tiled = class_probabilities(
+        network, values, InferenceSettings(tile=32, overlap=8, device="cpu")
+    )
+    assert max(max(shape[2:]) for shape in network.seen) == 32
+    assert np.max(np.abs(whole.astype(int) - tiled.astype(int))) <= 1
+
+
+def test_labels_come_out_in_place():
+    labels, values = phantom()
+    p = class_probabilities(ByValue(), values, InferenceSettings(device="cpu"))
+    assert p.dtype == np.uint8
+    np.testing.assert_array_equal(most_probable(p), labels)
+    assert int(uncertainty(p)[0, 0, 0]) == 0
+
+
+@pytest.mark.parametrize("axes", ["x", "y", "z", "xyz"])
+def test_neighbours_run_along_the_slices_normal(axes):
+    """The mean of three neighbours blurs along the normal alone."""
+    values = np.zeros((20, 22, 24), dtype=np.float32)
+    values[6:15, 6:15, 6:15] = 1.0
+    settings = InferenceSettings(axes=axes, device="cpu")
+    p = class_probabilities(ByValue(3, "mean"), values, settings)
+    liquor = p[1].astype(int)
+    inside = {"x": liquor[6, 10, 10], "y": liquor[10, 6, 10], "z": liquor[10, 10, 6]}
+    for axis, value in inside.items():
+        # the outermost plane sees two thirds, which is the level of the loop
+        expected = 0 if axis == axes else 170 if len(axes) > 1 else 255
+        assert value == pytest.approx(expected, abs=2)
+
+
+def test_nothing_but_the_sample_is_looked_at():
+    _, values = phantom()
+    far = np.zeros((80, 90, 100), dtype=np.float32)
+    far[30:70, 20:66, 50:86] = values
+    network = ByValue()
+    p = class_probabilities(network, far, InferenceSettings(device="cpu"))
+    assert sum(shape[0] for shape in network.seen) < 60
+    assert max(shape[3] for shape in network.seen) < 60
+    assert bool(np.all(p[0, :10] == 255))
+    box = sample_box(far)
+    assert all(b.start <= s for b, s in zip(box, (36, 27, 54), strict=True))
+    assert class_probabilities(network, np.zeros((5, 6, 7), np.float32))[0].min() == 255
+
+
+def test_one_slice_will_do():
+    labels, values = phantom()
+    p = class_probabilities(ByValue(3), values[20:21], InferenceSettings(device="cpu"))
+    np.testing.assert_array_equal(most_probable(p)[0], labels[20])
+
+
+@pytest.mark.parametrize(
+    ("choices", "what"),
+    [({"tile": 64, "overlap": 40}, "overlap"), ({"axes": "xx"}, "axes"), ({"batch": 0}, "batch"),
+     ({"axes": "w"}, "axes"), ({"device": "tpu"}, "device")],
+)  # fmt: skip
+def test_bad_settings(choices, what):
+    with pytest.raises(ValueError, match=what):
+        InferenceSettings(**choices)
+
+
+# ---- back to fine voxels --------------------------------------------------------------------------
+
+
+def test_fine_labels_lie_where_coarse_ones_do():
+    """A ball, labelled on voxels four times as large, comes back with its volume and its middle."""
+    n, f = 64, 4
+    centre = np.array([31.5, 27.0, 35.0])
+    x = np.indices((n, n, n)) - centre[:, None, None, None]
+    fine = np.sqrt((x**2).sum(axis=0)) < 20
+    share = fine.reshape(n // f, f, n // f, f, n // f, f).mean(axis=(1, 3, 5))
+    p = np.rint(255 * np.stack([1 - share, share])).astype(np.uint8)
+    labels, chances = at_full_size(p, (f, f, f), (n, n, n), keep=True)
+    assert labels.sum() == pytest.approx(fine.sum(), rel=0.04)  # a small ball shrinks a little
+    middle = np.argwhere(labels).mean(axis=0)
+    np.testing.assert_allclose(middle, centre, atol=0.15)
+    assert np.mean(labels != fine) < 0.02
+    assert chances is not None
+    np.testing.assert_array_equal(most_probable(chances)[5], labels[5])
+
+
+def test_fine_shapes_need_not_be_multiples():
+    p = np.zeros((2, 3, 4, 5), dtype=np.uint8)
+    p[1] = 255
+    labels, chances = at_full_size(p, (4, 1, 2), (11, 4, 9))
+    assert labels.shape == (11, 4, 9)
+    assert bool(labels.all())
+    assert chances is None
+
+
+# ---- clean-up -------------------------------------------------------------------------------------
+
+
+def sure(labels, second=None):
+    """Probabilities: 200 for the labels, 40 for a second choice, 5 for the rest."""
+    p = np.full((4, *labels.shape), 5, dtype=np.uint8)
+    if second is not None:
+        np.put_along_axis(p, np.asarray(second, np.intp)[None], 40, axis=0)
+    np.put_along_axis(p, labels[None].astype(np.intp), 200, axis=0)
+    return p
+
+
+def drop():
+    labels = np.zeros((30, 30, 30), dtype=np.uint8)
+    labels[4:24, 4:24, 4:24] = 1
+    labels[8:16, 8:16, 8:16] = 3
+    return labels
+
+
+def changed(steps):
+    return {k: v for s in steps for k, v in s.changed_um3.items()}
+
+
+def test_what_is_right_is_left():
+    labels = drop()
+    p = sure(labels)
+    cleaned, steps = clean(p, NAMES, 1.0)
+    np.testing.assert_array_equal(cleaned, labels)
+    assert not changed(steps)
+    np.testing.assert_array_equal(p, sure(labels))
+
+
+def test_a_second_crystal_becomes_what_is_next_probable():
+    labels = drop()
+    second = np.ones(labels.shape)
+    labels[19:22, 19:22, 19:22] = 3
+    second[20, 20, 20] = 2
+    p = sure(labels, second)
+    cleaned, steps = clean(p, NAMES, 2.0, CleaningSettings(smallest_loop_um3=0))
+    assert np.count_nonzero(cleaned == 3) == 512
+    assert cleaned[19, 19, 19] == 1
+    assert cleaned[20, 20, 20] == 2
+    assert changed(steps) == {("crystal", "liquor"): 52.0, ("crystal", "loop"): 2.0}
+    np.testing.assert_array_equal(most_probable(p), cleaned)
+    kept, steps = clean(sure(labels), NAMES, 1.0, CleaningSettings(one_crystal=False))
+    np.testing.assert_array_equal(kept, labels)
+
+
+def test_crystal_in_air_is_air():
+    labels = drop()
+    labels[26:29, 26:29, 26:29] = 3
+    only = CleaningSettings(one_crystal=False, smallest_body_um3=0)
+    cleaned, steps = clean(sure(labels), NAMES, 1.0, only)
+    assert cleaned[27, 27, 27] == 0
+    assert np.count_nonzero(cleaned == 3) == 512
+    assert changed(steps) == {("crystal", "background"): 27.0}
+    allowed = CleaningSettings(one_crystal=False, smallest_body_um3=0, crystal_in_air=True)
+    assert clean(sure(labels), NAMES, 1.0, allowed)[0][27, 27, 27] == 3
+
+
+def test_a_naked_crystal_is_not_thrown_away():
+    labels = np.zeros((20, 20, 20), dtype=np.uint8)
+    labels[5:15, 5:15, 5:15] = 3
+    np.testing.assert_array_equal(clean(sure(labels), NAMES, 1.0)[0], labels)
+
+
+def test_islands_holes_and_specks():
+    labels = drop()
+    labels[27, 27, 27] = 1  # an island
+    labels[11, 11, 11] = 1  # a hole in the crystal
+    labels[20:22, 20, 20] = 2  # a speck of loop
+    p = sure(labels, np.ones(labels.shape))
+    cleaned, steps = clean(p, NAMES, 1.0)
+    np.testing.assert_array_equal(cleaned, drop())
+    assert changed(steps) == {
+        ("liquor", "background"): 1.0, ("liquor", "crystal"): 1.0, ("loop", "liquor"): 2.0,
+    }  # fmt: skip
+    off = CleaningSettings(True, False, False, 0.0, 0.0)
+    np.testing.assert_array_equal(clean(sure(labels), NAMES, 1.0, off)[0], labels)
+    with pytest.raises(ValueError, match="smallest_loop_um3"):
+        CleaningSettings(smallest_loop_um3=-1.0)
+
+
+# ---- measures -------------------------------------------------------------------------------------
+
+
+def ball(radius, n=50, shift=(0, 0, 0), size=(1.0, 1.0, 1.0)):
+    x = (np.indices((n, n, n)) - n // 2) * np.array(size)[:, None, None, None]
+    x = x - np.array(shift)[:, None, None, None]
+    return np.sqrt((x**2).sum(axis=0)) <= radius
+
+
+def test_hausdorff_of_concentric_balls():
+    assert hd95_um(ball(20), ball(16), 1.0) == pytest.approx(4.0, abs=0.7)
+    size = (0.5, 0.8, 1.0)
+    assert hd95_um(ball(10, size=size), ball(7, size=size), size) == pytest.approx(3.0, abs=0.6)
+
+
+def test_hausdorff_of_a_shift_is_in_um():
+    a = np.zeros((20, 20, 20), dtype=bool)
+    a[5:10, 5:15, 5:15] = True
+    assert hd95_um(a, np.roll(a, 3, axis=0), (2.0, 1.0, 1.0)) == pytest.approx(6.0)
+    assert hd95_um(a, a, 1.0) == 0.0
+    assert math.isnan(hd95_um(a, np.zeros_like(a), 1.0))
+
+
+def test_the_95th_percentile_forgives_a_speck():
+    a, b = ball(15), ball(15)
+    a[2, 2, 2] = True
+    assert hd95_um(a, b, 1.0) < 1.0
+
+
+def test_scores_by_hand():
+    truth = np.zeros((2, 2, 4), dtype=np.uint8)
+    truth[0] = 1
+    truth[1, 0] = 3
+    found = truth.copy()
+    found[1, 0, 0] = 0  # one of four crystal voxels is missed
+    found[1, 1, 0] = 3  # and one of four air voxels is called crystal
+    scores = evaluate(LabelVolume(found, np.ones(3)), truth)
+    assert scores["crystal"].recall == pytest.approx(3 / 4)
+    assert scores["crystal"].dice == pytest.approx(2 * 3 / 8)
+    assert scores["crystal"].dice_loss == pytest.approx(1 / 4)
+    assert scores["liquor"].dice == 1.0
+    assert scores["background"].recall == pytest.approx(3 / 4)
+    assert math.isnan(scores["loop"].recall)
+    assert math.isnan(scores.cross_entropy)
+    json.dumps(scores.as_dict())
+    with pytest.raises(ValueError, match="same grid"):
+        evaluate(LabelVolume(found, np.ones(3)), truth[:, :, :2])
+
+
+def test_cross_entropy_by_hand():
+    truth = np.array([[[0, 1]]], dtype=np.uint8)
+    p = np.zeros((2, 1, 1, 2), dtype=np.uint8)
+    p[0, 0, 0, 0], p[1, 0, 0, 1] = 255, 51
+    assert cross_entropy(p, truth) == pytest.approx(math.log(5) / 2, rel=1e-6)
+    p[1, 0, 0, 1] = 0
+    assert cross_entropy(p, truth) == pytest.approx(math.log(510) / 2, rel=1e-6)
+
+
+# ---- the whole ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("voxel", "scale"), [(1.2, 0.013), (0.6, 0.002)])
+def test_a_tomogram_is_labelled(voxel, scale):
+    labels, values = phantom(48)
+    factor = round(1.2 / voxel)
+    fine = np.repeat(np.repeat(np.repeat(values, factor, 0), factor, 1), factor, 2)
+    truth = np.repeat(np.repeat(np.repeat(labels, factor, 0), factor, 1), factor, 2)
+    tomogram = Tomogram(scale * fine, voxel, np.array([3.0, 4.0, 5.0]))
+    result = segment(tomogram, ByValue(), InferenceSettings(device="cpu"), keep_probabilities=True)
+    assert result.factors == (factor,) * 3
+    np.testing.assert_array_equal(result.labels.centre, tomogram.centre)
+    scores = evaluate(result.labels, truth, result.probabilities)
+    assert scores["crystal"].dice > (0.999 if factor == 1 else 0.9)
+    # values are scaled to the sample's own median, so levels move by a per cent or two
+    np.testing.assert_allclose(result.mu_per_um[1:], scale * np.array([1.0, 0.7, 1.4]), rtol=0.02)
+    assert not result.warnings
+    assert set(result.seconds) == {"preparation", "network", "clean-up"}
+
+
+def test_warnings():
+    labels, values = phantom(48)
+    cut = Tomogram(0.013 * values[24:], 1.2)
+    result = segment(cut, ByValue(), InferenceSettings(device="cpu"), energy_keV=12.0)
+    text = " ".join(result.warnings)
+    assert "touches the edge" in text
+    assert "mu of the crystal" in text
+    coarse = segment(Tomogram(0.013 * values, 4.0), ByValue(), InferenceSettings(device="cpu"))
+    assert "trained on at most" in " ".join(coarse.warnings)
+
+
+def test_no_crystal_is_refused():
+    _, values = phantom(48)
+    with pytest.raises(ValueError, match="No crystal"):
+        segment(Tomogram(0.013 * values.clip(0, 1), 1.2), ByValue())
+
+
+def test_air_and_absurd_voxels_are_refused():
+    rng = np.random.default_rng(0)
+    air = 1e-4 * rng.standard_normal((20, 20, 20))
+    with pytest.raises(ValueError, match="no sample"):
+        segment(Tomogram(air, 1.2), ByValue())
+    with pytest.raises(ValueError, match="unit"):
+        segment(Tomogram(air, 1200.0), ByValue())
+
+
+def test_refinement_comes_before_the_clean_up():
+    labels, values = phantom(48)
+
+    def refine(normalised, p):
+        assert normalised.shape == p.shape[1:]
+        better = p.copy()
+        better[:, 30, 30, 30] = (0, 100, 155, 0)
+        return better
+
+    tomogram = Tomogram(0.013 * values, 1.2)
+    settings = InferenceSettings(device="cpu")
+    result = segment(tomogram, ByValue(), settings, clean_up=False, refine=refine)
+    assert result.labels.values[30, 30, 30] == 2
+    cleaned = segment(tomogram, ByValue(), settings, refine=refine)
+    assert cleaned.labels.values[30, 30, 30] == 1
+
+
+def test_mu_is_taken_from_the_inside():
+    """A bright fringe at the surface of the crystal does not move its mu."""
+    labels = drop()
+    values = np.array([0.0, 0.013, 0.0, 0.012])[labels]
+    shell = labels == 3
+    shell[9:15, 9:15, 9:15] = False
+    values[shell] = 0.03
+    mu = mean_mu(values, LabelVolume(labels, np.ones(3)))
+    assert mu[3] == pytest.approx(0.012)
+    assert mu[1] == pytest.approx(0.013)
+    assert math.isnan(mu[2])
+
+
+def test_missing_torch_is_one_sentence(monkeypatch):
+    import builtins
+
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "torch" or name.endswith("segmentation.network"):
+            raise ImportError("No module named 'torch'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match="needs torch"):
+        load_network()
+
+
+# ---- the weights that ship ------------------------------------------------------------------------
+
+
+def test_shipped_weights():
+    folder = files("anacor_dials") / "segmentation" / "weights"
+    weights = folder / SHIPPED_WEIGHTS
+    assert len(weights.read_bytes()) <= 16 * 2**20
+    network = load_network()
+    assert network.settings.names == NAMES
+    card = json.loads((folder / SHIPPED_WEIGHTS.replace(".safetensors", ".json")).read_text())
+    assert card["training"]["families"]
+    trained = {tuple(s["seed"]) for s in card["training"]["samples"]}
+    for row in card.get("evaluation", {}).get("samples", ()):
+        assert tuple(row["seed"]) not in trained
+        assert row["shape"] not in card["training"]["families"]
+    assert inference.SHIPPED_WEIGHTS.startswith(card["network"]["architecture"])

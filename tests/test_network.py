@@ -1,0 +1,215 @@
+"""The networks: any size of slice, the hybrid attention, and weights that say what they are."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("torchvision", reason="torchvision is not installed")
+safetensors_torch = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+
+from anacor_dials.segmentation import network as networks  # noqa: E402
+from anacor_dials.segmentation.network import (  # noqa: E402
+    DeformableDepthwise,
+    LargeKernelGate,
+    NetworkSettings,
+    build_network,
+    channels,
+    load_weights,
+    model_card_path,
+    n_parameters,
+    save_weights,
+)
+
+ARCHITECTURES = ("anacornet", "unet")
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def network(request):
+    torch.manual_seed(1)
+    return build_network(NetworkSettings(request.param, n_slices=3)).eval()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (33, 50), (64, 48)])
+def test_any_size_of_slice(network, shape):
+    with torch.no_grad():
+        logits = network(torch.randn(2, 3, *shape))
+    assert logits.shape == (2, 4, *shape)
+    assert bool(torch.isfinite(logits).all())
+
+
+def test_training_gives_three_sizes(network):
+    sizes = [tuple(o.shape[1:]) for o in network.train()(torch.randn(2, 3, 32, 48))]
+    assert sizes == [(4, 32, 48), (4, 16, 24), (4, 8, 12)]
+
+
+def test_every_parameter_takes_part(network):
+    outputs = network.train()(torch.randn(2, 3, 32, 32))
+    sum((o**2).mean() for o in outputs).backward()
+    idle = [name for name, p in network.named_parameters() if p.grad is None]
+    assert not idle
+
+
+def test_sizes():
+    tiny, plain = (n_parameters(build_network(NetworkSettings(a))) for a in ARCHITECTURES)
+    assert tiny <= 4e6
+    assert plain == pytest.approx(tiny, rel=0.1)
+    base = n_parameters(build_network(NetworkSettings(size="base")))
+    assert 4e6 < base < 16 * 2**20 / 2  # as float16 it fits what may ship
+    assert n_parameters(build_network(NetworkSettings("unet", "base"))) == pytest.approx(
+        base, rel=0.25
+    )
+
+
+def test_the_number_of_classes_is_a_parameter():
+    names = ("background", "crystal", "oil")
+    network = build_network(NetworkSettings(n_slices=1, names=names)).eval()
+    assert network(torch.randn(1, 1, 16, 16)).shape == (1, 3, 16, 16)
+
+
+def test_the_same_seed_gives_the_same_network():
+    states = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        states.append(build_network(NetworkSettings()).state_dict())
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_deformable_begins_as_a_rigid_kernel():
+    torch.manual_seed(2)
+    layer, x = DeformableDepthwise(6), torch.randn(2, 6, 20, 17)
+    expected = torch.nn.functional.conv2d(x, layer.weight, padding=3, dilation=3, groups=6)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_offsets_move_the_kernel():
+    """With the constant offset (0, 1) every tap reads one column further: the result is shifted."""
+    torch.manual_seed(2)
+    layer, x = DeformableDepthwise(4), torch.randn(1, 4, 20, 20)
+    rigid = layer(x)
+    with torch.no_grad():
+        layer.shifts.bias[1:18:2] = 1.0
+    moved = layer(x)
+    torch.testing.assert_close(moved[..., 4:-5], rigid[..., 5:-4])
+
+
+def test_the_hybrid_gate_multiplies_its_input():
+    torch.manual_seed(2)
+    gate = LargeKernelGate(8, hybrid=True)
+    assert gate.deformable is not None
+    assert gate.n_rigid == 4
+    assert LargeKernelGate(8, hybrid=False).deformable is None
+    x = torch.randn(1, 8, 24, 24)
+    x[:, 3] = 0
+    assert bool((gate(x)[:, 3] == 0).all())
+    assert not bool((gate(x)[:, 2] == 0).all())
+
+
+def test_the_reach_of_the_attention():
+    """near 5x5 (+-2) then 7x7 with dilation 3 (+-9): a voxel is felt 11 voxels away and no further."""
+    torch.manual_seed(3)
+    gate = LargeKernelGate(4, hybrid=False)
+    x = torch.ones(1, 4, 41, 41)
+    y = x.clone()
+    y[:, :, 20, 20] += 1
+    changed = (gate(y) - gate(x)).abs().sum(dim=1)[0] > 0
+    where = torch.nonzero(changed)
+    assert int(where.min()) == 20 - 11
+    assert int(where.max()) == 20 + 11
+
+
+def test_channels_show_the_small_contrast_twice():
+    slices = torch.tensor([0.0, 1.0, 1.05, 9.0]).reshape(1, 1, 2, 2)
+    wide, narrow = channels(slices)[0]
+    torch.testing.assert_close(wide.flatten(), torch.tensor([0.0, 1.0, 1.05, 3.0]))
+    torch.testing.assert_close(narrow.flatten(), torch.tensor([-2.0, 0.0, 0.2, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("choices", "what"),
+    [
+        ({"architecture": "resnet"}, "architecture"),
+        ({"size": "huge"}, "size"),
+        ({"n_slices": 4}, "odd"),
+        ({"names": ("background", "liquor")}, "crystal"),
+    ],
+)
+def test_bad_settings(choices, what):
+    with pytest.raises(ValueError, match=what):
+        NetworkSettings(**choices)
+
+
+def test_wrong_number_of_slices(network):
+    with pytest.raises(ValueError, match="3 slices"):
+        network(torch.randn(1, 5, 32, 32))
+
+
+# ---- weights --------------------------------------------------------------------------------------
+
+
+def test_weights_come_back(network, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, network, {"note": "a card"})
+    again = load_weights(path)
+    assert again.settings == network.settings
+    assert not again.training
+    x = torch.randn(1, 3, 40, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), network(x))
+    assert json.loads(model_card_path(path).read_text())["note"] == "a card"
+    assert path.stat().st_size < 16 * 2**20
+
+
+def test_large_weights_are_halved(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, build_network(NetworkSettings(size="base")), {})
+    assert path.stat().st_size < 16 * 2**20
+    assert next(load_weights(path).parameters()).dtype == torch.float32
+
+
+def test_absent_and_foreign_files(tmp_path):
+    with pytest.raises(ValueError, match="no weights file"):
+        load_weights(tmp_path / "none.safetensors")
+    text = tmp_path / "text.safetensors"
+    text.write_text("this is not it")
+    with pytest.raises(ValueError, match="no safetensors"):
+        load_weights(text)
+    foreign = tmp_path / "foreign.safetensors"
+    safetensors_torch.save_file({"a": torch.zeros(2)}, str(foreign))
+    with pytest.raises(ValueError, match="not hold weights of this program"):
+        load_weights(foreign)
+
+
+def test_another_version(network, tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    monkeypatch.setattr(networks, "WEIGHTS_VERSION", 99)
+    save_weights(path, network, {})
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="version 99"):
+        load_weights(path)
+
+
+def test_wrong_channel_count(network, tmp_path, monkeypatch):
+    """Weights that say five slices and hold the tensors of three."""
+    path = tmp_path / "w.safetensors"
+    monkeypatch.setattr(
+        network, "settings", NetworkSettings(network.settings.architecture, n_slices=5)
+    )
+    save_weights(path, network, {})
+    with pytest.raises(ValueError, match="10 input channels"):
+        load_weights(path)
+
+
+def test_transformer_knows_places():
+    """Without positions, a shuffled map gives shuffled tokens; the depthwise convolution prevents it."""
+    torch.manual_seed(4)
+    layer = networks.TransformerLayer(32)
+    x = torch.randn(1, 32, 4, 4)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(16))
+    shuffled = x.flatten(2)[..., order].reshape(1, 32, 4, 4)
+    with torch.no_grad():
+        a, b = layer(x).flatten(2)[..., order], layer(shuffled).flatten(2)
+    assert float((a - b).abs().max()) > 1e-3

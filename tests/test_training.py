@@ -1,0 +1,204 @@
+"""Training: the loss by hand, learning at all, and taking up where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("torchvision", reason="torchvision is not installed")
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+
+from anacor_dials.sample.tomogram_files import write_sample_file  # noqa: E402
+from anacor_dials.sample.volumes import LabelVolume, Tomogram  # noqa: E402
+from anacor_dials.segmentation.network import NetworkSettings, load_weights  # noqa: E402
+from anacor_dials.segmentation.training import (  # noqa: E402
+    MeanWeights,
+    TrainingSettings,
+    main,
+    segmentation_loss,
+    soft_dice,
+    train,
+    validation_scores,
+)
+from anacor_dials.segmentation.training_data import TrainingVolume  # noqa: E402
+
+
+def ball(seed):
+    """A ball of liquor with a crystal in it, plain enough to be learned in a few steps."""
+    rng = np.random.default_rng(seed)
+    x, y, z = np.indices((32, 40, 40)) - np.array([15, 20, 20])[:, None, None, None]
+    labels = np.zeros(x.shape, dtype=np.uint8)
+    labels[x**2 + y**2 + z**2 < 14**2] = 1
+    labels[abs(y - 9) + abs(z) < 3] = 2
+    a, b, c = rng.uniform(4, 8, 3)
+    labels[(abs(x) < a) & (abs(y) < b) & (abs(z) < c)] = 3
+    values = np.array([0.0, 1.0, 0.5, 1.4])[labels] + 0.03 * rng.standard_normal(labels.shape)
+    return TrainingVolume(f"ball-{seed}", values.astype(np.float16), labels, (1.2, 1.2, 1.2))
+
+
+@pytest.fixture(scope="module")
+def volumes():
+    return [ball(seed) for seed in range(3)]
+
+
+@pytest.fixture
+def settings():
+    return TrainingSettings(
+        NetworkSettings("unet", n_slices=1), steps=6, batch=2, crop=32, warm_up=3, mean_steps=4,
+        validate_every=3, n_validation=1, seed=3, device="cpu",
+    )  # fmt: skip
+
+
+# ---- the loss -------------------------------------------------------------------------------------
+
+
+def test_dice_of_known_probabilities():
+    """p = 0.8 for the right class everywhere: Dice = 2 0.8 n / (sum p + n), with one added to both."""
+    target = torch.zeros(1, 4, 4, dtype=torch.long)
+    target[:, 2:] = 1
+    p = torch.where(target[:, None] == torch.arange(2)[:, None, None], 0.8, 0.2)
+    dice = soft_dice(torch.log(p), target)
+    expected = (2 * 0.8 * 8 + 1) / (0.8 * 8 + 0.2 * 8 + 8 + 1)
+    torch.testing.assert_close(dice, torch.full((2,), expected))
+
+
+def test_dice_of_an_absent_class_is_one():
+    logits = torch.zeros(1, 3, 8, 8)
+    logits[:, 0] = 40
+    dice = soft_dice(logits, torch.zeros(1, 8, 8, dtype=torch.long))
+    torch.testing.assert_close(dice, torch.ones(3))
+
+
+def test_cross_entropy_is_weighted():
+    logits = torch.zeros(1, 2, 1, 2)
+    target = torch.tensor([[[0, 1]]])
+    entropy, _ = segmentation_loss(logits, target, torch.tensor([1.0, 3.0]))
+    assert float(entropy) == pytest.approx(math.log(2))
+    logits[0, 1, 0, 1] = 20.0  # the heavy class is right, the light one undecided
+    entropy, _ = segmentation_loss(logits, target, torch.tensor([1.0, 3.0]))
+    assert float(entropy) == pytest.approx(math.log(2) / 4, rel=1e-4)
+
+
+def test_smaller_logits_see_thinned_labels():
+    target = torch.arange(16).reshape(1, 4, 4) % 2
+    logits = 30.0 * torch.nn.functional.one_hot(target[:, 1::2, 1::2], 2).permute(0, 3, 1, 2)
+    entropy, dice_loss = segmentation_loss(logits, target, torch.ones(2))
+    assert float(entropy) < 1e-6
+    assert float(dice_loss) < 1e-6
+
+
+def test_the_learning_rate_warms_up_and_falls(settings):
+    rates = [settings.learning_rate_at(step) for step in range(settings.steps)]
+    assert rates[0] < rates[1] < rates[2] == pytest.approx(settings.learning_rate)
+    assert all(a > b for a, b in zip(rates[3:-1], rates[4:], strict=True))
+    assert settings.learning_rate_at(settings.steps) == pytest.approx(0.02 * rates[2])
+
+
+def test_the_mean_of_the_weights():
+    layer = torch.nn.Linear(1, 1)
+    mean = MeanWeights(layer, 3)
+    for value in (1.0, 3.0, 8.0, 10.0):
+        with torch.no_grad():
+            layer.weight.fill_(value)
+        mean.add(layer)
+    # the plain mean of the first three, 4, then two thirds of it and one third of the next
+    assert float(mean.state["weight"]) == pytest.approx(4.0 * 2 / 3 + 10.0 / 3)
+
+
+@pytest.mark.parametrize(
+    ("choices", "what"),
+    [({"steps": 0}, "steps"), ({"learning_rate": 0.0}, "rate"), ({"device": "tpu"}, "device")],
+)
+def test_bad_settings(choices, what):
+    with pytest.raises(ValueError, match=what):
+        TrainingSettings(**choices)
+
+
+# ---- training -------------------------------------------------------------------------------------
+
+
+def test_it_learns(volumes, settings, tmp_path):
+    path = tmp_path / "w.safetensors"
+    card = train(volumes, replace(settings, steps=50, validate_every=50, mean_steps=10), path)
+    assert card["validation"]["dice"]["background"] > 0.9
+    assert card["validation"]["dice"]["crystal"] > 0.8
+    # what is written is what was scored
+    held = [v for v in volumes if v.name == card["validation"]["samples"][0]["name"]]
+    _, dice = validation_scores(load_weights(path), held, torch.device("cpu"))
+    assert dice[3] == pytest.approx(card["validation"]["dice"]["crystal"], abs=1e-4)
+
+
+def test_what_is_written(volumes, settings, tmp_path):
+    path = tmp_path / "w.safetensors"
+    train(volumes, settings, path)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"w.safetensors", "w.json", "w.csv"} <= names
+    assert "w.checkpoint.pt" not in names
+    card = json.loads((tmp_path / "w.json").read_text())
+    assert card["training"]["finished"]
+    assert card["training"]["steps_done"] == 6
+    used = [s["name"] for s in card["training"]["samples"]]
+    held = [s["name"] for s in card["validation"]["samples"]]
+    assert sorted(used + held) == ["ball-0", "ball-1", "ball-2"]
+    with open(tmp_path / "w.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["step"]) for r in rows] == [3, 6]
+    assert 0 <= float(rows[-1]["validation_dice_background"]) <= 1
+
+
+def test_it_goes_on_where_it_stopped(volumes, settings, tmp_path):
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    train(volumes, settings, whole)
+    card = train(volumes, replace(settings, minutes=1e-9), parts)  # one step
+    assert not card["training"]["finished"]
+    assert card["training"]["steps_done"] == 1
+    assert (tmp_path / "parts.checkpoint.pt").is_file()
+    card = train(volumes, replace(settings, minutes=1e-9), parts)
+    assert card["training"]["steps_done"] == 2
+    card = train(volumes, settings, parts)
+    assert card["training"]["finished"]
+    first, second = (load_weights(p).state_dict() for p in (whole, parts))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_another_training_is_not_taken_up(volumes, settings, tmp_path):
+    path = tmp_path / "w.safetensors"
+    train(volumes, replace(settings, minutes=1e-9), path)
+    with pytest.raises(ValueError, match="other settings"):
+        train(volumes, replace(settings, seed=4), path)
+    card = train(volumes, replace(settings, seed=4), path, resume=False)
+    assert card["training"]["finished"]
+
+
+def test_seeds_matter_and_repeat(volumes, settings, tmp_path):
+    states = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 5)):
+        train(volumes, replace(settings, steps=3, seed=seed), tmp_path / f"{name}.safetensors")
+        states.append(load_weights(tmp_path / f"{name}.safetensors").state_dict()["head.weight"])
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_as_a_program(volumes, tmp_path, capsys):
+    for volume in volumes[:2]:
+        write_sample_file(
+            tmp_path / f"{volume.name}.h5",
+            tomogram=Tomogram(0.01 * volume.values.astype(np.float32), 1.2),
+            labels=LabelVolume(volume.labels, np.full(3, 1.2)),
+        )
+    path = tmp_path / "w.safetensors"
+    arguments = ["--data", str(tmp_path), "--weights", str(path), "--architecture", "unet",
+                 "--steps", "2", "--batch", "1", "--crop", "32", "--n-slices", "1",
+                 "--n-validation", "1", "--device", "cpu"]  # fmt: skip
+    main(arguments)
+    assert load_weights(path).settings.architecture == "unet"
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments[:-4], "--n-validation", "2"])
+    assert stop.value.code == 1
+    assert "none to train on" in capsys.readouterr().err
