@@ -7,8 +7,9 @@ every reflection. The tomogram is aligned with the diffraction experiment throug
 that both share. The transmission goes into the column analytical_correction of the reflection table,
 from where dials.scale takes it (physical.analytical_correction=True).
 
-The absorption coefficient of each material is taken from the file, or given in 1/um, or computed
-from its composition at the beam's energy. With several wavelengths give one mu for each.
+The absorption coefficient of each material is given in 1/um, or computed from its composition at the
+beam's energy, or taken from the file. Where none of these is there, it is found from the projections
+that the labels belong to, by least squares. With several wavelengths give one mu for each.
 
 Examples::
 
@@ -24,18 +25,27 @@ Examples::
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-import libtbx
+import h5py
+import libtbx.phil
 from dials.util import Sorry, log, show_mail_handle_errors
 from dials.util.options import ArgumentParser, reflections_and_experiments_from_files
 from dials.util.version import dials_version
 
 from anacor_dials import __version__
+from anacor_dials.absorption.coefficients import (
+    CoefficientFit,
+    absorption_coefficients,
+    coefficients_text,
+)
 from anacor_dials.absorption.factors import BeamProfile
+from anacor_dials.absorption.radiographs import UPRIGHT, Radiographs, spread_angles
+from anacor_dials.command_line.anacor_reconstruct import scan_description
 from anacor_dials.diffraction.correction import (
     absorption_correction,
     cif_block,
@@ -55,10 +65,13 @@ from anacor_dials.sample.output_files import OutputFiles
 from anacor_dials.sample.tomogram_files import (
     SampleFile,
     is_sample_file,
+    open_hdf5,
     read_label_stack,
     read_sample_file,
 )
 from anacor_dials.sample.volumes import DEFAULT_NAMES
+from anacor_dials.tomography.projections import read_projections
+from anacor_dials.tomography.scan_files import ScanDescription
 
 logger = logging.getLogger("dials.anacor_absorption")
 
@@ -163,6 +176,105 @@ def given_materials(params: Any) -> list[dict[str, MaterialInput]]:
     ]
 
 
+def description_of_scan(sample: SampleFile, given: Any) -> ScanDescription:
+    """What is said of the scan: by tomo.h5's record of its parameters, then by given (a PHIL scope)."""
+    recorded = libtbx.phil.parse("")
+    if h5py.is_hdf5(sample.path):
+        with open_hdf5(sample.path) as file:
+            text = file["entry/parameters"][()] if "entry/parameters" in file else b""
+        try:
+            recorded = libtbx.phil.parse(text.decode() if isinstance(text, bytes) else str(text))
+        except RuntimeError as error:  # a record by another program
+            logger.debug("The parameters in %s are no PHIL: %s", sample.path, error)
+    scope = parse_phil("reconstruction.phil").fetch(sources=[recorded, given])
+    return scan_description(scope.extract().projections)
+
+
+def coefficients_from_projections(
+    params: Any, sample: SampleFile, given: list[dict[str, MaterialInput]], diff_phil: Any
+) -> CoefficientFit | None:
+    """mu from the scan that the labels belong to; None where it is not wanted, or not needed.
+
+    Raises ValueError where it is asked for and the scan is absent or cannot be used; where it is not, that
+    is only logged.
+    """
+    chosen, labels = params.coefficients, sample.labels
+    assert labels is not None
+    asked = chosen.from_projections is True
+    known = [True] + [
+        name in given[0] or (sample.mu_per_um is not None and not math.isnan(sample.mu_per_um[i]))
+        for i, name in enumerate(labels.names[1:], 1)
+    ]
+    if chosen.from_projections is False or (not asked and all(known)):
+        return None
+    path = Path(chosen.projections) if chosen.projections else sample.projections
+    if path is None or not path.exists():
+        absent = (
+            f"{sample.path} does not point to its projections"
+            if path is None
+            else f"the projections {path} are not there"
+        ) + "; name the scan by coefficients.projections=."
+        if asked or chosen.projections:
+            raise ValueError(absent)
+        logger.info("mu is not taken from projections: %s", absent)
+        return None
+    try:
+        fit = fit_scan(params, sample, path, given[0], description_of_scan(sample, diff_phil))
+    except ValueError as error:
+        if asked:
+            raise
+        logger.warning("mu cannot be taken from the projections: %s", error)
+        return None
+    logger.info("mu from the projections:\n%s", coefficients_text(fit, sample.mu_per_um))
+    return fit
+
+
+def fit_scan(
+    params: Any,
+    sample: SampleFile,
+    path: Path,
+    given: dict[str, MaterialInput],
+    description: ScanDescription,
+) -> CoefficientFit:
+    """mu of the sample's labels from the scan in a file."""
+    scan = read_projections(path, description)
+    logger.info("%s: %r", path, scan)
+    energy = scan.energy_keV if scan.energy_keV is not None else sample.energy_keV
+    if energy is None:
+        logger.warning(
+            "The projections do not say their energy: it is taken as that of the diffraction; give "
+            "projections.energy= (keV)."
+        )
+    which = spread_angles(scan.angles_deg, params.coefficients.n_angles)
+    centre = sample.scan_centre if params.coefficients.projections is None else None
+    if params.coefficients.centre is not None:
+        middle = scan.axes.upright_index((scan.nx - 1) / 2, scan.nx, "x")
+        centre = (params.coefficients.centre, centre[1] if centre else middle)
+    if centre is not None:
+        across, along = centre
+        centre = (
+            scan.axes.upright_index(across, scan.ny, "y"),
+            scan.axes.upright_index(along, scan.nx, "x"),
+        )
+    x, y = scan.pixel_xy_um
+    assert sample.labels is not None
+    compositions = {name: said.composition(name) for name, said in given.items()}
+    return absorption_coefficients(
+        Radiographs(
+            scan.transmission(which),
+            scan.angles_deg[which],
+            (y, x),
+            UPRIGHT,
+            centre,
+            energy,
+            scan.distance_mm,
+        ),
+        sample.labels,
+        compositions={name: c for name, c in compositions.items() if c is not None},
+        margin_um=params.coefficients.margin,
+    )
+
+
 def beam_profile(params: Any) -> BeamProfile | None:
     if params.beam.profile == "none":
         if params.beam.size:
@@ -210,11 +322,15 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
         )
         sample = load_sample(params, files)
         logger.info("%s: %r", sample.path, sample.labels)
+        given = given_materials(params)
+        fit = coefficients_from_projections(params, sample, given, parser.diff_phil)
         correction = absorption_correction(
             experiments,
             tables,
             sample.labels,
-            given=given_materials(params),
+            given=given,
+            coefficients=fit,
+            coefficients_before_file=params.coefficients.from_projections is True,
             file_mu_per_um=sample.mu_per_um,
             file_energy_keV=sample.energy_keV,
             alignment=Alignment(

@@ -17,6 +17,12 @@ from dxtbx.model import ExperimentList
 from numpy.typing import NDArray
 
 from anacor_dials import __version__
+from anacor_dials.absorption.coefficients import (
+    CoefficientFit,
+    coefficients_summary,
+    materials_from_fit,
+    residual_figures,
+)
 from anacor_dials.absorption.factors import AbsorptionFactors, BeamProfile, absorption_factors
 from anacor_dials.diffraction.reflections import (
     DIALS_EXCLUDES_BELOW,
@@ -68,7 +74,8 @@ class Correction:
     """Factors of all rows of all tables, and what a report says about them.
 
     tables: per reflection table, in order; directions: of their rows; experiment_of_row: per table;
-    wavelengths: per wavelength; warnings: sentences for the user.
+    wavelengths: per wavelength; warnings: sentences for the user; coefficients: mu from the projections,
+    None where they were not asked.
     """
 
     tables: list[TableFactors]
@@ -77,6 +84,7 @@ class Correction:
     wavelengths: list[WavelengthFactors]
     tomo_to_datum: FloatArray
     warnings: list[str]
+    coefficients: CoefficientFit | None = None
 
     @property
     def transmissions(self) -> FloatArray:
@@ -95,6 +103,8 @@ def _materials(
     given: Sequence[Mapping[str, MaterialInput]],
     file_mu: FloatArray | None,
     file_energy_keV: float | None,
+    fit: CoefficientFit | None = None,
+    fit_before_file: bool = False,
 ) -> list[tuple[Material, ...]]:
     """The materials at each wavelength."""
     n = len(wavelengths)
@@ -111,24 +121,34 @@ def _materials(
                     f"value; give {n} values, or the composition."
                 )
         if file_mu is not None and file_energy_keV is None:
-            unsaid = [m for i, m in enumerate(names) if i and m not in given[0]]
+            unsaid = [
+                m
+                for i, m in enumerate(names)
+                if i and m not in given[0] and not (fit is not None and np.isnan(file_mu[i]))
+            ]
             if unsaid:
                 raise ValueError(
                     f"The experiments have {n} wavelengths ({listed}), and the file does not say at "
                     f"which energy its mu holds; give mu or the composition of {', '.join(unsaid)}."
                 )
-    return [
-        tuple(
-            materials_at(
-                energy_from_wavelength(wavelength),
-                names,
-                given[i if len(given) > 1 else 0],
-                file_mu,
-                file_energy_keV,
+    if n > 1 and fit is not None and fit.energy_keV is None:
+        raise ValueError(
+            f"The experiments have {n} wavelengths ({listed}), and the projections do not say their "
+            "energy; give projections.energy= (keV)."
+        )
+    materials = []
+    for i, wavelength in enumerate(wavelengths):
+        energy, said = energy_from_wavelength(wavelength), given[i if len(given) > 1 else 0]
+        materials.append(
+            tuple(
+                materials_at(energy, names, said, file_mu, file_energy_keV)
+                if fit is None
+                else materials_from_fit(
+                    fit, energy, said, file_mu, file_energy_keV, fit_before_file
+                )
             )
         )
-        for i, wavelength in enumerate(wavelengths)
-    ]
+    return materials
 
 
 def materials_text(materials: Sequence[Material], labels: LabelVolume) -> str:
@@ -152,6 +172,8 @@ def absorption_correction(
     given: Sequence[Mapping[str, MaterialInput]] = ({},),
     file_mu_per_um: FloatArray | None = None,
     file_energy_keV: float | None = None,
+    coefficients: CoefficientFit | None = None,
+    coefficients_before_file: bool = False,
     alignment: Alignment | None = None,
     beam: BeamProfile | None = None,
     tolerance: float = 1e-3,
@@ -167,7 +189,8 @@ def absorption_correction(
 
     experiments, tables: as read from .expt and .refl; labels: the sample in the tomo frame; given:
     what the user says of materials, once or per wavelength; file_mu_per_um (n_labels,), 1/um, at
-    file_energy_keV: what the labels' file says. The rest as in
+    file_energy_keV: what the labels' file says; coefficients: mu from the projections, used where the file
+    has none, or before it. The rest as in
     :func:`anacor_dials.absorption.factors.absorption_factors` and :class:`Alignment`.
     Raises ValueError for input that does not fit together.
     """
@@ -189,8 +212,12 @@ def absorption_correction(
         given,
         file_mu_per_um,
         file_energy_keV,
+        coefficients,
+        coefficients_before_file,
     )
     warnings = warnings_for_scaling(experiments)
+    if coefficients is not None:
+        warnings.extend(coefficients.warnings)
     edge = labels.edge_fraction()
     if edge > EDGE_FRACTION:
         warnings.append(
@@ -225,7 +252,13 @@ def absorption_correction(
         results.append((WavelengthFactors(wavelength, of_wavelength, factors), chosen))
     spread = spread_over_rows(tables, directions, [(w.factors, chosen) for w, chosen in results])
     correction = Correction(
-        spread, directions, experiment_of_row, [w for w, _ in results], to_datum, warnings
+        spread,
+        directions,
+        experiment_of_row,
+        [w for w, _ in results],
+        to_datum,
+        warnings,
+        coefficients,
     )
     small = int(np.count_nonzero(correction.transmissions < DIALS_EXCLUDES_BELOW))
     if small:
@@ -298,6 +331,9 @@ def summary(correction: Correction, labels: LabelVolume) -> dict[str, Any]:
             }
             for w in correction.wavelengths
         ],
+        "coefficients_from_projections": None
+        if correction.coefficients is None
+        else coefficients_summary(correction.coefficients),
         "tomo_to_datum": correction.tomo_to_datum,
         "warnings": correction.warnings,
     }
@@ -390,6 +426,8 @@ def report_sections(
                 "weighted with transmission (-d ln A / d mu).",
             )
         )
+    if correction.coefficients is not None:
+        materials += _coefficient_items(correction.coefficients)
     sections.append(Section("Materials", materials))
 
     pictures: list[Any] = [
@@ -404,6 +442,35 @@ def report_sections(
     sections.append(Section("Factors", _factor_figures(correction, experiments, tables)))
     sections.append(Section("Accuracy", _accuracy_items(correction)))
     return sections
+
+
+def _coefficient_items(fit: CoefficientFit) -> list[Any]:
+    """What the projections say of mu: a table, and pictures of what is left unexplained."""
+    rows = [
+        (
+            name,
+            f"{fit.mu_per_um[label]:.6f}",
+            f"{fit.standard_error_per_um[label]:.6f}",
+            f"{fit.expected_per_um[label]:.6f}",
+            int(fit.n_rays[label]),
+            f"{fit.margin_um[label]:.1f}",
+        )
+        for label, name in enumerate(fit.names)
+        if label
+    ]
+    energy = "" if fit.energy_keV is None else f" at {fit.energy_keV:.4f} keV"
+    table = Table(
+        rows,
+        ("material", "mu (1/um)", "standard error", "from composition", "rays", "margin (um)"),
+        f"mu from the projections{energy}: least squares over {len(fit.angles_deg)} angles; -ln T of the "
+        f"rays used differs by {100 * fit.unexplained:.1f} % rms; condition number "
+        f"{fit.condition_number:.1f}.",
+    )
+    figures = [
+        Figure(traces, layout, caption, height=460)
+        for traces, layout, caption in residual_figures(fit)
+    ]
+    return [table, *figures]
 
 
 def _band(x: FloatArray, values: FloatArray, n_bins: int, name: str) -> list[dict[str, Any]]:
