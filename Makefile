@@ -1,7 +1,9 @@
 # Every target runs in the environment of tools/dials-env, which sets up what is missing.
 
 RUN := tools/dials-env
-# further arguments to pytest: make test PYTEST="-k frames --require=dials"
+# two tests at a time, those of one file together; further arguments to pytest by
+# make test PYTEST="-k frames --require=dials"
+WORKERS := -n 2 --dist loadfile
 PYTEST :=
 
 .PHONY: help demo test test-all lint format types clean
@@ -13,10 +15,10 @@ demo: ## the main job from end to end on a small virtual sample (under 3 minutes
 	$(RUN) python examples/demo.py
 
 test: ## all tests but the slow ones
-	$(RUN) python -m pytest -m "not slow" $(PYTEST)
+	$(RUN) python -m pytest -m "not slow" $(WORKERS) $(PYTEST)
 
 test-all: ## the slow tests too
-	$(RUN) python -m pytest $(PYTEST)
+	$(RUN) python -m pytest $(WORKERS) $(PYTEST)
 
 lint: ## style and formatting of the whole tree
 	$(RUN) ruff check .
