@@ -72,6 +72,7 @@ LARGEST_BEND = 1.0
 VOXEL_NOISE = 1.5  # voxels by which a bend of voxelised labels may be wrong
 KEPT_SHARE = 0.25  # of a material's rays; where fewer are left, its margin is halved
 LEAST_RAYS = 30
+LEAST_BRIGHT = 0.02  # of the rays through the sample
 REFRACTION_SPREAD = 0.1  # of delta times distance, where both are known
 RAYS_ALIKE = 1000.0  # that are wrong together
 LEAST_TRANSMISSION = 0.02
@@ -428,7 +429,8 @@ def _robust(rays: _Rays, m: int) -> tuple[FloatArray, FloatArray, FloatArray]:
         offsets = sums.offsets(parameters)
         calculated = rays.design @ parameters
         residual = rays.y - calculated - offsets[rays.angle]
-        used = calculated < cut
+        # also what is far too dark for what it should be: clipped, or not of the sample
+        used = (calculated < cut) & (rays.y < 1.5 * cut)
         if np.count_nonzero(used & rays.in_sample) < LEAST_RAYS:
             raise ValueError(
                 f"Only {np.count_nonzero(used & rays.in_sample)} rays through the sample have a "
@@ -681,6 +683,27 @@ def absorption_coefficients(
     return _described(fit, radiographs, labels, origin, expected)
 
 
+def _require_bright(bright: NDArray[np.bool_], all_rays: NDArray[np.bool_]) -> None:
+    """Raises ValueError where hardly a ray comes through the sample."""
+    n = int(np.count_nonzero(all_rays))
+    share = int(np.count_nonzero(bright)) / max(1, n)
+    if n and share < LEAST_BRIGHT:
+        raise ValueError(
+            f"{100 * share:.1f} % of the rays through the sample have a transmission above "
+            f"{LEAST_TRANSMISSION}: it is too opaque at this energy; give mu."
+        )
+
+
+def _materials_seen(
+    rays: NDArray[np.bool_], lengths: NDArray[np.float32], voxel_um: float
+) -> NDArray[np.intp]:
+    """Labels (m,) that enough of the rays (k, gx, gy) run through, the background left out."""
+    counts = [
+        np.count_nonzero(rays & (lengths[..., i] > voxel_um)) for i in range(lengths.shape[-1])
+    ]
+    return 1 + np.flatnonzero(np.array(counts[1:]) >= LEAST_RAYS)
+
+
 def _fit(
     radiographs: Radiographs,
     labels: LabelVolume,
@@ -703,11 +726,9 @@ def _fit(
     places, margins = _smooth_places(lengths, grid.step_um, labels, margin)
     in_sample = np.any(lengths > 0, axis=-1)
     places &= np.isfinite(measured) & (in_sample | _far_from(in_sample, BESIDE_SIGMAS * sigma))
-    voxel = float(labels.voxel_size_um.max())
-    counts = [
-        np.count_nonzero(places & (lengths[..., i] > voxel)) for i in range(lengths.shape[-1])
-    ]
-    seen = 1 + np.flatnonzero(np.array(counts[1:]) >= LEAST_RAYS)
+    bright = places & (measured < -math.log(LEAST_TRANSMISSION))
+    _require_bright(bright & in_sample, places & in_sample)
+    seen = _materials_seen(bright, lengths, float(labels.voxel_size_um.max()))
     if not len(seen):
         raise ValueError(
             f"No ray through the sample is far enough from edges ({margin:.3g} um); take a smaller "
@@ -820,7 +841,7 @@ def _warnings(fit: CoefficientFit, voxel_um: float) -> list[str]:
         )
     for name in fit.undetermined:
         warnings.append(
-            f"No ray through {name} is usable (too thin, too few, or always near an edge): the "
+            f"No ray through {name} is usable (too thin, too few, too dark, or always near an edge): the "
             "projections do not say its mu."
         )
     told = {name for pair in fit.not_told_apart for name in pair}
