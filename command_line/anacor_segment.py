@@ -15,7 +15,7 @@ Examples::
 
   dials.anacor_segment scan.nxs
 
-  dials.anacor_segment tomo.h5 axes=xyz output.nrrd=labels.nrrd
+  dials.anacor_segment tomo.h5 segmentation.axes=xyz output.nrrd=labels.nrrd
 
   dials.anacor_segment tomo.h5 labels.file=corrected.tif labels.mode=merge
 
@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import libtbx
 import numpy as np
 from dials.util import Sorry, log, show_mail_handle_errors
 from dials.util.options import ArgumentParser
@@ -303,7 +304,13 @@ def run_network(params: Any, source: Source) -> Segmentation:
     return segment(
         source.tomogram,
         network,
-        InferenceSettings(s.tile, s.overlap, s.batch, s.axes, params.device),
+        InferenceSettings(
+            s.tile,
+            s.overlap,
+            None if s.batch is libtbx.Auto else s.batch,
+            s.axes,
+            params.device,
+        ),
         CleaningSettings(
             s.one_crystal,
             s.crystal_in_air,

@@ -221,6 +221,15 @@ def test_a_second_crystal_becomes_what_is_next_probable():
     np.testing.assert_array_equal(kept, labels)
 
 
+def test_the_main_body_is_the_surest_one_not_the_largest():
+    labels = drop()
+    labels[17:23, 5:23, 5:23] = 3  # larger, and hardly more probable than liquor
+    p = sure(labels)
+    p[1, 17:23, 5:23, 5:23] = 190
+    cleaned, _ = clean(p, NAMES, 1.0)
+    np.testing.assert_array_equal(cleaned, drop())
+
+
 def test_crystal_in_air_is_air():
     labels = drop()
     labels[26:29, 26:29, 26:29] = 3

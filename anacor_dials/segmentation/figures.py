@@ -14,9 +14,9 @@ from anacor_dials.sample.frames import AXIS_NAMES
 from anacor_dials.sample.pictures import colour
 from anacor_dials.sample.volumes import LabelVolume, Volume
 
-SLICES = 24  # that can be scrolled through, per axis
-PICTURE = 180  # pixels on the longer edge
-LEVELS = 200  # grey levels; whole numbers keep the file small
+SLICES = 16  # that can be scrolled through, per axis
+PICTURE = 160  # pixels on the longer edge
+LEVELS = 99  # grey levels; whole numbers of two digits keep the file small
 
 
 def _outline(mask: NDArray[np.bool_], step: int) -> tuple[list[Any], list[Any]]:

@@ -69,13 +69,13 @@ class InferenceSettings:
     """How slices are taken through the network.
 
     tile: longest edge of what the network sees at once, voxels; overlap: of neighbouring tiles; batch:
-    tiles at once. axes: the slices' normals, "x", or "xyz" to average over the three of them. device:
+    slices at once, None for 16 on a GPU and one on a CPU, where that is fastest. axes: the slices' normals, "x", or "xyz" to average over the three of them. device:
     auto, cpu, cuda.
     """
 
     tile: int = 512
     overlap: int = 48
-    batch: int = 4
+    batch: int | None = None
     axes: str = "x"
     device: str = "auto"
 
@@ -85,7 +85,7 @@ class InferenceSettings:
                 f"Tiles of {self.tile} voxels with {self.overlap} in common cannot be; a tile is at least 32 "
                 "and the overlap less than half of it."
             )
-        if self.batch < 1:
+        if self.batch is not None and self.batch < 1:
             raise ValueError(f"The batch is {self.batch}; it must be at least 1.")
         if (
             not self.axes
@@ -155,12 +155,13 @@ def _along_first_axis(
     ys, zs = (tile_starts(m, settings.tile, settings.overlap) for m in (ny, nz))
     hy, hz = min(ny, settings.tile), min(nz, settings.tile)
     single = len(ys) == len(zs) == 1
+    batch = settings.batch or (16 if on_gpu else 1)
     with (
         torch.inference_mode(),
         tqdm(total=nx, unit="slice", desc=what, disable=None if progress else True) as bar,
     ):
-        for first in range(0, nx, settings.batch):
-            planes = np.arange(first, min(first + settings.batch, nx))
+        for first in range(0, nx, batch):
+            planes = np.arange(first, min(first + batch, nx))
             near = np.clip(planes[:, None] + np.arange(-half, half + 1), 0, nx - 1)  # (b, n_slices)
             stack = torch.from_numpy(values[near])
             total = torch.zeros((len(planes), n, ny, nz))
@@ -168,7 +169,8 @@ def _along_first_axis(
             for i, y in enumerate(ys):
                 for j, z in enumerate(zs):
                     tile = stack[:, :, y : y + hy, z : z + hz]
-                    tile = tile.to(device).contiguous(memory_format=torch.channels_last)
+                    layout = torch.channels_last if on_gpu else torch.contiguous_format
+                    tile = tile.to(device).contiguous(memory_format=layout)
                     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=on_gpu):
                         logits = network(tile)
                     p = torch.softmax(logits.float(), dim=1).cpu()
@@ -204,7 +206,9 @@ def class_probabilities(
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda was asked for and torch sees no GPU; take device=cpu.")
     cuda = settings.device != "cpu" and torch.cuda.is_available()
-    network = network.to("cuda" if cuda else "cpu", memory_format=torch.channels_last).eval()
+    # channels_last is the faster layout on a GPU and the slower one on a CPU (by a fifth)
+    layout = torch.channels_last if cuda else torch.contiguous_format
+    network = network.to("cuda" if cuda else "cpu", memory_format=layout).eval()
     n = network.settings.n_classes
     require_memory(n * values.size * (3 if len(settings.axes) > 1 else 1), "The probabilities")
     out = np.zeros((n, *values.shape), dtype=np.uint8)
@@ -254,7 +258,8 @@ def uncertainty(probabilities: NDArray[np.uint8]) -> NDArray[np.uint8]:
 class CleaningSettings:
     """Which things that cannot be are put right; every step can be switched off.
 
-    one_crystal: only the largest body of crystal is crystal. crystal_in_air: allow bodies of crystal
+    one_crystal: only the main body of crystal is crystal, the one with the largest sum of log odds against
+    what is next probable (a large body of little conviction gives way to a smaller sure one). crystal_in_air: allow bodies of crystal
     that touch nothing but air. fill_crystal: holes enclosed by crystal become crystal. smallest_body_um3:
     smaller islands of anything in air become air; smallest_loop_um3: smaller islands of loop become what is
     next probable; 0 switches the step off.
@@ -326,6 +331,21 @@ class _Cleaner:
         self._changes = {}
 
 
+def _weightiest(
+    bodies: NDArray[np.int32], n: int, probabilities: NDArray[np.uint8], label: int
+) -> int:
+    """The body (1 ... n) with the largest sum of ln(p / p_next); 0 where there is none."""
+    evidence = np.zeros(n + 1)
+    for x in range(bodies.shape[0]):  # plane by plane: probabilities of a few classes are large
+        here = np.flatnonzero(bodies[x])
+        if here.size:
+            p = np.maximum(probabilities[:, x].reshape(len(probabilities), -1)[:, here], 1)
+            others = np.delete(p, label, axis=0).max(axis=0)
+            odds = np.log(p[label] / others)
+            evidence += np.bincount(bodies[x].ravel()[here], odds + 1e-6, minlength=n + 1)
+    return int(evidence.argmax())
+
+
 def clean(
     probabilities: NDArray[np.uint8],
     names: Sequence[str],
@@ -357,9 +377,7 @@ def clean(
             c.relabel(small[bodies], None)
         c.done("specks of loop become what is next probable")
     bodies, n = scipy.ndimage.label(c.labels == crystal)
-    sizes = np.bincount(bodies.ravel())
-    sizes[0] = 0
-    largest = int(sizes.argmax())
+    main = _weightiest(bodies, n, probabilities, crystal)
     if not settings.crystal_in_air:
         if n > 1:
             grown = scipy.ndimage.grey_dilation(bodies, footprint=_CROSS)
@@ -367,13 +385,13 @@ def clean(
             wet = np.zeros(n + 1, dtype=bool)
             wet[np.unique(grown[solid])] = True
             dry = ~wet
-            dry[[0, largest]] = False
+            dry[[0, main]] = False
             c.relabel(dry[bodies], 0)
         c.done("crystal in air becomes air")
     if settings.one_crystal:
         if n > 1:
-            c.relabel((c.labels == crystal) & (bodies != largest), None)
-        c.done("crystal apart from the largest body becomes what is next probable")
+            c.relabel((c.labels == crystal) & (bodies != main), None)
+        c.done("crystal apart from the main body becomes what is next probable")
     if settings.fill_crystal:
         here = c.labels == crystal
         c.relabel(scipy.ndimage.binary_fill_holes(here) & ~here, crystal)
