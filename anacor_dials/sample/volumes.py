@@ -8,6 +8,7 @@ rotation axis.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,11 @@ class LabelVolume(Volume):
         return self.names.index(name)
 
     def counts(self) -> NDArray[np.int64]:
-        """Number of voxels of each label, in the order of names."""
+        """Number of voxels of each label, in the order of names; counted once."""
+        return self._counts.copy()
+
+    @cached_property
+    def _counts(self) -> NDArray[np.int64]:
         counts = np.zeros(len(self.names), dtype=np.int64)
         for plane in self.values:  # plane by plane: bincount would copy the whole to int64
             counts += np.bincount(plane.ravel(), minlength=len(self.names))
