@@ -541,9 +541,7 @@ def test_real_sweeps_are_restored(
 ) -> None:
     """Four real sweeps, attenuated by the two balls (chords, in double precision), are restored."""
     monkeypatch.chdir(tmp_path)
-    # a drop beside the crystal that shades a sixth of all directions
-    balls = {CRYSTAL: BALLS[CRYSTAL], LIQUOR: (np.array([-4.0, 50.0, -20.0]), 42.0)}
-    mu = {CRYSTAL: 0.03, LIQUOR: 0.03}
+    mu = {CRYSTAL: 0.05, LIQUOR: 0.06}
     names = [shared_data / "l_cysteine" / f"sweep_{i}" for i in (20, 25, 30, 35)]
     experiments = ExperimentList()
     tables = []
@@ -582,7 +580,7 @@ def test_real_sweeps_are_restored(
         for start in range(0, len(table), 500):
             part = slice(start, start + 500)
             a[part] = ball_transmission(
-                to_tomo[part].apply(source), to_tomo[part].apply(s1[part] / length[part]), mu, balls
+                to_tomo[part].apply(source), to_tomo[part].apply(s1[part] / length[part]), mu
             )
         smallest, largest = min(smallest, a.min()), max(largest, a.max())
         untouched.append(f"untouched_{number}.refl")
@@ -596,7 +594,7 @@ def test_real_sweeps_are_restored(
     assert largest > 0.4
 
     mu_file = [0.0, mu[LIQUOR], 0.01, mu[CRYSTAL]]
-    write_sample_file("tomo.h5", labels=two_balls(0.5, 200.0, balls), mu_per_um=mu_file)
+    write_sample_file("tomo.h5", labels=two_balls(0.5), mu_per_um=mu_file)
     models = [f"{name}.expt" for name in names]
     run([*models, *attenuated, "tomo.h5", "output.html=None"])
 
@@ -629,7 +627,7 @@ def test_real_sweeps_are_restored(
     for row in ("Rmeas(I)", "CC half", "I/sigma"):
         reference, corrected = overall("untouched", row), overall("corrected", row)
         assert corrected == pytest.approx(reference, rel=0.02), row
-    assert overall("uncorrected", "Rmeas(I)") > 1.5 * overall("untouched", "Rmeas(I)")
+    assert overall("uncorrected", "Rmeas(I)") > 1.1 * overall("untouched", "Rmeas(I)")
 
     intensities = []
     for label in ("untouched", "corrected"):
