@@ -43,7 +43,7 @@ from libtbx import phil
 
 from anacor_dials import __version__
 from anacor_dials.command_line.anacor_reconstruct import reconstruction_settings, scan_description
-from anacor_dials.phil import parse_phil
+from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report import Figure, Section, Table, Text, write_html, write_json
 from anacor_dials.sample.output_files import OutputFiles
 from anacor_dials.sample.pictures import view_3d
@@ -295,7 +295,7 @@ def run_network(params: Any, source: Source) -> Segmentation:
             weight=params.sam2.weight,
         ),
         network.settings.names,
-        params.device,
+        choice(params.device),
     )
     n_bytes = float(source.tomogram.values.size) * network.settings.n_classes
     keep = params.output.probabilities and n_bytes <= LARGEST_PROBABILITIES
@@ -309,7 +309,7 @@ def run_network(params: Any, source: Source) -> Segmentation:
             s.overlap,
             None if s.batch is libtbx.Auto else s.batch,
             s.axes,
-            params.device,
+            choice(params.device),
         ),
         CleaningSettings(
             s.one_crystal,

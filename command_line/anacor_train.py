@@ -33,7 +33,7 @@ from libtbx import phil
 
 from anacor_dials import __version__
 from anacor_dials.command_line.training_scans import ScanRanges, write_training_scans
-from anacor_dials.phil import parse_phil
+from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report import write_json
 
 logger = logging.getLogger("dials.anacor_train")
@@ -128,13 +128,13 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
             n_validation=t.validation_samples,
             seed=params.seed,
             minutes=t.minutes,
-            device=params.device,
+            device=choice(params.device),
         )
         made, tests = make_samples(params)
         volumes = read_training_volumes([*given, *made], network.names)
         card = train(volumes, settings, weights, resume=not t.restart, progress=sys.stderr.isatty())
         if tests and card["training"]["finished"]:
-            card["evaluation"] = evaluate_weights(weights, tests, params.device)
+            card["evaluation"] = evaluate_weights(weights, tests, choice(params.device))
             write_json(model_card_path(weights), card)
     except ValueError as error:
         raise Sorry(error) from None

@@ -55,10 +55,11 @@ GRID_SHARE = 0.75
 POINT_POWER = 1.3  # points ~ error^-1.3, measured on crystals of 10^6 voxels
 STEP_AT_TOLERANCE_1E3 = 5.5  # deg between exit nodes of the fine grid at a tolerance of 0.1 %
 ARC_TO_EXIT_STEP = 1.25
-# The fine grid takes one point in FINE_SHARE, from so many points on; the coarse grid's step is
-# COARSE_RATIO times as wide.
+# The fine grid takes one point in FINE_SHARE, from so many points on and never more than
+# MOST_FINE_POINTS; the coarse grid's step is COARSE_RATIO times as wide.
 FINE_SHARE = 3
 TWO_LEVELS_FROM = 6144
+MOST_FINE_POINTS = 40_000
 COARSE_RATIO = 2.0
 LARGEST_CHUNK = 8192
 MOST_EXACT_POINTS = 40_000
@@ -338,7 +339,7 @@ class _Computation:
         for round_ in range(MOST_ROUNDS):
             points = self._draw(n_points)
             n_points = len(points)
-            parts = _interleaved(n_points, FINE_SHARE if n_points >= TWO_LEVELS_FROM else 1)
+            parts = _interleaved(n_points, _n_parts(n_points))
             grid = self._grid(step) if self._use_table(method, n_points, step) else None
             if grid is None:
                 transmission, relative = self._direct(points, exact=method == "exact")
@@ -567,10 +568,11 @@ class _Computation:
         if method != "auto":
             return method == "table"
         fine = self._n_nodes(self._grid(step))
-        if n_points < TWO_LEVELS_FROM:
+        n_parts = _n_parts(n_points)
+        if n_parts == 1:
             return fine < 2 * len(self.directions)
         coarse = self._n_nodes(self._grid(COARSE_RATIO * step))
-        return fine / FINE_SHARE + coarse < 2 * len(self.directions)
+        return fine / n_parts + coarse < 2 * len(self.directions)
 
     def _tables(
         self, points: FloatArray, parts: list[NDArray[np.int64]], fine: Grid
@@ -717,6 +719,13 @@ def _interleaved(n: int, n_parts: int) -> list[NDArray[np.int64]]:
         np.stack([2 * pair[i::n_parts], 2 * pair[i::n_parts] + 1], axis=1).ravel()
         for i in range(n_parts)
     ]
+
+
+def _n_parts(n_points: int) -> int:
+    """In how many parts points are taken, the first of which is traced for the fine grid."""
+    if n_points < TWO_LEVELS_FROM:
+        return 1
+    return max(FINE_SHARE, round(n_points / MOST_FINE_POINTS))
 
 
 def _require_light(light: NDArray[np.floating[Any]]) -> None:
