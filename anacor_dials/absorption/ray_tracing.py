@@ -397,20 +397,7 @@ def exact_optical_depth(
     volume: AttenuatingVolume, points: ArrayLike, directions: ArrayLike
 ) -> FloatArray:
     """Integral of mu (n_directions, n_points), float64, by exact voxel traversal."""
-    directions = np.asarray(directions, dtype=np.float64).reshape(-1, 3)
-    points = np.asarray(points, dtype=np.float64).reshape(-1, 3) + 0.5
-    depths = np.empty((len(directions), len(points)))
-    _exact_depths(
-        volume.labels,
-        volume.lower,
-        volume.upper,
-        points,
-        directions / volume.voxel_size_um,
-        volume.mu_per_um,
-        depths,
-        np.zeros((len(directions), len(points), 0)),
-    )
-    return depths
+    return exact_path_lengths(volume, points, directions, n_labels=0)[0]
 
 
 def exact_path_lengths(
