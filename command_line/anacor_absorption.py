@@ -33,11 +33,9 @@ from typing import Any
 
 import h5py
 import libtbx.phil
-from dials.util import Sorry, log, show_mail_handle_errors
+from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser, reflections_and_experiments_from_files
-from dials.util.version import dials_version
 
-from anacor_dials import __version__
 from anacor_dials.absorption.coefficients import (
     CoefficientFit,
     absorption_coefficients,
@@ -45,6 +43,7 @@ from anacor_dials.absorption.coefficients import (
 )
 from anacor_dials.absorption.factors import BeamProfile
 from anacor_dials.absorption.radiographs import UPRIGHT, Radiographs, spread_angles
+from anacor_dials.command_line import begin_log
 from anacor_dials.command_line.anacor_reconstruct import scan_description
 from anacor_dials.diffraction.correction import (
     absorption_correction,
@@ -311,10 +310,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
             "Give the experiments (.expt), their reflections (.refl) and the labelled volume."
         )
 
-    log.config(verbosity=options.verbose, logfile=params.output.log)
-    logger.info("%s\nanacor_dials %s", dials_version(), __version__)
-    if diff_phil := parser.diff_phil.as_str():
-        logger.info("The following parameters have been modified:\n%s", diff_phil)
+    begin_log(logger, parser, options, params.output.log)
 
     try:
         tables, experiments = reflections_and_experiments_from_files(

@@ -31,12 +31,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dials.util import Sorry, log, show_mail_handle_errors
+from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser
-from dials.util.version import dials_version
 from libtbx import phil
 
-from anacor_dials import __version__
+from anacor_dials.command_line import begin_log
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report import Figure, Section, Table, Text, write_html, write_json
 from anacor_dials.sample.materials import typical_composition
@@ -162,10 +161,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
         parser.print_help()
         sys.exit(1)
 
-    log.config(verbosity=options.verbose, logfile=params.output.log)
-    logger.info("%s\nanacor_dials %s", dials_version(), __version__)
-    if diff_phil := parser.diff_phil.as_str():
-        logger.info("The following parameters have been modified:\n%s", diff_phil)
+    begin_log(logger, parser, options, params.output.log)
 
     try:
         if len(scans) > 1:

@@ -39,13 +39,12 @@ from typing import Any
 
 import libtbx
 import numpy as np
-from dials.util import Sorry, log, show_mail_handle_errors
+from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser
-from dials.util.version import dials_version
 from libtbx import phil
 from tqdm import tqdm
 
-from anacor_dials import __version__
+from anacor_dials.command_line import begin_log
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report import Figure, Section, Table, write_html, write_json
 from anacor_dials.sample.materials import energy_from_wavelength, wavelength_from_energy
@@ -356,10 +355,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
     params, options, unhandled = parser.parse_args(
         args=args, show_diff_phil=False, return_unhandled=True
     )
-    log.config(verbosity=options.verbose, logfile=params.output.log)
-    logger.info("%s\nanacor_dials %s", dials_version(), __version__)
-    if diff_phil := parser.diff_phil.as_str():
-        logger.info("The following parameters have been modified:\n%s", diff_phil)
+    begin_log(logger, parser, options, params.output.log)
 
     try:
         if unhandled:

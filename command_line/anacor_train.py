@@ -26,12 +26,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dials.util import Sorry, log, show_mail_handle_errors
+from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser
-from dials.util.version import dials_version
 from libtbx import phil
 
-from anacor_dials import __version__
+from anacor_dials.command_line import begin_log
 from anacor_dials.command_line.training_scans import ScanRanges, write_training_scans
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report import write_json
@@ -96,10 +95,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
         parser.print_help()
         sys.exit(1)
 
-    log.config(verbosity=options.verbose, logfile=params.output.log)
-    logger.info("%s\nanacor_dials %s", dials_version(), __version__)
-    if diff_phil := parser.diff_phil.as_str():
-        logger.info("The following parameters have been modified:\n%s", diff_phil)
+    begin_log(logger, parser, options, params.output.log)
 
     try:
         try:
