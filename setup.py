@@ -15,6 +15,7 @@ COMMANDS = {
     "dials.anacor_segment": "anacor_segment",
     "dials.anacor_train": "anacor_train",
     "dials.anacor_simulate": "anacor_simulate",
+    "xia2.anacor": "xia2_anacor",
 }
 
 # DIALS itself is on no package registry: it comes from conda-forge, Debian or a beamline's module.
@@ -59,6 +60,8 @@ setup(
         "gpu": ["cupy-cuda12x"],
         "segment": ["safetensors", "torch", "torchvision"],
         "sam2": ["sam2==1.1.0"],
+        "dask": ["distributed"],
+        "docs": ["furo", "myst-parser", "sphinx"],
         "dev": ["mypy", "pre-commit", "pytest", "pytest-xdist", "ruff~=0.17.6", "towncrier"],
     },
     entry_points={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,7 +75,6 @@ def test_processes_make_the_same_scans(tmp_path) -> None:
         assert np.mean(difference != 0) < 0.01
 
 
-@pytest.mark.slow
 def test_dask_makes_the_same_scans(tmp_path) -> None:
     distributed = pytest.importorskip("distributed", reason="distributed is not installed")
     batch = jobs(tmp_path, 2)
@@ -150,9 +150,14 @@ def test_no_scans(tmp_path) -> None:
         jobs(tmp_path, 0)
 
 
+def test_dask_that_is_not_installed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ValueError, match=r"pip install 'anacor_dials\[dask\]'"):
+        list(run_jobs(jobs(tmp_path, 1), scheduler="tcp://127.0.0.1:1"))
+
+
+@pytest.mark.slow
 def test_a_scheduler_that_is_not_there(tmp_path) -> None:
-    try:
-        import distributed  # noqa: F401
-    except ImportError:
-        with pytest.raises(ValueError, match="pip install distributed"):
-            list(run_jobs(jobs(tmp_path, 1), scheduler="tcp://127.0.0.1:1"))
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    with pytest.raises(ValueError, match="tcp://127.0.0.1:1 cannot be reached"):
+        list(run_jobs(jobs(tmp_path, 1), scheduler="tcp://127.0.0.1:1"))

@@ -270,7 +270,7 @@ def _on_dask(jobs: Sequence[ScanJob], scheduler: str) -> Iterator[str]:
         distributed: Any = importlib.import_module("distributed")
     except ImportError:
         raise ValueError(
-            "dask.scheduler= needs the package distributed: pip install distributed."
+            "dask.scheduler= needs the package distributed: pip install 'anacor_dials[dask]'."
         ) from None
     try:
         client = distributed.Client(scheduler, timeout=20)
