@@ -189,6 +189,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
                 projections=Path(scan).absolute(),
                 scan_centre=plan.scan_centre,
                 parameters=phil.format(python_object=params).as_str(),
+                paganin_delta_beta=settings.paganin_delta_beta,
             ) as dataset:
                 reconstruct(plan, dataset)
             if html:

@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import libtbx
 import numpy as np
 from dials.util import Sorry, show_mail_handle_errors
@@ -78,16 +77,20 @@ LARGEST_PROBABILITIES = 4e9  # bytes
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The tomogram to be segmented, and what its file says of the scan."""
+    """The tomogram to be segmented, and what its file says of the scan; as in SampleFile."""
 
     tomogram: Tomogram
     projections: Path | None
     scan_centre: tuple[float, float] | None
     energy_keV: float | None
+    paganin_delta_beta: float | None
 
 
-def load_source(name: str, params: Any) -> Source:
-    """The tomogram of a tomo.h5, or the reconstruction of a scan."""
+def load_source(name: str, params: Any, energy_keV: float | None = None) -> Source:
+    """The tomogram of a tomo.h5, or the reconstruction of a scan.
+
+    params: has the PHIL scopes ``projections`` and ``reconstruction``; energy_keV: known better.
+    """
     path = Path(name)
     is_hdf5 = path.is_file() and not name.lower().endswith((".tif", ".tiff"))
     if is_hdf5 and is_sample_file(path):
@@ -96,7 +99,7 @@ def load_source(name: str, params: Any) -> Source:
             raise ValueError(
                 f"{path} holds labels but no reconstruction, so there is nothing to segment."
             )
-        energy = params.energy
+        energy = energy_keV
         if energy is None and sample.projections is not None and sample.projections.exists():
             try:
                 energy = read_projections(
@@ -104,7 +107,13 @@ def load_source(name: str, params: Any) -> Source:
                 ).energy_keV
             except ValueError as error:
                 logger.debug("the scan does not tell the energy: %s", error)
-        return Source(sample.tomogram, sample.projections, sample.scan_centre, energy)
+        return Source(
+            sample.tomogram,
+            sample.projections,
+            sample.scan_centre,
+            energy,
+            sample.paganin_delta_beta,
+        )
     settings = reconstruction_settings(params.reconstruction)
     projections = read_projections(name, scan_description(params.projections))
     logger.info("%s: %s, %r", name, projections.layout, projections)
@@ -112,7 +121,11 @@ def load_source(name: str, params: Any) -> Source:
     tomogram = reconstruct(plan)
     assert tomogram is not None
     return Source(
-        tomogram, path.absolute(), plan.scan_centre, params.energy or projections.energy_keV
+        tomogram,
+        path.absolute(),
+        plan.scan_centre,
+        energy_keV or projections.energy_keV,
+        settings.paganin_delta_beta,
     )
 
 
@@ -148,6 +161,44 @@ def put_back(segmentation: Segmentation | None, given: LabelVolume, tomogram: To
     changed = int(np.count_nonzero(values != segmentation.labels.values))
     labels = LabelVolume(values, given.voxel_size_um, given.centre, given.names)
     return labels, mean_mu(tomogram.values, labels), changed
+
+
+def mu_of_tomogram(source: Source, mu: Any) -> tuple[Any, list[str]]:
+    """(mu (n,) in 1/um as it is stored, warnings): that of air is not below 0, and after phase
+    retrieval, which changes the values, that of the other materials is unknown.
+    """
+    mu = np.array(mu, dtype=np.float64)
+    mu[0] = max(float(mu[0]), 0.0) if np.isfinite(mu[0]) else 0.0
+    if source.paganin_delta_beta is None:
+        return mu, []
+    mu[1:] = np.nan
+    return mu, [
+        "The tomogram was phase retrieved (paganin_delta_beta), so that its values are no absorption "
+        "coefficients and mu is left unknown; dials.anacor_absorption finds it from the projections."
+    ]
+
+
+def write_segmented(
+    path: Path,
+    source: Source,
+    labels: LabelVolume,
+    mu: Any,
+    probabilities: Any,
+    parameters: str,
+) -> None:
+    """Writes tomogram, labels and mu to a tomo.h5."""
+    write_sample_file(
+        path,
+        tomogram=source.tomogram,
+        labels=labels,
+        mu_per_um=mu,
+        energy_keV=source.energy_keV,
+        probabilities=probabilities,
+        projections=source.projections,
+        parameters=parameters,
+        scan_centre=source.scan_centre,
+        paganin_delta_beta=source.paganin_delta_beta,
+    )
 
 
 def write_nrrd(path: Path, labels: LabelVolume) -> None:
@@ -280,8 +331,8 @@ def numbers(
     return content
 
 
-def run_network(params: Any, source: Source) -> Segmentation:
-    """The segmentation that the parameters ask for."""
+def run_network(params: Any, source: Source, keep_probabilities: bool) -> Segmentation:
+    """The segmentation that the PHIL scopes ``segmentation`` and ``sam2`` ask for."""
     s = params.segmentation
     network = load_network(s.weights)
     refine: Callable[..., Any] | None = sam2_refiner(
@@ -297,8 +348,8 @@ def run_network(params: Any, source: Source) -> Segmentation:
         choice(params.device),
     )
     n_bytes = float(source.tomogram.values.size) * network.settings.n_classes
-    keep = params.output.probabilities and n_bytes <= LARGEST_PROBABILITIES
-    if params.output.probabilities and not keep:
+    keep = keep_probabilities and n_bytes <= LARGEST_PROBABILITIES
+    if keep_probabilities and not keep:
         logger.warning("The probabilities would take %.1f GB and are not stored.", n_bytes / 1e9)
     return segment(
         source.tomogram,
@@ -346,12 +397,12 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
     try:
         if len(given) > 1:
             raise ValueError(f"One scan or tomogram at a time: {', '.join(given)} were given.")
-        source = load_source(given[0], params)
+        source = load_source(given[0], params, params.energy)
         logger.info("%r", source.tomogram)
         corrected = given_labels(params, source.tomogram)
         segmentation = None
         if corrected is None or params.labels.mode == "merge":
-            segmentation = run_network(params, source)
+            segmentation = run_network(params, source, params.output.probabilities)
         warnings = list(segmentation.warnings) if segmentation is not None else []
         if corrected is not None:
             labels, mu, changed = put_back(segmentation, corrected, source.tomogram)
@@ -376,26 +427,17 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
                 labels_on_grid(truth, source.tomogram),
                 segmentation.probabilities if segmentation and corrected is None else None,
             )
-        mu = np.array(mu)
-        mu[0] = 0.0 if not np.isfinite(mu[0]) else max(float(mu[0]), 0.0)
+        mu, more = mu_of_tomogram(source, mu)
+        warnings += more
         with OutputFiles() as outputs:
-            tomogram_file = outputs.path(params.output.tomogram)
-            write_sample_file(
-                tomogram_file,
-                tomogram=source.tomogram,
-                labels=labels,
-                mu_per_um=mu,
-                energy_keV=source.energy_keV,
-                probabilities=segmentation.probabilities
-                if segmentation is not None and corrected is None
-                else None,
-                projections=source.projections,
-                parameters=phil.format(python_object=params).as_str(),
+            write_segmented(
+                outputs.path(params.output.tomogram),
+                source,
+                labels,
+                mu,
+                segmentation.probabilities if segmentation and corrected is None else None,
+                phil.format(python_object=params).as_str(),
             )
-            if source.scan_centre is not None:
-                with h5py.File(tomogram_file, "r+") as file:
-                    centre = np.asarray(source.scan_centre, dtype=np.float64)
-                    file["entry/reconstruction"].attrs["scan_centre"] = centre
             if params.output.npy:
                 with open(outputs.path(params.output.npy), "wb") as file:
                     np.save(file, labels.values)

@@ -9,6 +9,8 @@
     /entry/reconstruction/@projections   path of the scan that it was made from          (optional)
     /entry/reconstruction/@scan_centre   float64 (2,) pixels of the scan's images where the rotation
                                          axis is, across it, and the beam's centre, along it  (optional)
+    /entry/reconstruction/@paganin_delta_beta  float64  where phase retrieval was applied: its values
+                                         show materials, but are no absorption coefficients   (optional)
     /entry/segmentation/labels           uint8 (nx, ny, nz)                              (optional)
     /entry/segmentation/names            strings (n,)       names[label]
     /entry/segmentation/mu               float64 (n,)  1/um, NaN where unknown; @energy_keV
@@ -47,6 +49,7 @@ class SampleFile:
     mu_per_um: (n,) by label, 1/um, NaN where unknown; energy_keV: the energy that mu belongs to.
     probabilities: uint8 (n, nx, ny, nz), 255 = 1. projections: path of the raw scan. scan_centre: where
     in its images (column or row number) the rotation axis is, across it, and the beam's centre, along it.
+    paganin_delta_beta: of the phase retrieval; None without, then the tomogram's values are mu.
     """
 
     path: Path
@@ -57,6 +60,7 @@ class SampleFile:
     probabilities: NDArray[np.uint8] | None
     projections: Path | None
     scan_centre: tuple[float, float] | None = None
+    paganin_delta_beta: float | None = None
 
 
 def available_memory_bytes() -> int | None:
@@ -167,10 +171,12 @@ def read_sample_file(
         voxel_size = _read_voxel_size(file, path)
         centre_dataset = _dataset(file, "entry/frame/centre")
         centre = None if centre_dataset is None else np.asarray(centre_dataset[()], np.float64)
-        scan = scan_centre = None
+        scan = scan_centre = paganin = None
         try:
             volume = None
             whole = file.get("entry/reconstruction")
+            if isinstance(whole, h5py.Group) and "paganin_delta_beta" in whole.attrs:
+                paganin = float(whole.attrs["paganin_delta_beta"])
             if isinstance(whole, h5py.Group) and "projections" in whole.attrs:
                 scan = (Path(path).parent / str(whole.attrs["projections"])).resolve()
             if isinstance(whole, h5py.Group) and "scan_centre" in whole.attrs:
@@ -209,7 +215,9 @@ def read_sample_file(
                     chances = _read_array(chances_dataset, np.uint8, "The probabilities")
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    return SampleFile(Path(path), volume, label_volume, mu, energy, chances, scan, scan_centre)
+    return SampleFile(
+        Path(path), volume, label_volume, mu, energy, chances, scan, scan_centre, paganin
+    )
 
 
 def _create(group: h5py.Group, name: str, values: NDArray[Any]) -> h5py.Dataset:
@@ -241,6 +249,26 @@ def _write_frame(
     return entry
 
 
+def _reconstruction_group(
+    entry: h5py.Group,
+    folder: Path,
+    projections: str | os.PathLike[str] | None,
+    scan_centre: tuple[float, float] | None,
+    paganin_delta_beta: float | None,
+) -> h5py.Group:
+    """The group of the tomogram, without its data; folder: where the file will lie."""
+    group = entry.create_group("reconstruction")
+    group.attrs["NX_class"] = "NXdata"
+    group.attrs["signal"] = "data"
+    if projections is not None:
+        group.attrs["projections"] = os.path.relpath(projections, folder)
+    if scan_centre is not None:
+        group.attrs["scan_centre"] = np.asarray(scan_centre, dtype=np.float64)
+    if paganin_delta_beta is not None:
+        group.attrs["paganin_delta_beta"] = float(paganin_delta_beta)
+    return group
+
+
 @contextmanager
 def new_tomogram_file(
     path: str | os.PathLike[str],
@@ -250,18 +278,19 @@ def new_tomogram_file(
     projections: str | os.PathLike[str] | None = None,
     scan_centre: tuple[float, float] | None = None,
     parameters: str = "",
+    paganin_delta_beta: float | None = None,
 ) -> Iterator[h5py.Dataset]:
     """The data set float32 (nx, ny, nz), in 1/um, of a new ``tomo.h5``, to be filled slab by slab.
 
     For tomograms larger than the memory; slabs along X of whole chunks (CHUNK) are written fastest.
     voxel_size_um, centre: (3,), as of :class:`Tomogram`; projections: the raw scan, stored relative to
-    the file; scan_centre: as of :class:`SampleFile`. Whole or not at all: an exception within the block leaves what was there before.
+    the file; scan_centre, paganin_delta_beta: as of :class:`SampleFile`. Whole or not at all: an exception
+    within the block leaves what was there before.
     """
     with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
         entry = _write_frame(file, voxel_size_um, centre, parameters)
-        group = entry.create_group("reconstruction")
-        group.attrs["NX_class"] = "NXdata"
-        group.attrs["signal"] = "data"
+        folder = Path(path).absolute().parent
+        group = _reconstruction_group(entry, folder, projections, scan_centre, paganin_delta_beta)
         dataset = group.create_dataset(
             "data",
             shape,
@@ -272,11 +301,6 @@ def new_tomogram_file(
             shuffle=True,
         )
         dataset.attrs["units"] = "1/um"
-        if projections is not None:
-            folder = Path(path).absolute().parent
-            group.attrs["projections"] = os.path.relpath(projections, folder)
-        if scan_centre is not None:
-            group.attrs["scan_centre"] = np.asarray(scan_centre, dtype=np.float64)
         yield dataset
 
 
@@ -289,12 +313,14 @@ def write_sample_file(
     probabilities: NDArray[np.uint8] | None = None,
     projections: str | os.PathLike[str] | None = None,
     parameters: str = "",
+    scan_centre: tuple[float, float] | None = None,
+    paganin_delta_beta: float | None = None,
 ) -> None:
     """Writes a ``tomo.h5``, whole or not at all; an existing file is replaced.
 
     mu_per_um: (n,) by label, 1/um, NaN where unknown; probabilities: uint8 (n, nx, ny, nz);
-    projections: the raw scan, stored relative to the file; parameters: PHIL text for the record.
-    Raises ValueError where volumes disagree or there is nothing to write.
+    projections: the raw scan, stored relative to the file; parameters: PHIL text for the record;
+    scan_centre, paganin_delta_beta: of the tomogram, as of :class:`SampleFile`. Raises ValueError where volumes disagree or there is nothing to write.
     """
     volume = labels if labels is not None else tomogram
     if volume is None:
@@ -307,13 +333,10 @@ def write_sample_file(
     with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
         entry = _write_frame(file, volume.voxel_size_um, volume.centre, parameters)
         if tomogram is not None:
-            group = entry.create_group("reconstruction")
-            group.attrs["NX_class"] = "NXdata"
-            group.attrs["signal"] = "data"
+            group = _reconstruction_group(
+                entry, Path(path).absolute().parent, projections, scan_centre, paganin_delta_beta
+            )
             _create(group, "data", tomogram.values).attrs["units"] = "1/um"
-            if projections is not None:
-                folder = Path(path).absolute().parent
-                group.attrs["projections"] = os.path.relpath(projections, folder)
         if labels is not None:
             group = entry.create_group("segmentation")
             _create(group, "labels", labels.values)
