@@ -1,22 +1,33 @@
 # LIBTBX_SET_DISPATCHER_NAME dials.anacor_absorption
 """
-Compute the absorption factor of every reflection from a labelled X-ray tomogram of the sample.
+Compute the absorption factor of every reflection from an X-ray tomogram of the sample.
 
 Rays are traced through crystal, mother liquor and loop, along the incident and the diffracted beam of
 every reflection. The tomogram is aligned with the diffraction experiment through the goniometer axis
 that both share. The transmission goes into the column analytical_correction of the reflection table,
 from where dials.scale takes it (physical.analytical_correction=True).
 
+A tomogram without labels is segmented first, as by dials.anacor_segment, and a raw scan is reconstructed
+before that; labels and their report (segmented.h5, anacor_segment.html) are then written too.
+
 The absorption coefficient of each material is given in 1/um, or computed from its composition at the
 beam's energy, or taken from the file. Where none of these is there, it is found from the projections
 that the labels belong to, by least squares. With several wavelengths give one mu for each.
+
+The angle between the zeros of the two experiments, the sense of rotation and a common factor on mu can
+be taken from the agreement of symmetry equivalents (alignment.refine); where the data do not determine
+them, nothing is moved and a warning says why.
 
 Examples::
 
   dials.anacor_absorption models.expt observations.refl tomo.h5
 
+  dials.anacor_absorption models.expt observations.refl scan.nxs
+
   dials.anacor_absorption integrated.expt integrated.refl tomo.h5 materials.crystal.mu=0.0193 \\
     materials.liquor.formula="0.70 H2O + 0.29 C3H8O3 + 0.01 NaCl" materials.liquor.density=1.08
+
+  dials.anacor_absorption symmetrized.expt symmetrized.refl tomo.h5 alignment.refine=offset,sense
 
   dials.anacor_absorption integrated.expt integrated.refl labels.npy labels.voxel_size_um=0.3 \\
     labels.axes=z,-y,x materials.crystal.mu=0.0193 materials.liquor.mu=0.0202 materials.loop.mu=0.0186
@@ -28,6 +39,7 @@ import logging
 import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +57,7 @@ from anacor_dials.absorption.factors import BeamProfile
 from anacor_dials.absorption.radiographs import UPRIGHT, Radiographs, spread_angles
 from anacor_dials.command_line import begin_log
 from anacor_dials.command_line.anacor_reconstruct import scan_description
+from anacor_dials.diffraction.alignment import choices_from
 from anacor_dials.diffraction.correction import (
     absorption_correction,
     cif_block,
@@ -109,18 +122,32 @@ def phil_scope_for(args: list[str]) -> Any:
 phil_scope = phil_scope_for([])
 
 
-def load_sample(params: Any, files: list[str]) -> SampleFile:
-    """The labelled volume that was given. Raises ValueError unless exactly one was."""
+def is_label_stack(name: str, voxel_size_um: Any) -> bool:
+    """True for a foreign stack of labels, False for tomo.h5 and for scans.
+
+    Folders and TIFF files are scans where no size of the voxels is given.
+    """
+    if name.endswith(".npy") or (":" in name and not Path(name).exists()):
+        return True
+    return bool(voxel_size_um) and (name.endswith((".tif", ".tiff")) or Path(name).is_dir())
+
+
+def load_sample(
+    params: Any, files: list[str], make_labels: Callable[[str], SampleFile]
+) -> SampleFile:
+    """The labelled volume that was given. Raises ValueError unless exactly one was.
+
+    make_labels: gives the labels of a raw scan or of a tomogram without labels.
+    """
     given = files + ([params.labels.file] if params.labels.file else [])
     if len(given) != 1:
         raise ValueError(
-            "Give one labelled volume (tomo.h5, TIFF stack, .npy or file.h5:/dataset); "
+            "Give one sample: a labelled volume (tomo.h5, TIFF stack, .npy or file.h5:/dataset), a "
+            "tomogram or a tomography scan; "
             + (f"given were {', '.join(given)}." if given else "none was given.")
         )
     name = given[0]
-    foreign = name.endswith((".npy", ".tif", ".tiff")) or Path(name).is_dir()
-    foreign = foreign or (":" in name and not Path(name).exists())
-    if foreign:
+    if is_label_stack(name, params.labels.voxel_size_um):
         if not params.labels.voxel_size_um:
             raise ValueError(
                 f"{name} does not say how large its voxels are; give labels.voxel_size_um=."
@@ -135,15 +162,70 @@ def load_sample(params: Any, files: list[str]) -> SampleFile:
         return SampleFile(Path(name), None, labels, None, None, None, None)
     if params.labels.voxel_size_um:
         raise ValueError(f"labels.voxel_size_um was given, but {name} holds its own voxel size.")
-    if not is_sample_file(name):
-        raise ValueError(
-            f"{name} is no tomo.h5 (it has no /entry/frame). Name the data set of a foreign file after "
-            f"a colon ({name}:/path/of/labels); make a tomo.h5 of a scan by dials.anacor_segment."
-        )
+    is_image = name.endswith((".tif", ".tiff")) or Path(name).is_dir()
+    if is_image or not is_sample_file(name):
+        try:
+            return make_labels(name)
+        except ValueError as error:
+            raise ValueError(
+                f"{name} is no tomo.h5, and as a tomography scan: {error} (The labels of a foreign "
+                f"file: labels.voxel_size_um=, and for HDF5 {name}:/path/of/labels.)"
+            ) from None
     sample = read_sample_file(name, tomogram=False)
-    if sample.labels is None:
-        raise ValueError(f"{name} holds no labels; segment it first: dials.anacor_segment {name}")
-    return sample
+    return sample if sample.labels is not None else make_labels(name)
+
+
+class NewLabels:
+    """The labels of a scan or tomogram that has none, made as by dials.anacor_segment."""
+
+    def __init__(self, params: Any) -> None:
+        self.params = params
+        self.write: Callable[[OutputFiles], None] | None = None  # once there are labels
+
+    def __call__(self, name: str) -> SampleFile:
+        """The labels of a file; then ``write`` writes them and their report."""
+        tomogram = self.params.output.tomogram
+        if tomogram and Path(tomogram).resolve() == Path(name).resolve():
+            raise ValueError(
+                f"output.tomogram={tomogram} is the file that was given; choose another name."
+            )
+        from anacor_dials.command_line import anacor_segment
+
+        logger.info("%s has no labels yet: it is segmented first", name)
+        source = anacor_segment.load_source(name, self.params)
+        logger.info("%r", source.tomogram)
+        segmentation = anacor_segment.run_network(self.params, source, keep_probabilities=False)
+        labels = segmentation.labels
+        mu, more = anacor_segment.mu_of_tomogram(source, segmentation.mu_per_um)
+        warnings = [*segmentation.warnings, *more]
+        for warning in warnings:
+            logger.warning("Segmentation: %s", warning)
+        said = phil_scope.format(python_object=self.params).as_str()
+
+        def write(outputs: OutputFiles) -> None:
+            html = self.params.output.segmentation_html
+            if tomogram:
+                anacor_segment.write_segmented(
+                    outputs.path(tomogram), source, labels, mu, None, said
+                )
+            if html:
+                seconds = sum(segmentation.seconds.values())
+                sections = anacor_segment.report(
+                    source, labels, mu, segmentation, None, warnings, seconds
+                )
+                write_html(outputs.path(html), "Segmentation", sections, subtitle=name)
+
+        self.write = write
+        return SampleFile(
+            Path(name),
+            None,
+            labels,
+            mu,
+            source.energy_keV,
+            None,
+            source.projections,
+            source.scan_centre,
+        )
 
 
 def given_materials(params: Any) -> list[dict[str, MaterialInput]]:
@@ -291,7 +373,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
     """Run dials.anacor_absorption as from the command line."""
     args = sys.argv[1:] if args is None else args
     parser = ArgumentParser(
-        usage="dials.anacor_absorption [options] models.expt observations.refl tomo.h5",
+        usage="dials.anacor_absorption [options] models.expt observations.refl tomo.h5 | scan.nxs",
         phil=phil or phil_scope_for(args),
         read_experiments=True,
         read_reflections=True,
@@ -307,7 +389,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
     if not params.input.experiments or not params.input.reflections:
         parser.print_help()
         raise Sorry(
-            "Give the experiments (.expt), their reflections (.refl) and the labelled volume."
+            "Give the experiments (.expt), their reflections (.refl) and the labelled volume or scan."
         )
 
     begin_log(logger, parser, options, params.output.log)
@@ -316,7 +398,8 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
         tables, experiments = reflections_and_experiments_from_files(
             params.input.reflections, params.input.experiments
         )
-        sample = load_sample(params, files)
+        new_labels = NewLabels(params)
+        sample = load_sample(params, files, new_labels)
         logger.info("%s: %r", sample.path, sample.labels)
         given = given_materials(params)
         fit = coefficients_from_projections(params, sample, given, parser.diff_phil)
@@ -335,6 +418,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
                 params.alignment.reference_experiment,
                 params.alignment.rotation_axis and tuple(params.alignment.rotation_axis),
             ),
+            refine=choices_from(params.alignment.refine),
             beam=beam_profile(params),
             tolerance=params.absorption.tolerance / 100,
             method=choice(params.absorption.method),
@@ -349,6 +433,8 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
         if params.output.mode == "intensities":
             command = f"dials.scale {params.output.experiments} {params.output.reflections}"
         with OutputFiles() as outputs:
+            if new_labels.write is not None:
+                new_labels.write(outputs)
             for table, factors in zip(tables, correction.tables, strict=True):
                 write_factors(
                     table, factors.transmission, factors.standard_error, params.output.mode
@@ -384,6 +470,8 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
     for warning in correction.warnings:
         logger.warning("%s", warning)
     for name in (
+        new_labels.write and params.output.tomogram,
+        new_labels.write and params.output.segmentation_html,
         params.output.experiments,
         params.output.reflections,
         params.output.html,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,12 @@ from anacor_dials.absorption.coefficients import (
     residual_figures,
 )
 from anacor_dials.absorption.factors import AbsorptionFactors, BeamProfile, absorption_factors
+from anacor_dials.diffraction.alignment import (
+    AlignmentFit,
+    alignment_items,
+    alignment_summary,
+    refine_alignment,
+)
 from anacor_dials.diffraction.reflections import (
     DIALS_EXCLUDES_BELOW,
     Alignment,
@@ -75,7 +81,7 @@ class Correction:
 
     tables: per reflection table, in order; directions: of their rows; experiment_of_row: per table;
     wavelengths: per wavelength; warnings: sentences for the user; coefficients: mu from the projections,
-    None where they were not asked.
+    None where they were not asked; alignment_fit: the alignment from the data, where it was asked.
     """
 
     tables: list[TableFactors]
@@ -85,6 +91,7 @@ class Correction:
     tomo_to_datum: FloatArray
     warnings: list[str]
     coefficients: CoefficientFit | None = None
+    alignment_fit: AlignmentFit | None = None
 
     @property
     def transmissions(self) -> FloatArray:
@@ -151,6 +158,19 @@ def _materials(
     return materials
 
 
+def _scaled(materials: tuple[Material, ...], mu_scale: float) -> tuple[Material, ...]:
+    """The materials with every mu multiplied by a factor that the diffraction data gave."""
+    if mu_scale == 1.0:
+        return materials
+    origin = f", times {mu_scale:.3f} (alignment.refine)"
+    return tuple(
+        replace(m, mu_per_um=m.mu_per_um * mu_scale, origin=m.origin + origin)
+        if m.mu_per_um > 0
+        else m
+        for m in materials
+    )
+
+
 def materials_text(materials: Sequence[Material], labels: LabelVolume) -> str:
     """The table of materials for the log."""
     counts = labels.counts()
@@ -175,6 +195,7 @@ def absorption_correction(
     coefficients: CoefficientFit | None = None,
     coefficients_before_file: bool = False,
     alignment: Alignment | None = None,
+    refine: Sequence[str] = (),
     beam: BeamProfile | None = None,
     tolerance: float = 1e-3,
     method: str = "auto",
@@ -190,21 +211,13 @@ def absorption_correction(
     experiments, tables: as read from .expt and .refl; labels: the sample in the tomo frame; given:
     what the user says of materials, once or per wavelength; file_mu_per_um (n_labels,), 1/um, at
     file_energy_keV: what the labels' file says; coefficients: mu from the projections, used where the file
-    has none, or before it. The rest as in
-    :func:`anacor_dials.absorption.factors.absorption_factors` and :class:`Alignment`.
+    has none, or before it; refine: what of the alignment to take from the data (alignment.CHOICES). The
+    rest as in :func:`anacor_dials.absorption.factors.absorption_factors` and :class:`Alignment`.
     Raises ValueError for input that does not fit together.
     """
     alignment = alignment or Alignment()
     require_columns(tables, experiments)
     experiment_of_row = experiment_of_rows(tables, experiments)
-    to_datum = tomo_to_datum(experiments, alignment)
-    axes = sweep_axes(experiments, to_datum)
-    directions = [
-        row_directions(table, index, experiments, to_datum)
-        for table, index in zip(tables, experiment_of_row, strict=True)
-    ]
-    if not any(len(d.rows) for d in directions):
-        raise ValueError("No reflection has a direction: every s1 is zero or no row is indexed.")
     groups = wavelength_groups(experiments)
     materials = _materials(
         [wavelength for wavelength, _ in groups],
@@ -224,6 +237,34 @@ def absorption_correction(
             f"{100 * edge:.1f} % of the crystal lies at the edge of the volume: what lies outside it "
             "is missing. Reconstruct a larger volume."
         )
+    alignment_fit = None
+    if refine:
+        alignment_fit = refine_alignment(
+            experiments,
+            tables,
+            experiment_of_row,
+            labels,
+            [mu_by_label(of_wavelength) for of_wavelength in materials],
+            refine,
+            alignment,
+            beam=beam,
+            seed=seed,
+            progress=progress,
+            memory_gb=memory_gb,
+            nproc=nproc,
+            device=device,
+        )
+        alignment = alignment_fit.after
+        materials = [_scaled(m, alignment_fit.mu_scale) for m in materials]
+        warnings.extend(alignment_fit.warnings)
+    to_datum = tomo_to_datum(experiments, alignment)
+    axes = sweep_axes(experiments, to_datum)
+    directions = [
+        row_directions(table, index, experiments, to_datum)
+        for table, index in zip(tables, experiment_of_row, strict=True)
+    ]
+    if not any(len(d.rows) for d in directions):
+        raise ValueError("No reflection has a direction: every s1 is zero or no row is indexed.")
     results = []
     for (wavelength, members), of_wavelength in zip(groups, materials, strict=True):
         logger.info(
@@ -259,6 +300,7 @@ def absorption_correction(
         to_datum,
         warnings,
         coefficients,
+        alignment_fit,
     )
     small = int(np.count_nonzero(correction.transmissions < DIALS_EXCLUDES_BELOW))
     if small:
@@ -334,6 +376,9 @@ def summary(correction: Correction, labels: LabelVolume) -> dict[str, Any]:
         "coefficients_from_projections": None
         if correction.coefficients is None
         else coefficients_summary(correction.coefficients),
+        "alignment": None
+        if correction.alignment_fit is None
+        else alignment_summary(correction.alignment_fit),
         "tomo_to_datum": correction.tomo_to_datum,
         "warnings": correction.warnings,
     }
@@ -429,6 +474,9 @@ def report_sections(
     if correction.coefficients is not None:
         materials += _coefficient_items(correction.coefficients)
     sections.append(Section("Materials", materials))
+
+    if correction.alignment_fit is not None:
+        sections.append(Section("Alignment", alignment_items(correction.alignment_fit)))
 
     pictures: list[Any] = [
         Figure(traces, layout, caption, height=460)
