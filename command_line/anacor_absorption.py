@@ -282,8 +282,11 @@ def coefficients_from_projections(
     chosen, labels = params.coefficients, sample.labels
     assert labels is not None
     asked = chosen.from_projections is True
+    counts = labels.counts()
     known = [True] + [
-        name in given[0] or (sample.mu_per_um is not None and not math.isnan(sample.mu_per_um[i]))
+        name in given[0]
+        or not counts[i]
+        or (sample.mu_per_um is not None and not math.isnan(sample.mu_per_um[i]))
         for i, name in enumerate(labels.names[1:], 1)
     ]
     if chosen.from_projections is False or (not asked and all(known)):

@@ -97,7 +97,7 @@ def load_source(name: str, params: Any, energy_keV: float | None = None) -> Sour
         sample = read_sample_file(path, labels=False)
         if sample.tomogram is None:
             raise ValueError(
-                f"{path} holds labels but no reconstruction, so there is nothing to segment."
+                f"{path} holds no reconstruction, so there is nothing to segment."
             )
         energy = energy_keV
         if energy is None and sample.projections is not None and sample.projections.exists():

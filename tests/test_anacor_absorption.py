@@ -434,6 +434,88 @@ def test_stills_and_scaled_models_are_warned_of(
 # ---- bad input ------------------------------------------------------------------------------------
 
 
+# ---- samples without labels -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def network_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the network: the class whose level, relative to most of the sample, is nearest."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    from anacor_dials.command_line import anacor_segment
+    from anacor_dials.segmentation.network import NetworkSettings, SliceNetwork
+
+    class ByValue(SliceNetwork):
+        def __init__(self) -> None:
+            super().__init__(NetworkSettings("unet", n_slices=1))
+
+        def forward(self, slices):
+            levels = torch.tensor([0.0, 1.0, 0.6, 1.5])[:, None, None]
+            return -100.0 * (slices - levels) ** 2
+
+    monkeypatch.setattr(anacor_segment, "load_network", lambda weights: ByValue())
+
+
+GIVEN_MU = [
+    f"materials.{name}.mu=0.0{i}" for i, name in enumerate(("liquor", "loop", "crystal"), 1)
+]
+
+
+def factors_in(path: str) -> np.ndarray:
+    return flex.reflection_table.from_file(path)["analytical_correction"].as_numpy_array()
+
+
+def test_a_raw_scan_becomes_factors(folder: Path, network_by_value: None, ellipsoid_scan) -> None:
+    """In one command as by dials.anacor_segment and the labels that it writes."""
+    from anacor_dials.command_line import anacor_segment
+
+    ellipsoid_scan.write_nxtomo(folder / "scan.nxs")
+    how = ["reconstruction.centre=31.5", "clean_up=False"]
+    run([*INPUT[:2], "scan.nxs", *how, *GIVEN_MU])
+    found = factors_in("corrected.refl")
+    assert {"segmented.h5", "anacor_segment.html", *OUTPUT} <= set(os.listdir())
+    anacor_segment.run(["scan.nxs", *how])
+    one = tomogram_files.read_sample_file("segmented.h5")
+    two = tomogram_files.read_sample_file("tomo.h5")
+    np.testing.assert_array_equal(one.labels.values, two.labels.values)
+    assert one.projections == two.projections
+    assert one.scan_centre == two.scan_centre == (31.5, 21.5)
+    run([*INPUT, *GIVEN_MU])
+    np.testing.assert_array_equal(found, factors_in("corrected.refl"))
+    assert 0.3 < found.min() < np.median(found) < 0.9
+
+
+def test_a_tomogram_is_segmented_first(
+    folder: Path, network_by_value: None, mu_by_label: list[float]
+) -> None:
+    balls = two_balls()
+    run(INPUT)
+    expected = factors_in("corrected.refl")
+    level = np.array([0.0, 0.02, 0.012, 0.03])  # as seen at the scan's energy
+    tomogram = tomogram_files.Tomogram(
+        np.float32(level[balls.values]), balls.voxel_size_um, balls.centre
+    )
+    write_sample_file("seen.h5", tomogram=tomogram)
+    mu = [
+        f"materials.{name}.mu={mu_by_label[i]}"
+        for i, name in ((LIQUOR, "liquor"), (CRYSTAL, "crystal"))
+    ]
+    run([*INPUT[:2], "seen.h5", "clean_up=False", "output.tomogram=None", *mu])
+    assert "segmented.h5" not in os.listdir()
+    assert Path("anacor_segment.html").exists()
+    np.testing.assert_allclose(factors_in("corrected.refl"), expected, rtol=0.01)
+
+
+def test_what_cannot_be_segmented(folder: Path, network_by_value: None) -> None:
+    with h5py.File("other.h5", "w") as file:
+        file["numbers"] = np.arange(5)
+    refused([*INPUT[:2], "other.h5"], "other.h5 is no tomo.h5, and as a tomography scan:")
+    air = tomogram_files.Tomogram(np.zeros((9, 9, 9), np.float32), 1.0)
+    write_sample_file("air.h5", tomogram=air)
+    refused([*INPUT[:2], "air.h5"], "there is no sample in it")
+    refused([*INPUT[:2], "air.h5", "output.tomogram=air.h5"], "is the file that was given")
+
+
 def edited(change: str) -> list[str]:
     """The input with one thing changed in tomo.h5."""
     with h5py.File("tomo.h5", "r+") as file:
@@ -461,7 +543,7 @@ def edited(change: str) -> list[str]:
         ("no voxel size", "has no /entry/frame/voxel_size"),
         ("NaN mu", "The absorption coefficient of liquor is nan /um"),
         ("unnamed label", "the label 9, which has no name"),
-        ("no labels", "holds no labels"),
+        ("no labels", "there is nothing to segment"),
     ],
 )
 def test_bad_tomo_files(folder: Path, change: str, message: str) -> None:
@@ -475,7 +557,7 @@ def test_files_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch
     Path("text.h5").write_text("labels")
     refused([*INPUT[:2], "text.h5"], "is not an HDF5 file")
     refused([*INPUT[:2], "absent.h5"], "absent.h5 is neither a parameter nor a file")
-    refused(INPUT[:2], "Give one labelled volume")
+    refused(INPUT[:2], "Give one sample: a labelled volume")
     refused(INPUT[2:], "Give the experiments (.expt)")
     refused([*INPUT, "labels.voxel_size_um=0.3"], "holds its own voxel size")
     np.save("labels.npy", two_balls().values)

@@ -128,11 +128,7 @@ def _materials(
                     f"value; give {n} values, or the composition."
                 )
         if file_mu is not None and file_energy_keV is None:
-            unsaid = [
-                m
-                for i, m in enumerate(names)
-                if i and m not in given[0] and not (fit is not None and np.isnan(file_mu[i]))
-            ]
+            unsaid = [m for i, m in enumerate(names) if i and m not in given[0] and file_mu[i] > 0]
             if unsaid:
                 raise ValueError(
                     f"The experiments have {n} wavelengths ({listed}), and the file does not say at "
@@ -219,6 +215,11 @@ def absorption_correction(
     require_columns(tables, experiments)
     experiment_of_row = experiment_of_rows(tables, experiments)
     groups = wavelength_groups(experiments)
+    # a label without voxels needs no mu
+    unknown = np.full(len(labels.names), np.nan)
+    file_mu_per_um = unknown if file_mu_per_um is None else np.asarray(file_mu_per_um, float)
+    absent = np.isnan(file_mu_per_um) & (labels.counts() == 0)
+    file_mu_per_um = np.where(absent, 0.0, file_mu_per_um)
     materials = _materials(
         [wavelength for wavelength, _ in groups],
         labels.names,
