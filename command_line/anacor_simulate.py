@@ -9,7 +9,8 @@ can stand in for a segmentation anywhere. Images come from wave optics: an incid
 synthetic flats, the sample's refraction and absorption, Fresnel propagation, blur, noise, rings and zingers.
 
 With diffraction.simulate=True there are also integrated reflections of the same sample on the geometry of
-beamline I23, ready for dials.scale; the columns true.intensity and true.transmission hold the truth.
+beamline I23, ready for dials.scale; the columns true.intensity and true.transmission hold the truth, and
+PREFIX_0001.pdb the atoms that diffract.
 
 With compare=real.nxs a segmented real scan is simulated with its own geometry, and the report shows how
 alike the two are (SSIM, PSNR and MSE against the projection's number).
@@ -142,24 +143,27 @@ def scan_settings(params: Any) -> ScanSettings:
 
 
 def make_diffraction(job: ScanJob, params: Any) -> None:
-    """Writes PREFIX_0001.expt and .refl of a job's sample (and its truth, where no scan did)."""
+    """Writes PREFIX_0001.expt, .refl and .pdb of a job's sample (and its truth, where no scan did)."""
     from anacor_dials.simulation.diffraction_data import (
         Sweep,
         simulate_diffraction,
+        thaumatin_structure,
         write_diffraction,
     )
 
     d = params.diffraction
     stem = job.scan_file.removesuffix(".nxs")
-    files = (f"{stem}.expt", f"{stem}.refl")
+    files = (f"{stem}.expt", f"{stem}.refl", f"{stem}.pdb")
     if all(Path(f).is_file() for f in files) and (d.scans or Path(job.truth_file).is_file()):
-        logger.info("%s and %s are there already", *files)
+        logger.info("%s, %s and %s are there already", *files)
         return
     sample = job.recipe.sample(job.generators()[0], job.settings if d.scans else None)
     wavelength = d.wavelength or wavelength_from_energy(job.settings.energy_keV)
+    rng = np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=(job.number, 1)))
+    structure = thaumatin_structure(rng)
     experiments, reflections = simulate_diffraction(
         sample,
-        np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=(job.number, 1))),
+        rng,
         wavelength=wavelength,
         d_min=d.d_min,
         sweeps=[Sweep(*sweep) for sweep in d.sweep if sweep] or [Sweep()],
@@ -170,6 +174,7 @@ def make_diffraction(job: ScanJob, params: Any) -> None:
         background=d.background,
         instrument_error=d.instrument_error,
         decay_b=d.decay_b,
+        structure=structure,
     )
     if not d.scans:
         energy = energy_from_wavelength(wavelength)
@@ -181,8 +186,8 @@ def make_diffraction(job: ScanJob, params: Any) -> None:
             parameters=job.parameters,
         )
         logger.info("Written: %s", job.truth_file)
-    write_diffraction(experiments, reflections, *files)
-    logger.info("Written: %s, %s (%d reflections)", *files, len(reflections))
+    write_diffraction(experiments, reflections, *files[:2], structure, files[2])
+    logger.info("Written: %s, %s (%d reflections), %s", *files[:2], len(reflections), files[2])
 
 
 # ---- likeness to a real scan ---------------------------------------------------------------------

@@ -47,7 +47,7 @@ def test_a_scan_its_truth_and_diffraction_data(tmp_path) -> None:
     assert result.returncode == 0, result.stderr
     names = {path.name for path in tmp_path.iterdir()}
     stem = "virtual_0001"
-    expected = {f"{stem}.nxs", f"{stem}_truth.h5", f"{stem}.expt", f"{stem}.refl"}
+    expected = {f"{stem}.nxs", f"{stem}_truth.h5", f"{stem}.expt", f"{stem}.refl", f"{stem}.pdb"}
     assert names == {*expected, "anacor_simulate.log"}
     truth = read_sample_file(tmp_path / f"{stem}_truth.h5")
     assert truth.projections == (tmp_path / f"{stem}.nxs").resolve()

@@ -24,6 +24,7 @@ from anacor_dials.simulation.diffraction_data import (
     lorentz_polarisation,
     simulate_diffraction,
     structure_factor_intensities,
+    thaumatin_structure,
     tomo_to_datum,
     true_transmissions,
     write_diffraction,
@@ -156,7 +157,8 @@ def test_truth_converges() -> None:
 
 
 def test_intensities_have_symmetry_and_anomalous_signal() -> None:
-    true = structure_factor_intensities(4.13, 4.0, np.random.default_rng(1))
+    structure = thaumatin_structure(np.random.default_rng(1))
+    true = structure_factor_intensities(structure, 4.13, 4.5)
     assert true.anomalous_flag()
     assert str(true.space_group_info()) == "P 41 21 2"
     differences = true.as_amplitude_array().anomalous_differences()
@@ -165,6 +167,32 @@ def test_intensities_have_symmetry_and_anomalous_signal() -> None:
     # Wilson: <I^2> / <I>^2 is 2 for acentric reflections
     acentric = np.array(true.select_acentric().resolution_filter(d_max=8.0).data())
     assert 1.6 < np.mean(acentric**2) / np.mean(acentric) ** 2 < 2.6
+
+
+def test_the_structure_is_the_one_that_diffracts(tmp_path) -> None:
+    """From the PDB file that is written, by direct summation: the intensities in the table."""
+    import iotbx.pdb
+    from cctbx import miller
+
+    structure = thaumatin_structure(np.random.default_rng(5))
+    experiments, table = simulate_diffraction(
+        sample_from_meshes({"crystal": box((40, 40, 40))}),
+        np.random.default_rng(6),
+        d_min=6.0,
+        sweeps=[Sweep(0.0, 5.0, 0.1)],
+        n_points=16,
+        structure=structure,
+    )
+    names = [tmp_path / name for name in ("models.expt", "observations.refl", "atoms.pdb")]
+    write_diffraction(experiments, table, *names[:2], structure, names[2])
+    atoms = iotbx.pdb.input(file_name=str(names[2])).xray_structure_simple()
+    assert sum(s.element_symbol() == "S" for s in atoms.scatterers()) == 17
+    atoms.set_inelastic_form_factors(experiments[0].beam.get_wavelength(), "henke")
+    indices = miller.set(atoms.crystal_symmetry(), table["miller_index"], anomalous_flag=True)
+    f_calc = indices.structure_factors_from_scatterers(atoms, algorithm="direct").f_calc()
+    expected = np.abs(np.array(f_calc.data())) ** 2
+    true = np.array(table["true.intensity"])
+    assert np.abs(true - expected).sum() / expected.sum() < 0.005  # sites are rounded to 0.001 A
 
 
 def test_table_is_that_of_an_integration(cube_data, tmp_path) -> None:
@@ -188,7 +216,7 @@ def test_counts_scatter_as_their_variances_say(cube_data) -> None:
     experiments, table = simulate_diffraction(
         sample,
         np.random.default_rng(9),
-        d_min=4.5,
+        d_min=5.5,
         sweeps=[Sweep(0, 60, 0.1)],
         n_points=128,
         instrument_error=0.0,
@@ -280,7 +308,7 @@ def test_two_witnesses_agree(tmp_path, monkeypatch) -> None:
 
 def test_nothing_diffracts_beyond_half_the_wavelength() -> None:
     with pytest.raises(ValueError, match="beyond half the wavelength"):
-        structure_factor_intensities(4.13, 2.0, np.random.default_rng(1))
+        structure_factor_intensities(thaumatin_structure(np.random.default_rng(1)), 4.13, 2.0)
 
 
 def test_impossible_sweeps_and_wavelengths() -> None:

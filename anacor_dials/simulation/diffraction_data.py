@@ -200,19 +200,11 @@ def thaumatin_experiments(
     return experiments
 
 
-def structure_factor_intensities(
-    wavelength: float, d_min: float, rng: np.random.Generator, b_iso: float = 25.0
-) -> miller.array:
-    """|F|^2 of random atoms in thaumatin's cell, Friedel mates apart, with anomalous scattering.
+def thaumatin_structure(rng: np.random.Generator, b_iso: float = 25.0) -> xray.structure:
+    """Random atoms in thaumatin's cell and space group, as many of each element as thaumatin has.
 
-    f' and f'' are those of Henke, Gullikson and Davis (1993) at the wavelength (Angstrom); b_iso in
-    A^2. Raises ValueError where nothing diffracts to d_min at that wavelength.
+    b_iso in A^2. The sulfurs, which make the anomalous signal, come last.
     """
-    if not d_min > wavelength / 2:
-        raise ValueError(
-            f"The resolution limit {d_min} A is beyond half the wavelength ({wavelength / 2:.3f} A); "
-            "nothing diffracts there."
-        )
     symmetry = crystal.symmetry(THAUMATIN_CELL, THAUMATIN_SPACE_GROUP)
     atoms = xray.structure(crystal_symmetry=symmetry)
     elements = [e for e, n in THAUMATIN_ATOMS.items() for _ in range(n)]
@@ -220,8 +212,27 @@ def structure_factor_intensities(
         atoms.add_scatterer(
             xray.scatterer(element, site=tuple(site), b=b_iso, scattering_type=element)
         )
+    return atoms
+
+
+def structure_factor_intensities(
+    structure: xray.structure, wavelength: float, d_min: float
+) -> miller.array:
+    """|F|^2 of a structure, Friedel mates apart, with anomalous scattering.
+
+    f' and f'' are those of Henke, Gullikson and Davis (1993) at the wavelength (Angstrom). By direct
+    summation, so that other programs find the same from the same atoms (a Fourier transform of the
+    density at usual settings is off by 1 %). Raises ValueError where nothing diffracts to d_min at
+    that wavelength.
+    """
+    if not d_min > wavelength / 2:
+        raise ValueError(
+            f"The resolution limit {d_min} A is beyond half the wavelength ({wavelength / 2:.3f} A); "
+            "nothing diffracts there."
+        )
+    atoms = structure.deep_copy_scatterers()
     atoms.set_inelastic_form_factors(wavelength, "henke")
-    f_calc = atoms.structure_factors(d_min=d_min, anomalous_flag=True, algorithm="fft").f_calc()
+    f_calc = atoms.structure_factors(d_min=d_min, anomalous_flag=True, algorithm="direct").f_calc()
     return f_calc.as_intensity_array()
 
 
@@ -414,15 +425,17 @@ def simulate_diffraction(
     instrument_error: float = 0.01,
     decay_b: float = 2.0,
     distance_mm: float = 10.0,
+    structure: xray.structure | None = None,
 ) -> tuple[ExperimentList, flex.reflection_table]:
     """Experiments and integrated reflections of a sample, ready for dials.scale.
 
     sample: in the tomo frame of the first sweep; the tomography's rotation_angle is zero where omega
     is angle_offset (degrees), and grows with omega (rotation_sense 1) or against it (-1).
     wavelength, d_min in Angstrom; n_points: points in the crystal that the transmission is a mean of
-    (None: 256 for a single polyhedron, 2048 for others; errors near 0.1 and 0.3 %); mean_counts: expected counts of a mean reflection before absorption; background: counts per pixel;
-    instrument_error: relative error of strong reflections; decay_b: growth of the temperature
-    factor over all sweeps in A^2.
+    (None: 256 for a single polyhedron, 2048 for others; errors near 0.1 and 0.3 %); mean_counts: expected
+    counts of a mean reflection before absorption; background: counts per pixel; instrument_error:
+    relative error of strong reflections; decay_b: growth of the temperature factor over all sweeps
+    in A^2; structure: what is in thaumatin's cell (None: :func:`thaumatin_structure`, drawn first).
 
     Besides the columns of dials.integrate the table has ``true.intensity`` (|F|^2, the same scale for
     all) and ``true.transmission``. Raises ValueError for wavelengths and limits that cannot be.
@@ -438,7 +451,8 @@ def simulate_diffraction(
     if not sweeps:
         raise ValueError("Diffraction data need at least one sweep.")
     energy_keV = energy_from_wavelength(wavelength)
-    true = structure_factor_intensities(wavelength, d_min, rng)
+    structure = thaumatin_structure(rng) if structure is None else structure
+    true = structure_factor_intensities(structure, wavelength, d_min)
     experiments = thaumatin_experiments(wavelength, sweeps, rng, distance_mm)
     datum = tomo_to_datum(experiments[0], angle_offset, rotation_sense)
     tables, to_source, exits, lp_factors = [], [], [], []
@@ -505,8 +519,12 @@ def write_diffraction(
     reflections: flex.reflection_table,
     experiments_file: str | os.PathLike[str],
     reflections_file: str | os.PathLike[str],
+    structure: xray.structure | None = None,
+    structure_file: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Writes both files, or neither."""
+    """Writes the experiments, the reflections and, as PDB, the structure: all of them or none."""
     with OutputFiles() as out:
         experiments.as_file(os.fspath(out.path(experiments_file)))
         reflections.as_file(os.fspath(out.path(reflections_file)))
+        if structure is not None and structure_file is not None:
+            out.path(structure_file).write_text(structure.as_pdb_file(), encoding="ascii")
