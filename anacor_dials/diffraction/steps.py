@@ -1,0 +1,393 @@
+"""The steps of a pipeline: commands that are run once, and again only where what they depend on has changed.
+
+A step is a command that reads files and writes others into a folder of its own. The working folder holds
+these folders and ``steps.json``, in which every finished step is recorded: its command, the versions of
+the programs, and the SHA-256 of its inputs and outputs. A step whose record still holds is not run again.
+So a run that was stopped goes on where it stopped, and after a change only what depends on it is redone.
+
+A step runs under another name and gets its own when all its outputs are there: what stands in the
+working folder is complete. Of one that fails only the log is kept, ``STEP.failed.log``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import procrunner
+
+from anacor_dials.sample.output_files import whole_file
+
+logger = logging.getLogger("dials.anacor.steps")
+
+RECORD = "steps.json"
+PRINTED = "printed.log"
+
+
+class StepError(ValueError):
+    """A step that failed: its reason, and the log that was kept."""
+
+    def __init__(self, reason: str, log: Path | None = None) -> None:
+        super().__init__(reason)
+        self.log = log
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command and what it depends on.
+
+    name: of its folder, with the parts separated by slashes. command: program and arguments, the paths
+    absolute; it is run in the step's folder. inputs: the files whose content decides about the result.
+    outputs: files that a successful run leaves. free: further arguments, which change nothing in the
+    result (the number of processes). perform: what is done in the folder instead of running the command;
+    it may raise ValueError, whose attribute ``log`` is kept where it has one. by_hand: the command can be
+    repeated by hand; else it only says in words what perform does.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    inputs: tuple[Path, ...]
+    outputs: tuple[str, ...]
+    free: tuple[str, ...] = ()
+    perform: Callable[[Path], None] | None = field(default=None, repr=False, compare=False)
+    by_hand: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.outputs:
+            raise ValueError(
+                f"The step {self.name} has no outputs; then nothing shows that it ran."
+            )
+
+
+@dataclass(frozen=True)
+class FinishedStep:
+    """What a step left, and how it came about.
+
+    inputs, outputs: SHA-256 of each file, by its path and by its name in the folder. why: the reason for
+    which it was run now; None where its record was still good.
+    """
+
+    name: str
+    folder: Path
+    command: tuple[str, ...]
+    free: tuple[str, ...]
+    versions: Mapping[str, str]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    seconds: float
+    finished: str
+    why: str | None = None
+
+    @property
+    def command_line(self) -> str:
+        return shlex.join((*self.command, *self.free))
+
+    @property
+    def log(self) -> Path | None:
+        """What the command printed; None for what is no command."""
+        path = self.folder / PRINTED
+        return path if path.is_file() else None
+
+    def path(self, output: str) -> Path:
+        return self.folder / output
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as it stands in steps.json."""
+        return {
+            "command": list(self.command),
+            "free": list(self.free),
+            "versions": dict(self.versions),
+            "inputs": dict(self.inputs),
+            "outputs": dict(self.outputs),
+            "seconds": self.seconds,
+            "finished": self.finished,
+        }
+
+
+class WorkingFolder:
+    """The folder of a pipeline: runs its steps, and knows which of them are done.
+
+    versions: of the programs; a step made with others is made again. redo: names of steps that are made
+    again whatever their record says. tell: called with each line for the user. Raises ValueError for a
+    folder that holds files and is not one of ours.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        versions: Mapping[str, str],
+        redo: Sequence[str] = (),
+        tell: Callable[[str], None] = logger.info,
+    ) -> None:
+        self.path = Path(path).absolute()
+        self.versions = dict(versions)
+        self.redo = set(redo)
+        self.tell = tell
+        self.finished: list[FinishedStep] = []
+        self._lock = threading.Lock()
+        self._records: dict[str, dict[str, Any]] = {}
+        self._hashes: dict[str, list[Any]] = {}
+        self._open()
+
+    def _open(self) -> None:
+        record = self.path / RECORD
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file; name a folder as output.directory.")
+        if record.is_file():
+            try:
+                content = json.loads(record.read_text(encoding="utf-8"))
+                self._records, self._hashes = content["steps"], content["hashes"]
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(
+                    f"{record} is not readable as the record of a run; delete {self.path} to begin "
+                    "anew, or name another output.directory."
+                ) from None
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise ValueError(
+                f"{self.path} holds files of something else (it has no {RECORD}); name another "
+                "output.directory."
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write()
+        except OSError as error:
+            raise ValueError(
+                f"Cannot write to the folder {self.path} ({error.strerror}); name another "
+                "output.directory."
+            ) from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else works in the folder meanwhile. Raises ValueError where somebody does."""
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise ValueError(
+                f"Another run works in {self.path}; wait for it, or name another output.directory."
+            ) from None
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+    # ---- running ----------------------------------------------------------------------------------
+
+    def run(self, step: Step) -> FinishedStep:
+        """The step's outputs, made now or before. Raises StepError with the reason and the log."""
+        inputs = {str(path): self._hash(path) for path in step.inputs}
+        folder = self.path / step.name
+        why = self._why_to_run(step, inputs)
+        if why is None:
+            done = self._from_record(step, folder)
+            self.tell(f"\n{step.name}: done before ({done.finished})")
+        else:
+            said = (
+                shlex.join((*step.command, *step.free)) if step.by_hand else " ".join(step.command)
+            )
+            self.tell(f"\n{step.name} ({why})\n  {said}")
+            done = replace(self._make(step, inputs, folder), why=why)
+            self.tell(f"  {step.name}: {done.seconds:.0f} s")
+        with self._lock:
+            self.finished.append(done)
+        return done
+
+    def run_all(self, steps: Sequence[Step], at_a_time: int = 1) -> list[FinishedStep | StepError]:
+        """The outcomes of steps that do not depend on each other, in their order."""
+
+        def outcome(step: Step) -> FinishedStep | StepError:
+            try:
+                return self.run(step)
+            except StepError as error:
+                self.tell(f"  {step.name} failed: {error}")
+                return error
+
+        with ThreadPoolExecutor(max(1, min(at_a_time, len(steps)))) as executor:
+            return list(executor.map(outcome, steps))
+
+    def _why_to_run(self, step: Step, inputs: Mapping[str, str]) -> str | None:
+        """The reason for which a step has to be run; None where its record is good.
+
+        Raises ValueError where one of its outputs was changed by somebody else: that is not overwritten.
+        """
+        record = self._records.get(step.name)
+        if record is None:
+            return "not done yet"
+        folder = self.path / step.name
+        changed = [
+            folder / name
+            for name, digest in record["outputs"].items()
+            if (folder / name).is_file() and self._hash(folder / name) != digest
+        ]
+        if changed:
+            raise ValueError(
+                f"{changed[0]} was changed after it was made, and is not overwritten: copy it elsewhere "
+                "and give it as input, or delete it to have it made again."
+            )
+        if step.name in self.redo:
+            return "asked for"
+        if record["command"] != list(step.command):
+            return "other parameters"
+        if record["versions"] != self.versions:
+            return "other program versions"
+        if missing := [name for name in record["outputs"] if not (folder / name).is_file()]:
+            return f"{missing[0]} is gone"
+        if set(record["inputs"]) != set(inputs):
+            return "other inputs"
+        if other := [path for path, digest in inputs.items() if record["inputs"][path] != digest]:
+            return f"{other[0]} has changed"
+        return None
+
+    def _from_record(self, step: Step, folder: Path) -> FinishedStep:
+        record = self._records[step.name]
+        return FinishedStep(
+            name=step.name,
+            folder=folder,
+            command=tuple(record["command"]),
+            free=tuple(record["free"]),
+            versions=record["versions"],
+            inputs=record["inputs"],
+            outputs=record["outputs"],
+            seconds=record["seconds"],
+            finished=record["finished"],
+        )
+
+    def _make(self, step: Step, inputs: Mapping[str, str], folder: Path) -> FinishedStep:
+        scratch = folder.with_name(f".{folder.name}.running")
+        failed = folder.with_name(f"{folder.name}.failed.log")
+        with self._lock:
+            self._records.pop(step.name, None)
+            self._write()
+        for old in (folder, scratch):  # outdated, or left by a run that was killed
+            shutil.rmtree(old, ignore_errors=True)
+        failed.unlink(missing_ok=True)
+        scratch.mkdir(parents=True)
+        start = time.monotonic()
+        try:
+            try:
+                if step.perform is None:
+                    run_command((*step.command, *step.free), scratch)
+                else:
+                    step.perform(scratch)
+                missing = [name for name in step.outputs if not (scratch / name).is_file()]
+                if missing:
+                    raise StepError(
+                        f"{step.command[0]} ended without an error but wrote no {missing[0]}",
+                        scratch / PRINTED,
+                    )
+            except ValueError as error:
+                log = getattr(error, "log", None)
+                if log is not None and Path(log).is_file():
+                    os.replace(log, failed)
+                    raise StepError(f"{str(error).rstrip('.')}; log: {failed}", failed) from None
+                raise StepError(str(error)) from None
+            os.replace(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        done = FinishedStep(
+            name=step.name,
+            folder=folder,
+            command=step.command,
+            free=step.free,
+            versions=self.versions,
+            inputs=dict(inputs),
+            outputs={name: self._hash(folder / name) for name in step.outputs},
+            seconds=round(time.monotonic() - start, 1),
+            finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        with self._lock:
+            self._records[step.name] = done.as_dict()
+            self._write()
+        return done
+
+    # ---- the record -------------------------------------------------------------------------------
+
+    def _hash(self, path: Path) -> str:
+        """SHA-256 of a file; read again only where its size or time have changed."""
+        try:
+            status = path.stat()
+        except OSError:
+            raise ValueError(f"There is no file {path}.") from None
+        known = self._hashes.get(str(path))
+        if known is not None and known[:2] == [status.st_size, status.st_mtime_ns]:
+            return str(known[2])
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        with self._lock:
+            self._hashes[str(path)] = [status.st_size, status.st_mtime_ns, digest.hexdigest()]
+        return digest.hexdigest()
+
+    def _write(self) -> None:
+        with whole_file(self.path / RECORD) as path:
+            content = {"steps": self._records, "hashes": self._hashes}
+            path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def run_command(command: Sequence[str], folder: Path) -> None:
+    """Runs a command in a folder; what it prints goes to printed.log there, line by line.
+
+    Raises StepError with the command's own last words where it fails.
+    """
+    program = command[0]
+    if shutil.which(program) is None:
+        # DIALS is importable and its commands are not on PATH
+        for prefix, package in (
+            ("dials.anacor_", "anacor_dials.command_line.anacor_"),
+            ("dials.", "dials.command_line."),
+        ):
+            if program.startswith(prefix):
+                module = package + program.removeprefix(prefix)
+                command = (sys.executable, "-m", module, *command[1:])
+                break
+        else:
+            raise StepError(f"There is no program {program} on PATH")
+    log = folder / PRINTED
+    with open(log, "w", encoding="utf-8", errors="replace") as file:
+
+        def keep(line: str) -> None:
+            file.write(line + "\n")
+            file.flush()
+
+        result = procrunner.run(
+            list(command),
+            print_stdout=False,
+            print_stderr=False,
+            callback_stdout=keep,
+            callback_stderr=keep,
+            working_directory=folder,
+            stdin=subprocess.DEVNULL,
+        )
+    if result.returncode:
+        # in the log the two may be mixed: what is printed waits in buffers, what is wrong does not
+        words = last_words((result.stdout + b"\n" + result.stderr).decode("utf-8", "replace"))
+        raise StepError(f"{program} ended with status {result.returncode}: {words}", log)
+
+
+def last_words(printed: str) -> str:
+    """The reason among what a command printed: from "Sorry:" on, else its last line."""
+    for mark in ("Sorry:", "Usage error:"):
+        if mark in printed:
+            return " ".join(printed.rpartition(mark)[2].split())
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    if errors := [line for line in lines if line.startswith("Error: ")]:  # xia2 goes on after it
+        return errors[-1].removeprefix("Error: ")
+    return lines[-1] if lines else "it printed nothing"

@@ -1,0 +1,469 @@
+# LIBTBX_SET_DISPATCHER_NAME xia2.anacor
+"""
+Correct the data of a finished xia2 directory for absorption by tomography, scale, merge and export them.
+
+The integrated files of all sweeps are found in the directory (or named one by one, or made by xia2 from
+images). Each crystal has one tomography scan, or a tomo.h5 with or without labels.
+
+dials.anacor_segment makes the labels where they are not given, dials.anacor_absorption the factors of all
+sweeps of a crystal. dials.cosym (dials.symmetry for a single sweep) finds the Laue group, dials.scale
+scales the data by several strategies, with and without the factors, of which the best is taken;
+dials.symmetry looks for systematic absences; dials.merge and dials.export write MTZ, merged and unmerged,
+and mmCIF.
+
+Every step's command line is printed, to be repeated by hand, and kept in anacor.json. anacor.html has the
+merging statistics side by side and links to the reports of all steps; DataFiles has the results.
+
+Steps that are done are not done again: the same command goes on where it was stopped, and after a change of
+parameters or files only what depends on it is redone. A step that fails leaves nothing but its log.
+
+Sweeps of several wavelengths are scaled together and then merged one by one, each with the factors of its
+own wavelength. Crystals are scaled one by one (scaling.crystals=together for all at once). To combine
+crystals by xia2.multiplex give it the scaled files in DataFiles; it keeps the correction of scaled data,
+and ignores it in others.
+
+Examples::
+
+  xia2.anacor /data/xia2 tomography=scan.nxs
+
+  xia2.anacor /data/xia2 tomography.X1=X1/tomo.h5 tomography.X2=X2/tomo.h5 \\
+    absorption.X2="alignment.angle_offset=30" scaling.anomalous=True
+
+  xia2.anacor integrated.expt integrated.refl tomography=tomo.h5 selection.strategy=analytical
+
+  xia2.anacor image=data_0001.cbf:1:1800 tomography=scan.nxs
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import libtbx
+from dials.util import Sorry, show_mail_handle_errors
+from dials.util.options import ArgumentParser
+from dials.util.system import CPU_COUNT
+from dials.util.version import dials_version
+from markupsafe import Markup
+
+from anacor_dials import __version__
+from anacor_dials.command_line import begin_log
+from anacor_dials.command_line.anacor_compare import report as comparison_report
+from anacor_dials.diffraction.comparison import Comparison
+from anacor_dials.diffraction.pipeline import (
+    COMPARISON_HTML,
+    Crystal,
+    GroupResult,
+    Result,
+    Settings,
+    SweepFiles,
+    WavelengthResult,
+    assign_tomography,
+    integrate,
+    process,
+    sweeps_of_directories,
+    sweeps_of_files,
+)
+from anacor_dials.diffraction.steps import FinishedStep, WorkingFolder
+from anacor_dials.phil import choice, parse_phil
+from anacor_dials.report import Item, Section, Table, Text, write_html, write_json
+from anacor_dials.sample.output_files import OutputFiles
+
+logger = logging.getLogger("dials.xia2_anacor")
+
+# scopes that take one value for each crystal, by its name; and the type of the value
+BY_CRYSTAL = {"tomography": "path", "segmentation": "str", "absorption": "str"}
+GENERAL = {"tomography": ("scan",), "segmentation": ("options",), "absorption": ("options",)}
+
+
+def phil_scope_for(args: list[str]) -> Any:
+    """The parameters, with tomography.NAME and so on for every NAME in the arguments and PHIL files."""
+    names: dict[str, dict[str, None]] = {scope: {} for scope in BY_CRYSTAL}
+    for argument in args:
+        text = argument
+        if argument.endswith((".phil", ".eff", ".def")) and Path(argument).is_file():
+            text = Path(argument).read_text(encoding="utf-8", errors="replace")
+        for scope in BY_CRYSTAL:
+            found = re.findall(rf"^\s*{scope}\.([A-Za-z]\w*)\s*=", text, re.MULTILINE)
+            for block in re.findall(rf"^\s*{scope}\s*\{{([^{{}}]*)\}}", text, re.MULTILINE):
+                found += re.findall(r"(?:^|\n)\s*([A-Za-z]\w*)\s*=", block)
+            names[scope].update(dict.fromkeys(found))
+    more = "".join(
+        f"{scope} {{ {name} = None\n .type = {kind}\n }}\n"
+        for scope, kind in BY_CRYSTAL.items()
+        for name in names[scope]
+        if name not in GENERAL[scope]
+    )
+    return parse_phil("xia2_anacor.phil", more)
+
+
+phil_scope = phil_scope_for([])
+
+
+def by_crystal(scope: Any, general: str) -> dict[str, Any]:
+    """What was given for single crystals in one of the scopes."""
+    return {
+        name: value
+        for name, value in vars(scope).items()
+        if not name.startswith("_") and name != general and value is not None
+    }
+
+
+def words(options: str | None) -> tuple[str, ...]:
+    """Arguments written as in a shell, with quotes around those that hold spaces."""
+    try:
+        return tuple(shlex.split(options or ""))
+    except ValueError:
+        raise ValueError(f"A quote is not closed in the options {options}.") from None
+
+
+def settings_from(params: Any, nproc: int) -> Settings:
+    """The pipeline's settings. Raises ValueError for what does not go together."""
+    scaling = list(words(params.scaling.options))
+    if params.scaling.anomalous:
+        scaling.insert(0, "anomalous=True")
+    if not params.scaling.full_matrix:
+        scaling.insert(0, "full_matrix=False")
+    options = {}
+    for scope in ("segmentation", "absorption"):
+        given = {"": getattr(params, scope).options} | by_crystal(getattr(params, scope), "options")
+        options[scope] = {name: words(text) for name, text in given.items()}
+    return Settings(
+        strategies=tuple(params.scaling.strategies),
+        strategy=params.selection.strategy,
+        statistic=params.selection.statistic,
+        margin=params.selection.margin / 100,
+        d_min=params.d_min,
+        n_bins=params.merging.n_bins,
+        model=choice(params.scaling.model),
+        together=params.scaling.crystals == "together",
+        symmetry=choice(params.symmetry.program),
+        space_group=params.symmetry.space_group,
+        absences=params.symmetry.absences,
+        segmentation_options=options["segmentation"],
+        absorption_options=options["absorption"],
+        symmetry_options=words(params.symmetry.options),
+        scaling_options=tuple(scaling),
+        merging_options=words(params.merging.options),
+        nproc=nproc,
+    )
+
+
+def find_sweeps(given: list[str], crystals: list[str]) -> list[SweepFiles]:
+    """The sweeps of xia2 directories or of .expt and .refl files; crystals: what to call the latter's."""
+    folders = [name for name in given if Path(name).is_dir()]
+    expts = [name for name in given if name.endswith(".expt")]
+    refls = [name for name in given if name.endswith(".refl")]
+    other = [name for name in given if name not in (*folders, *expts, *refls)]
+    if other:
+        known = "a parameter, a xia2 directory, nor an .expt or .refl file"
+        hint = "; name tomography by tomography=" if Path(other[0]).exists() else ""
+        raise ValueError(f"{other[0]} is neither {known}{hint}.")
+    if folders and (expts or refls):
+        raise ValueError(
+            f"A xia2 directory ({folders[0]}) and single files ({(expts + refls)[0]}) were given; give "
+            "one or the other."
+        )
+    if folders:
+        return sweeps_of_directories(folders)
+    return sweeps_of_files(expts, refls, crystals)
+
+
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    write_html(path, "Comparison of absorption corrections", comparison_report(comparison))
+
+
+# ---- the report -----------------------------------------------------------------------------------
+
+
+def link(path: Path, root: Path, text: str = "") -> Markup:
+    """A link to a file below the folder of the report, by a relative path."""
+    relative = path.relative_to(root)
+    return Markup('<a href="{}">{}</a>').format(relative.as_posix(), text or relative.name)
+
+
+def links(folder: Path, root: Path) -> Markup:
+    """Links to the reports and logs in a step's folder."""
+    files = sorted(
+        (*folder.glob("*.html"), *folder.glob("*.log")), key=lambda p: (p.suffix, p.name)
+    )
+    return Markup(", ").join(link(path, root) for path in files)
+
+
+def main_table(group: GroupResult, of: WavelengthResult) -> Table:
+    """The merging statistics of all strategies, the best values marked and the chosen one named."""
+    content = of.table
+    labels = {entry["label"]: entry["strategy"] for entry in content["strategies"]}
+    header = [
+        label + (" (taken)" if labels[label] == group.selection.strategy.name else "")
+        for label in content["columns"]
+    ]
+    failed = [entry["label"] for entry in content["strategies"] if not entry["succeeded"]]
+    rows = [[row["name"], *row["cells"], *["failed"] * len(failed)] for row in content["table"]]
+    marked = frozenset(
+        (i, 1 + content["columns"].index(label))
+        for i, row in enumerate(content["table"])
+        for label in row["best"]
+    )
+    several = f", {of.wavelength:.5g} Å" if len(group.wavelengths) > 1 else ""
+    caption = f"{group.name}{several}. Overall (outer shell). Marked: the best overall value of each row. Resolution in Å."
+    return Table(rows, ["", *header, *failed], caption, marked)
+
+
+def sections(result: Result, work: WorkingFolder) -> list[Section]:
+    """The sections of anacor.html."""
+    root = work.path
+    statistics: list[Item] = []
+    files = []
+    for group in result.groups:
+        selection = group.selection
+        cell = ", ".join(f"{parameter:.2f}" for parameter in group.unit_cell)
+        statistics.append(
+            Text(
+                f"{group.name}: {group.space_group}, cell {cell}. Taken: {selection.strategy.label} "
+                f"({selection.strategy.description}); {selection.reason}."
+            )
+        )
+        for one in group.wavelengths:
+            statistics.append(main_table(group, one))
+            report = one.comparison.path(COMPARISON_HTML)
+            shown = link(report, root, "Plots against resolution and image number")
+            statistics.append(Text(shown))
+            files += [
+                (group.name, f"{one.wavelength:.5f}", what, link(path, root))
+                for what, path in one.files.items()
+            ]
+        files += [
+            (group.name, "", "scaled, for xia2.multiplex or DIALS", link(path, root))
+            for path in (group.experiments, group.reflections)
+        ]
+        statistics += [
+            Text(f"{name} failed: {reason}", "warning") for name, reason in group.failed.items()
+        ]
+    factors: list[Item] = []
+    rows = []
+    for one in result.corrections:
+        summary = one.summary
+        transmission = summary["transmission"]
+        mu = "; ".join(
+            f"{w['wavelength_angstrom']:.4f} Å: "
+            + ", ".join(f"{m['name']} {m['mu_per_mm']:.2f}" for m in w["materials"])
+            for w in summary["wavelengths"]
+        )
+        rows.append(
+            (
+                one.crystal.name,
+                str(len(one.crystal.sweeps)),
+                str(one.labels) if one.segmentation is None else link(one.labels, root),
+                mu,
+                f"{transmission['min']:.3f} - {transmission['max']:.3f}, mean {transmission['mean']:.3f}",
+            )
+        )
+        factors += [Text(f"{one.crystal.name}: {w}", "warning") for w in summary["warnings"]]
+    factors.insert(
+        0, Table(rows, ("crystal", "sweeps", "labels", "mu (1/mm)", "transmission of reflections"))
+    )
+    steps = [
+        (step.name, f"{step.seconds:.0f} s", step.finished, links(step.folder, root))
+        for step in work.finished
+    ]
+    commands = [
+        Text(f"{step.name}:\n{step.command_line}")
+        for step in work.finished
+        if step.path(COMPARISON_HTML).name not in step.outputs
+    ]
+    return [
+        Section("Merging statistics", statistics),
+        Section("Results", [Table(files, ("", "wavelength (Å)", "", "file"))]),
+        Section("Absorption factors", factors),
+        Section("Steps", [Table(steps, ("step", "time", "finished (UTC)", "reports and logs"))]),
+        Section("Command lines", commands),
+    ]
+
+
+def step_record(step: FinishedStep | None) -> str | None:
+    return None if step is None else step.name
+
+
+def as_dict(
+    result: Result, crystals: list[Crystal], work: WorkingFolder, changed: str, settings: Settings
+) -> dict[str, Any]:
+    """The content of anacor.json."""
+    return {
+        "program": {"name": "xia2.anacor", **work.versions},
+        "parameters": changed,
+        "arguments": sys.argv,
+        "crystals": [
+            {
+                "name": one.crystal.name,
+                "tomography": one.crystal.tomography,
+                "labels": one.labels,
+                "segmented_by": step_record(one.segmentation),
+                "factors_by": step_record(one.absorption),
+                "sweeps": [vars(sweep) for sweep in one.crystal.sweeps],
+                "factors": {
+                    key: one.summary[key] for key in ("transmission", "wavelengths", "warnings")
+                },
+            }
+            for one in result.corrections
+        ],
+        "groups": [
+            {
+                "name": group.name,
+                "crystals": group.crystals,
+                "symmetry_by": step_record(group.symmetry),
+                "absences_by": step_record(group.absences),
+                "space_group": group.space_group,
+                "unit_cell": group.unit_cell,
+                "scaled_by": {name: step.name for name, step in group.scaled.items()},
+                "failed": group.failed,
+                "selection": {
+                    "strategy": group.selection.strategy.name,
+                    "statistic": group.selection.statistic,
+                    "values": group.selection.values,
+                    "margin": settings.margin,
+                    "reason": group.selection.reason,
+                },
+                "experiments": group.experiments,
+                "reflections": group.reflections,
+                "wavelengths": [
+                    {
+                        "name": one.name,
+                        "wavelength_angstrom": one.wavelength,
+                        "files": one.files,
+                        "d_max": one.table["d_max"],
+                        "d_min": one.table["d_min"],
+                        "table": one.table["table"],
+                        "table_1": {
+                            entry["strategy"]: entry["table_1"]
+                            for entry in one.table["strategies"]
+                            if entry["succeeded"]
+                        },
+                    }
+                    for one in group.wavelengths
+                ],
+            }
+            for group in result.groups
+        ],
+        "steps": [
+            {
+                "name": step.name,
+                "done_in_this_run": step.why is not None,
+                "why": step.why,
+                "folder": step.folder,
+                "command_line": step.command_line,
+                **step.as_dict(),
+            }
+            for step in work.finished
+        ],
+    }
+
+
+@show_mail_handle_errors()
+def run(args: list[str] | None = None, phil: Any = None) -> None:
+    """Run xia2.anacor as from the command line."""
+    args = sys.argv[1:] if args is None else args
+    # tomography= is short for tomography.scan=
+    args = [re.sub(r"^tomography\s*=", "tomography.scan=", argument) for argument in args]
+    parser = ArgumentParser(
+        usage="xia2.anacor [options] XIA2_DIRECTORY tomography=scan.nxs",
+        phil=phil or phil_scope_for(args),
+        check_format=False,
+        epilog=__doc__,
+    )
+    params, options, given = parser.parse_args(
+        args=args, show_diff_phil=False, return_unhandled=True
+    )
+    images = [image for image in params.image if image]
+    if not given and not images:
+        parser.print_help()
+        sys.exit(1)
+
+    changed = begin_log(logger, parser, options, params.output.log)
+
+    try:
+        nproc = CPU_COUNT if params.nproc is libtbx.Auto else params.nproc
+        settings = settings_from(params, nproc)
+        in_order = [scan for scan in params.tomography.scan if scan]
+        named = by_crystal(params.tomography, "scan")
+        if images and given:
+            raise ValueError(f"Images and {given[0]} were given; give one or the other.")
+        if not images:  # what is wrong with the input is said before anything is written
+            names = list(named) or [f"CRYSTAL{i + 1}" for i in range(len(in_order))]
+            names = ["DEFAULT"] if len(names) < 2 and not named else names
+            crystals = assign_tomography(find_sweeps(given, names), in_order, named)
+        elif not in_order and not named:
+            raise ValueError("No tomography was given; name a scan or a tomo.h5 by tomography=.")
+        versions = {"anacor_dials": __version__, "dials": dials_version()}
+        work = WorkingFolder(params.output.directory, versions, params.redo or (), logger.info)
+        with work.locked():
+            if images:
+                folder = integrate(images, words(params.xia2.options), work, nproc)
+                crystals = assign_tomography(sweeps_of_directories([folder]), in_order, named)
+            for crystal in crystals:
+                logger.info(
+                    "%s: %d sweeps, tomography %s",
+                    crystal.name,
+                    len(crystal.sweeps),
+                    crystal.tomography,
+                )
+            result = process(crystals, settings, work, write_comparison)
+            with OutputFiles() as outputs:
+                numbers = as_dict(result, crystals, work, changed, settings)
+                write_json(outputs.path(work.path / params.output.json), numbers)
+                write_html(
+                    outputs.path(work.path / params.output.html),
+                    "Absorption correction by tomography",
+                    sections(result, work),
+                    ", ".join(crystal.name for crystal in crystals),
+                )
+    except ValueError as error:
+        raise Sorry(error) from None
+
+    unknown = sorted(work.redo - {step.name for step in work.finished})
+    if unknown:
+        logger.warning("redo: no step is called %s", ", ".join(unknown))
+    for group in result.groups:
+        for one in group.wavelengths:
+            logger.info("\n%s, %.5f A\n%s", group.name, one.wavelength, table_text(group, one))
+        for name, reason in group.failed.items():
+            logger.warning("%s failed: %s", name, reason)
+        logger.info(
+            "\n%s: %s; taken: %s (%s)",
+            group.name,
+            group.space_group,
+            group.selection.strategy.label,
+            group.selection.reason,
+        )
+        for one in group.wavelengths:
+            for path in one.files.values():
+                logger.info("Written: %s", path)
+        logger.info("Written: %s, %s", group.experiments, group.reflections.name)
+    for name in (params.output.html, params.output.json):
+        logger.info("Written: %s", work.path / name)
+
+
+def table_text(group: GroupResult, of: WavelengthResult) -> str:
+    """The main table as plain text, an asterisk at the best values."""
+    table = main_table(group, of)
+    texts = [list(map(str, table.header))] + [
+        [str(cell) + ("*" if (i, j) in table.marked else " ") for j, cell in enumerate(row)]
+        for i, row in enumerate(table.rows)
+    ]
+    widths = [max(len(row[j]) for row in texts) for j in range(len(table.header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if j == 0 else cell.rjust(width)
+            for j, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in texts
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run()
