@@ -9,7 +9,7 @@ with one unknown for every unique reflection h, and a scale and a decay that are
 (cubic B-splines, as in scaling programs). What is left over, weighted with sigma(I)/I and an instrument
 error and with Huber's weights against outliers, is the disagreement chi^2. All unknowns but the alignment
 enter linearly, so they are projected out once and a trial is one look-up of ln A and one projection. ln A
-comes from direction tables of the sample at k = 0.5, 1 and 1.6 times mu, and between them (and A = 1 at
+comes from direction tables of the sample at k = 0.6, 1 and 1.4 times mu, and between them (and A = 1 at
 k = 0) from the cubic through the four. The factor k is fitted at every trial, also where mu is not to be
 moved: a wrong mu must not decide about the angle, and k = 0 is the case without absorption.
 
@@ -67,7 +67,7 @@ CHOICES = ("offset", "sense", "mu_scale")
 
 LEAST_I_OVER_SIGMA = 5.0  # the median of a unique reflection's observations
 LEAST_I_OVER_SIGMA_OF_ONE = 2.0  # below, a logarithm says little
-MOST_OBSERVATIONS = 20_000
+MOST_OBSERVATIONS = 12_000
 FEWEST_UNIQUE = 50
 FEWEST_DEGREES_OF_FREEDOM = 200
 SCALE_INTERVAL_DEG = 10.0
@@ -77,10 +77,10 @@ CELLS_OF_A_SWEEP = 18  # at least, in scan angle
 HUBER = 2.5
 ROUNDS = 3  # weights, then the alignment, in turn
 
-MU_NODES = (0.5, 1.0, 1.6)
+MU_NODES = (0.6, 1.0, 1.4)
 SMALLEST_MU_SCALE, LARGEST_MU_SCALE = 0.6, 1.6
 MU_GRID = np.linspace(0.0, 1.8, 181)
-TABLE_TOLERANCE = 3e-3
+TABLE_TOLERANCE = 5e-3
 RING_STEP_DEG = 10.0
 RING_AZIMUTHS = 72
 
