@@ -6,13 +6,16 @@ RUN := tools/dials-env
 WORKERS := -n 2 --dist loadfile
 PYTEST :=
 
-.PHONY: help demo test test-all lint format types clean
+.PHONY: help demo docs test test-all lint format types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 demo: ## the main job from end to end on a small virtual sample (under 3 minutes)
 	$(RUN) python examples/demo.py
+
+docs: ## the manual; start at build/docs/index.html
+	$(RUN) python -m sphinx -E -W --keep-going -q -b html docs build/docs
 
 test: ## all tests but the slow ones
 	$(RUN) python -m pytest -m "not slow" $(WORKERS) $(PYTEST)
@@ -32,5 +35,5 @@ types: ## static types of what stands without DIALS
 	$(RUN) mypy
 
 clean: ## remove what was built here, but not the environment's root
-	rm -rf .dials-env .mypy_cache .pytest_cache .ruff_cache build dist demo *.egg-info
+	rm -rf .dials-env .mypy_cache .pytest_cache .ruff_cache build dist demo docs/generated *.egg-info
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
