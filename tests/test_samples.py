@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,28 @@ def test_the_same_numbers_make_the_same_sample() -> None:
     for mesh, other in zip(a.meshes, b.meshes, strict=True):
         np.testing.assert_array_equal(mesh.vertices, other.vertices)
     assert a.parameters["crystal_size"] == first.crystal_size
+
+
+def test_a_bipyramid_is_one() -> None:
+    """Eight equal faces about a fourfold axis; the volume is a sixth of the box's, less cut tips."""
+    parameters = random_parameters(np.random.default_rng(3), 50.0, shape="bipyramid", film=False)
+    whole = replace(parameters, crystal_distances=(1.1,) * 6)
+    sample = build_sample(whole)
+    (mesh,) = sample.of("crystal")
+    a, b, c = np.array(parameters.crystal_size) * sample.parameters["crystal_scale"]
+    assert a == pytest.approx(b)
+    assert c != pytest.approx(a, rel=0.1)
+    assert mesh.volume_um3 == pytest.approx(a * b * c / 6)
+    p, q, r = mesh.corners
+    area = np.linalg.norm(np.cross(q - p, r - p), axis=1) / 2
+    assert len(area) == 8
+    # half the product of an edge of the square and the height of the face
+    np.testing.assert_allclose(area, 0.5 * (a / 2**0.5) * np.hypot(c / 2, a / 8**0.5))
+    cut = replace(parameters, crystal_distances=(1.1, 1.1, 0.9, 1.1, 1.1, 1.1))
+    (mesh,) = build_sample(cut).of("crystal")
+    # a tenth of a half is gone from one tip: (1 - 0.1^3 / 2) of the volume stays
+    factor = build_sample(cut).parameters["crystal_scale"] / sample.parameters["crystal_scale"]
+    assert mesh.volume_um3 == pytest.approx(factor**3 * (1 - 0.0005) * a * b * c / 6)
 
 
 def test_label_volume_is_the_mesh() -> None:

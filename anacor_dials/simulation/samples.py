@@ -34,7 +34,8 @@ from anacor_dials.simulation.meshes import (
 
 logger = logging.getLogger("dials.anacor_dials.simulation.samples")
 
-CRYSTAL_SHAPES = ("polyhedron", "needle", "plate", "cluster")
+CRYSTAL_SHAPES = ("polyhedron", "needle", "plate", "cluster", "bipyramid")
+SHAPE_FREQUENCIES = (0.45, 0.2, 0.15, 0.1, 0.1)
 BACKGROUND = DEFAULT_NAMES[0]
 
 # What lies where on a cryo-loop: the liquor is 29 % glycerol and 1 % NaCl by mass, loops are polyimide
@@ -284,6 +285,7 @@ class SampleParameters:
 
     crystal_size: mean edge lengths (3,) of the crystal's box; crystal_distances: (n, ) relative
     distances of the six box faces and the cutting planes, whose normals are cut_normals (n - 6, 3);
+    a bipyramid's tips lie in the middles of the box's faces, so that nearer faces cut them off;
     cluster: further crystals as (shift along the box axes in units of its size, turn axis, angle).
     loop_turn: angle of the loop's plane about X. ring_radii: half axes of the ring along and across
     the rotation axis, to the middle of the fibre; fibre: half width and half height of the fibre.
@@ -338,10 +340,20 @@ def random_parameters(
     crystal_size_um: the crystal's mean size; the rest of the sample follows it. shape: one of
     CRYSTAL_SHAPES, random where None. film: a loop with (True) or without a film, random where None.
     """
-    shape = str(rng.choice(CRYSTAL_SHAPES, p=[0.5, 0.2, 0.15, 0.15])) if shape is None else shape
-    aspect = {"needle": (3.0, 0.7, 0.7), "plate": (1.5, 1.5, 0.35)}.get(shape, (1.15, 1.0, 0.9))
-    size = crystal_size_um * np.array(aspect) * rng.uniform(0.8, 1.2, 3)
+    shape = str(rng.choice(CRYSTAL_SHAPES, p=SHAPE_FREQUENCIES)) if shape is None else shape
+    aspects = {
+        "needle": (3.0, 0.7, 0.7),
+        "plate": (1.5, 1.5, 0.35),
+        "bipyramid": (1.1, 1.1, 1.7),
+    }
+    size = (
+        crystal_size_um * np.array(aspects.get(shape, (1.15, 1.0, 0.9))) * rng.uniform(0.8, 1.2, 3)
+    )
     n_cuts = int(rng.integers(2, 9))
+    if (
+        shape == "bipyramid"
+    ):  # tetragonal: the first two axes are equal, and there are no other faces
+        size[1], n_cuts = size[0], 0
     half = size / 2
     normals = unit(rng.normal(size=(n_cuts, 3)))
     support = np.linalg.norm(normals * half, axis=1)  # of the ellipsoid in the box
@@ -408,12 +420,18 @@ def _floats(values: ArrayLike) -> Any:
 
 
 def _crystals(p: SampleParameters) -> list[Mesh]:
-    """The crystals about the origin: boxes with their edges and corners cut, turned."""
+    """The crystals about the origin: boxes with their edges and corners cut, or bipyramids; turned."""
     half = np.array(p.crystal_size) / 2
     normals = np.vstack([np.eye(3), -np.eye(3), np.reshape(p.cut_normals, (-1, 3))])
     distances = np.array(p.crystal_distances)
     distances[:6] *= np.tile(half, 2)
     distances[6:] *= half.max()
+    if p.shape == "bipyramid":  # |x| / a + |y| / b + |z| / c <= 1
+        signs = np.array([(x, y, z) for x in (1, -1) for y in (1, -1) for z in (1, -1)])
+        pyramid = signs / half
+        length = np.linalg.norm(pyramid, axis=1)
+        normals = np.vstack([normals, pyramid / length[:, None]])
+        distances = np.concatenate([distances, 1.0 / length])
     first = convex_polyhedron(normals, distances)
     turn = rotation_about(p.crystal_turn_axis, p.crystal_turn)
     crystals = [first.moved(turn)]
