@@ -124,6 +124,8 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
             n_validation=t.validation_samples,
             seed=params.seed,
             minutes=t.minutes,
+            within_minutes=t.within_minutes,
+            begin_with=t.begin_with or "",
             device=choice(params.device),
         )
         made, tests = make_samples(params)

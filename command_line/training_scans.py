@@ -52,7 +52,7 @@ class ScanRanges:
     energy_keV: tuple[float, float] = (3.3, 4.6)
     photons: tuple[float, float] = (8000.0, 50000.0)
     n_projections: tuple[int, int] = (160, 300)
-    shapes: tuple[str, ...] = ("polyhedron", "plate")
+    shapes: tuple[str, ...] = ("polyhedron", "plate", "needle")
     stem_length_um: float = 60.0
 
     def __post_init__(self) -> None:

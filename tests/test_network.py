@@ -18,6 +18,7 @@ from anacor_dials.segmentation.network import (  # noqa: E402
     NetworkSettings,
     build_network,
     channels,
+    deformable_depthwise,
     load_weights,
     model_card_path,
     n_parameters,
@@ -83,6 +84,33 @@ def test_deformable_begins_as_a_rigid_kernel():
     layer, x = DeformableDepthwise(6), torch.randn(2, 6, 20, 17)
     expected = torch.nn.functional.conv2d(x, layer.weight, padding=3, dilation=3, groups=6)
     torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("shape", [(13, 17), (1, 9)])
+def test_deformable_is_that_of_torchvision(shape):
+    """Offsets beyond the map's edges and modulations included; its gradients too."""
+    from torchvision.ops import deform_conv2d
+
+    torch.manual_seed(4)
+    h, w = shape
+    parts = [
+        torch.randn(2, 6, h, w),
+        torch.randn(6, 1, 3, 3),
+        4.0 * torch.randn(2, 18, h, w),
+        torch.rand(2, 9, h, w),
+    ]
+    parts = [p.requires_grad_() for p in parts]
+    x, weight, offsets, modulation = parts
+    found = deformable_depthwise(x, weight, offsets, modulation)
+    expected = deform_conv2d(x, offsets, weight, padding=3, dilation=3, mask=modulation)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    toward = torch.randn_like(found)
+    for a, b in zip(
+        torch.autograd.grad((found * toward).sum(), parts),
+        torch.autograd.grad((expected * toward).sum(), parts),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-3)
 
 
 def test_offsets_move_the_kernel():

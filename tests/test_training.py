@@ -16,10 +16,12 @@ pytest.importorskip("safetensors", reason="safetensors is not installed")
 
 from anacor_dials.sample.tomogram_files import write_sample_file  # noqa: E402
 from anacor_dials.sample.volumes import LabelVolume, Tomogram  # noqa: E402
-from anacor_dials.segmentation.network import NetworkSettings, load_weights  # noqa: E402
+from anacor_dials.segmentation.network import NetworkSettings, build_network, load_weights  # noqa: E402
 from anacor_dials.segmentation.training import (  # noqa: E402
+    Crew,
     MeanWeights,
     TrainingSettings,
+    gradients,
     main,
     segmentation_loss,
     soft_dice,
@@ -98,6 +100,9 @@ def test_the_learning_rate_warms_up_and_falls(settings):
     assert rates[0] < rates[1] < rates[2] == pytest.approx(settings.learning_rate)
     assert all(a > b for a, b in zip(rates[3:-1], rates[4:], strict=True))
     assert settings.learning_rate_at(settings.steps) == pytest.approx(0.02 * rates[2])
+    timed = replace(settings, steps=10**6, within_minutes=2.0)
+    assert timed.learning_rate_at(100, 120.0) == pytest.approx(0.02 * rates[2])
+    assert timed.learning_rate_at(100, 60.0) == pytest.approx(0.51 * rates[2])
 
 
 def test_the_mean_of_the_weights():
@@ -176,6 +181,28 @@ def test_another_training_is_not_taken_up(volumes, settings, tmp_path):
     assert card["training"]["finished"]
 
 
+def test_it_is_over_in_time(volumes, settings, tmp_path):
+    card = train(
+        volumes, replace(settings, steps=10**6, within_minutes=0.01), tmp_path / "w.safetensors"
+    )
+    assert card["training"]["finished"]
+    assert card["training"]["steps_done"] < 10**6
+    assert not (tmp_path / "w.checkpoint.pt").exists()
+
+
+def test_it_begins_with_other_weights(volumes, settings, tmp_path):
+    """At a learning rate of nearly nothing the weights stay what they were."""
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    train(volumes, settings, first)
+    still = replace(settings, learning_rate=1e-12, begin_with=str(first), seed=9)
+    train(volumes, still, second)
+    a, b = (load_weights(p).head.weight for p in (first, second))
+    torch.testing.assert_close(a, b)
+    base = replace(settings.network, n_slices=3 if settings.network.n_slices == 1 else 1)
+    with pytest.raises(ValueError, match="not the network"):
+        train(volumes, replace(still, network=base), tmp_path / "third.safetensors")
+
+
 def test_seeds_matter_and_repeat(volumes, settings, tmp_path):
     states = []
     for name, seed in (("a", 3), ("b", 3), ("c", 5)):
@@ -202,3 +229,30 @@ def test_as_a_program(volumes, tmp_path, capsys):
         main([*arguments[:-4], "--n-validation", "2"])
     assert stop.value.code == 1
     assert "none to train on" in capsys.readouterr().err
+
+
+def test_threads_share_a_step():
+    """Two threads with half of the crops each: the mean of their gradients, and of their statistics."""
+    torch.manual_seed(3)
+    network = build_network(NetworkSettings("unet", "tiny", 1))
+    x, target = torch.randn(4, 1, 32, 32), torch.randint(0, 4, (4, 32, 32))
+    weights = torch.ones(4)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    expected, statistics = [], []
+    for half in (slice(0, 2), slice(2, 4)):
+        network.load_state_dict(before)
+        network.train()
+        expected.append(gradients(network, x[half], target[half], weights)[0])
+        statistics.append([b.clone() for b in network.buffers() if b.is_floating_point()])
+    network.load_state_dict(before)
+    crew = Crew(network, 2)
+    crew.train()
+    found, losses = crew.gradients(x, target, weights)
+    assert all(math.isfinite(v) for v in losses)
+    for g, a, b in zip(found, *expected, strict=True):
+        torch.testing.assert_close(g, (a + b) / 2)
+    means = [b for b in network.buffers() if b.is_floating_point()]
+    for s, a, b in zip(means, *statistics, strict=True):
+        torch.testing.assert_close(s, (a + b) / 2)
+    with pytest.raises(ValueError, match="share"):
+        TrainingSettings(batch=1, threads=2)

@@ -165,6 +165,23 @@ def test_pairs_are_read(tmp_path):
     assert float(volume.values[labels == 0].mean(dtype=float)) == pytest.approx(0.0, abs=0.02)
 
 
+def test_air_far_from_the_sample_is_left_out(tmp_path):
+    labels = np.pad(drop_with_crystal(24), ((60, 5), (0, 50), (0, 0)))
+    truth = LabelVolume(labels, np.full(3, 1.2))
+    write_sample_file(tmp_path / "a.tomo.h5", tomogram=Tomogram(sample_values(labels), 1.2))
+    write_sample_file(tmp_path / "a.truth.h5", labels=truth)
+    volume = read_training_volume(tmp_path / "a.tomo.h5", tmp_path / "a.truth.h5")
+    low = np.argwhere(labels).min(axis=0)
+    assert np.all(np.array(volume.labels.shape) < labels.shape - np.array([20, 20, -1]))
+    first = np.argwhere(volume.labels).min(axis=0)
+    size = np.argwhere(labels).max(axis=0) + 1 - low
+    part = tuple(slice(a, a + n) for a, n in zip(low, size, strict=True))
+    there = tuple(slice(a, a + n) for a, n in zip(first, size, strict=True))
+    np.testing.assert_array_equal(volume.labels[there], labels[part])
+    assert np.count_nonzero(volume.labels) == np.count_nonzero(labels)
+    assert float(volume.values[volume.labels == 1].mean(dtype=float)) == pytest.approx(1, abs=0.02)
+
+
 def test_a_labelled_tomogram_is_read_as_a_real_sample(tmp_path):
     labels = drop_with_crystal(24)
     other = ("background", "crystal", "liquor", "loop")  # another order than the network's

@@ -13,6 +13,7 @@ on the seed and the step alone, so that a training that is taken up again sees t
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import json
 import logging
@@ -37,6 +38,7 @@ from anacor_dials.segmentation.network import (
     NetworkSettings,
     SliceNetwork,
     build_network,
+    load_weights,
     n_parameters,
     save_weights,
 )
@@ -64,8 +66,10 @@ class TrainingSettings:
 
     steps: of the optimiser, in all; batch: crops in a step; crop: their edge in voxels. warm_up: steps.
     mean_steps: over how many steps the weights are averaged. validate_every: steps. minutes: stop (and
-    leave a checkpoint to go on from) after this long, None not to; within_minutes: shorten the whole
-    schedule to this time. device: auto, cpu, cuda.
+    leave a checkpoint to go on from) after this long, None not to; within_minutes: the learning rate falls
+    with the time so that all is over after this long, with as many steps as there was time for, `steps` at most.
+    begin_with: weights of an earlier training to begin from, "" for random ones. threads: on a CPU, how many
+    share a step, each with some of its crops and its own statistics of them. device: auto, cpu, cuda.
     """
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
@@ -80,15 +84,24 @@ class TrainingSettings:
     n_validation: int = 3
     seed: int = 1
     minutes: float | None = None
+    within_minutes: float | None = None
+    begin_with: str = ""
+    threads: int = 1
     device: str = "auto"
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "validate_every", "mean_steps"):
+        for name in ("steps", "batch", "validate_every", "mean_steps", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"The learning rate is {self.learning_rate}; it must be > 0.")
+        if self.threads > self.batch:
+            raise ValueError(
+                f"{self.threads} threads cannot share {self.batch} crops; ask for fewer threads."
+            )
+        if self.within_minutes is not None and not self.within_minutes > 0:
+            raise ValueError(f"within_minutes is {self.within_minutes}; it must be > 0.")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"The device {self.device!r} is unknown; choose auto, cpu or cuda.")
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -99,11 +112,13 @@ class TrainingSettings:
         cuda = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
         return torch.device("cuda" if cuda else "cpu")
 
-    def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then half a cosine down to 2 %."""
+    def learning_rate_at(self, step: int, seconds: float = 0.0) -> float:
+        """Linear warm-up, then half a cosine down to 2 % over the steps or the time, what is over sooner."""
         if step < self.warm_up:
             return self.learning_rate * (step + 1) / self.warm_up
         done = (step - self.warm_up) / max(1, self.steps - self.warm_up)
+        if self.within_minutes is not None:
+            done = max(done, seconds / (60 * self.within_minutes))
         return self.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
@@ -155,6 +170,70 @@ class MeanWeights:
                 self.state[name].mul_(keep).add_(value, alpha=1.0 - keep)
             else:
                 self.state[name].copy_(value)
+
+
+# ---- a step ---------------------------------------------------------------------------------------
+
+
+def gradients(
+    network: SliceNetwork, slices: torch.Tensor, target: torch.Tensor, weights: torch.Tensor
+) -> tuple[list[torch.Tensor], tuple[float, float]]:
+    """(gradients of the loss by the parameters, (cross-entropy, Dice loss)) of a batch.
+
+    slices (n, s, h, w), target (n, h, w), weights (c,) of the classes; the network in training mode.
+    """
+    device = slices.device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+        outputs = network(slices)
+    cross_entropy, dice_loss = segmentation_loss(outputs[0], target, weights)
+    loss = cross_entropy + dice_loss
+    for share, output in zip(FURTHER_HEADS, outputs[1:], strict=True):
+        loss = loss + share * sum(segmentation_loss(output, target, weights))
+    found = torch.autograd.grad(loss, list(network.parameters()))
+    return list(found), (float(cross_entropy.detach()), float(dice_loss.detach()))
+
+
+class Crew:
+    """Some threads that share the crops of a step: the network's own and copies that share its parameters.
+
+    torch's own threads wait for each other in every layer, which on a busy machine is slower than one
+    of them; these meet once in a step. Statistics of batches (buffers) are the mean of the threads'.
+    """
+
+    def __init__(self, network: SliceNetwork, n: int) -> None:
+        shared = {id(p): p for p in network.parameters()}
+        self.networks = [network, *(copy.deepcopy(network, dict(shared)) for _ in range(n - 1))]
+        self.pool = ThreadPoolExecutor(max_workers=n)
+
+    def gradients(
+        self, slices: torch.Tensor, target: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[list[torch.Tensor], tuple[float, float]]:
+        """As :func:`gradients`; the means of the threads', by how many crops each of them had."""
+        n = len(self.networks)
+        if n == 1:
+            return gradients(self.networks[0], slices, target, weights)
+        parts = zip(self.networks, slices.tensor_split(n), target.tensor_split(n), strict=True)
+        jobs = [self.pool.submit(gradients, net, x, t, weights) for net, x, t in parts]
+        done = [job.result() for job in jobs]
+        shares = [len(x) / len(slices) for x in slices.tensor_split(n)]
+        total = [
+            torch.stack([share * g for share, g in zip(shares, parts_, strict=True)]).sum(0)
+            for parts_ in zip(*(found for found, _ in done), strict=True)
+        ]
+        with torch.no_grad():
+            for buffers in zip(*(net.buffers() for net in self.networks), strict=True):
+                if buffers[0].is_floating_point():
+                    mean = torch.stack(buffers).mean(0)
+                    for buffer in buffers:
+                        buffer.copy_(mean)
+        losses = [
+            sum(s * loss[k] for s, (_, loss) in zip(shares, done, strict=True)) for k in (0, 1)
+        ]
+        return total, (float(losses[0]), float(losses[1]))
+
+    def train(self) -> None:
+        for network in self.networks:
+            network.train()
 
 
 # ---- training -------------------------------------------------------------------------------------
@@ -241,7 +320,7 @@ def plot_log(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
 def _fingerprint(settings: TrainingSettings, volumes: Sequence[TrainingVolume]) -> dict[str, Any]:
     """What must be the same for a training to be taken up; more steps stretch what is left of it."""
     kept = asdict(settings)
-    for name in ("steps", "minutes", "device", "validate_every"):
+    for name in ("steps", "minutes", "within_minutes", "device", "validate_every", "threads"):
         kept.pop(name)
     return json.loads(json.dumps({"settings": kept, "samples": [v.name for v in volumes]}))
 
@@ -265,7 +344,16 @@ def train(
     on_gpu = device.type == "cuda"
     # channels_last helps a GPU, and slows training on a CPU by a sixth
     layout = torch.channels_last if on_gpu else torch.contiguous_format
-    network = build_network(settings.network).to(device, memory_format=layout)
+    network = build_network(settings.network)
+    if settings.begin_with:
+        earlier = load_weights(settings.begin_with)
+        if earlier.settings != settings.network:
+            raise ValueError(
+                f"{settings.begin_with} holds {earlier.settings.architecture} {earlier.settings.size}, not "
+                "the network that is to be trained; name other weights, or that network."
+            )
+        network.load_state_dict(earlier.state_dict())
+    network = network.to(device, memory_format=layout)
     source = CropSource(training, settings.crop, settings.network.n_slices, settings.augmentation)
     weights_of_classes = class_weights(training, settings.network.n_classes)
     per_class = torch.tensor(weights_of_classes, dtype=torch.float32, device=device)
@@ -322,9 +410,12 @@ def train(
                 temporary,
             )
 
+    crew = Crew(network, 1 if on_gpu else settings.threads)
+    crew.train()
     averaged = build_network(settings.network).to(device, memory_format=layout)
     window: list[tuple[float, float]] = []
     finished = first >= settings.steps
+    limit_s = math.inf if settings.within_minutes is None else 60 * settings.within_minutes
     ahead = 16 if on_gpu else 1
     step = first
     with ThreadPoolExecutor(max_workers=8 if on_gpu else 1) as pool:
@@ -340,32 +431,29 @@ def train(
             slices, labels = waiting.pop(0).result()
             if step + ahead < settings.steps:
                 waiting.append(pool.submit(_batch_of, source, settings, step + ahead))
-            network.train()
-            rate = settings.learning_rate_at(step)
+            rate = settings.learning_rate_at(step, seconds_before + time.perf_counter() - start)
             for group in optimiser.param_groups:
                 group["lr"] = rate
             x = torch.from_numpy(slices).to(device, non_blocking=True)
             x = x.contiguous(memory_format=layout)
             target = torch.from_numpy(labels).to(device, non_blocking=True)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=on_gpu):
-                outputs = network(x)
-            cross_entropy, dice_loss = segmentation_loss(outputs[0], target, per_class)
-            loss = cross_entropy + dice_loss
-            for share, output in zip(FURTHER_HEADS, outputs[1:], strict=True):
-                loss = loss + share * sum(segmentation_loss(output, target, per_class))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            found, losses = crew.gradients(x, target, per_class)
+            for parameter, gradient in zip(network.parameters(), found, strict=True):
+                parameter.grad = gradient
             torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
             optimiser.step()
             mean.add(network)
-            window.append((float(cross_entropy.detach()), float(dice_loss.detach())))
+            window.append(losses)
             if not math.isfinite(window[-1][0]):
                 raise ValueError(
                     f"The loss is no number after {step} steps; lower the learning rate "
                     f"({settings.learning_rate:g})."
                 )
             done = step + 1
-            if done % settings.validate_every == 0 or done == settings.steps or len(window) == 50:
+            finished = (
+                done == settings.steps or seconds_before + time.perf_counter() - start >= limit_s
+            )
+            if done % settings.validate_every == 0 or finished or len(window) == 50:
                 elapsed = seconds_before + time.perf_counter() - start
                 entropy, dice = np.mean(window, axis=0)
                 window = []
@@ -377,7 +465,7 @@ def train(
                     "cross_entropy": round(float(entropy), 5),
                     "dice_loss": round(float(dice), 5),
                 }
-                if validation and (done % settings.validate_every == 0 or done == settings.steps):
+                if validation and (done % settings.validate_every == 0 or finished):
                     averaged.load_state_dict(mean.state)
                     entropy_v, dice_v = validation_scores(averaged, validation, device)
                     row["validation_cross_entropy"] = round(entropy_v, 5)
@@ -391,11 +479,12 @@ def train(
                 rows.append(row)
                 _write_log(weights.with_suffix(".csv"), rows, settings.network.names)
                 save_checkpoint(done)
+            if finished:
+                break
             if settings.minutes is not None and time.perf_counter() - start > 60 * settings.minutes:
                 save_checkpoint(done)
                 logger.info("%.1f minutes are over after step %d", settings.minutes, done)
                 break
-        finished = step + 1 >= settings.steps
 
     averaged.load_state_dict(mean.state)
     scores = {}
@@ -463,12 +552,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--architecture", default="anacornet", choices=("anacornet", "unet"))
     parser.add_argument("--size", default="tiny", choices=("tiny", "base"))
     parser.add_argument("--n-slices", type=int, default=defaults.network.n_slices)
-    for name in ("steps", "batch", "crop", "warm_up", "mean_steps", "validate_every", "n_validation", "seed"):  # fmt: skip
+    for name in ("steps", "batch", "crop", "warm_up", "mean_steps", "validate_every", "n_validation", "threads", "seed"):  # fmt: skip
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name)
         )
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
-    parser.add_argument("--minutes", type=float, default=None)
+    parser.add_argument("--minutes", type=float, default=None, help="stop then; go on another time")
+    parser.add_argument("--within-minutes", type=float, default=None, help="be ready by then")
+    parser.add_argument("--begin-with", default="", help="weights of an earlier training")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--restart", action="store_true", help="ignore a checkpoint")
     given = parser.parse_args(arguments)
@@ -481,7 +572,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 name: getattr(given, name)
                 for name in (
                     "steps", "batch", "crop", "warm_up", "mean_steps", "validate_every",
-                    "n_validation", "seed", "learning_rate", "minutes", "device",
+                    "n_validation", "threads", "seed", "learning_rate", "minutes",
+                    "within_minutes", "begin_with", "device",
                 )
             },
         )  # fmt: skip

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from anacor_dials.sample.tomogram_files import read_sample_file
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Volume
+from anacor_dials.segmentation.inference import sample_box
 from anacor_dials.segmentation.working_grid import (
     bin_factors,
     binned_labels,
@@ -34,11 +35,13 @@ logger = logging.getLogger("dials.anacor_dials.segmentation.training_data")
 
 TOMO, TRUTH = ".tomo.h5", ".truth.h5"
 CENTRES_KEPT = 4000  # voxels of each class about which crops are drawn
+CENTRED = 0.75  # the share of crops that are centred on a voxel of a class drawn at random
+AIR_KEPT = 24  # voxels of air around the sample
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingVolume:
-    """One sample: normalised values and true labels on the working grid.
+    """One sample: normalised values and true labels on the working grid, as far as the sample reaches.
 
     values: float16 (nx, ny, nz), air 0 and sample 1; labels: uint8, same shape; voxel_size_um: (3,).
     record: how the sample was made (seed, shape, contrast ...), where that is known.
@@ -107,8 +110,9 @@ def read_record(tomogram: Path) -> dict[str, Any]:
 def read_training_volume(
     tomogram: Path, truth: Path | None = None, names: Sequence[str] = DEFAULT_NAMES
 ) -> TrainingVolume:
-    """One sample from its files. truth: None where the tomogram's file holds the labels itself.
+    """One sample from its files, without the air that is more than AIR_KEPT voxels away from it.
 
+    truth: None where the tomogram's file holds the labels itself.
     Raises ValueError where one of the two is missing or they do not belong together.
     """
     sample = read_sample_file(tomogram, labels=truth is None)
@@ -127,12 +131,12 @@ def read_training_volume(
     scale = intensity_scale(sample.tomogram.values)
     values = binned_values(sample.tomogram.values, factors, scale)
     true = binned_labels(labels_on_grid(ordered, sample.tomogram), factors, len(names))
+    box = sample_box(values, AIR_KEPT)
+    values, true = values[box].astype(np.float16), np.ascontiguousarray(true[box])
     name = tomogram.name.removesuffix(TOMO)
     record = read_record(tomogram)
     x, y, z = (sample.tomogram.voxel_size_um * np.array(factors)).tolist()
-    return TrainingVolume(
-        name, values.astype(np.float16), true, (x, y, z), tuple(names), dict(record)
-    )
+    return TrainingVolume(name, values, true, (x, y, z), tuple(names), dict(record))
 
 
 def find_training_files(folders: Sequence[Path]) -> list[tuple[Path, Path | None]]:
@@ -222,8 +226,8 @@ class Augmentation:
 class CropSource:
     """Draws crops of slices, with neighbours, from some samples.
 
-    crop: edge of a crop in voxels; n_slices: neighbours together, odd. Every second crop is centred on a
-    voxel of a class drawn at random, so that rare classes are seen; the others anywhere in the sample.
+    crop: edge of a crop in voxels; n_slices: neighbours together, odd. Three of four crops are centred on a
+    voxel of a class drawn at random, so that rare classes are seen; the others anywhere in the volume.
     """
 
     def __init__(
@@ -257,7 +261,7 @@ class CropSource:
         a = self.augmentation
         which = int(rng.integers(len(self.volumes)))
         volume = self.volumes[which]
-        label = int(rng.integers(len(volume.names))) if rng.random() < 0.5 else -1
+        label = int(rng.integers(len(volume.names))) if rng.random() < CENTRED else -1
         places = self._centres[which][label] if label >= 0 else np.empty(0, dtype=np.intp)
         if places.size:
             centre = np.array(
