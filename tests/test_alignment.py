@@ -181,6 +181,17 @@ def test_two_offsets_that_fit_alike_are_not_chosen_between() -> None:
     assert abs(abs(fit.other[0] - fit.offset_deg) - 180.0) < 6.0
 
 
+def test_a_wrong_offset_that_is_not_to_be_refined_is_told() -> None:
+    """The factor on mu would take over what the offset lacks."""
+    data = attenuated(random_equivalents(np.random.default_rng(11)), 6.0, 1, 1.0)
+    fit = fit_alignment(data, closed_form(data), ("mu_scale",), Alignment())
+    assert not fit.moved
+    assert "another angle offset, by about +" in fit.reason
+    fit = fit_alignment(data, closed_form(data), ("mu_scale",), Alignment(6.0))
+    assert fit.moved
+    assert fit.mu_scale == pytest.approx(1.0, abs=0.05)
+
+
 def test_a_mu_that_cannot_be_is_refused() -> None:
     data = attenuated(random_equivalents(np.random.default_rng(10)), 20.0, 1, 0.3)
     fit = fit_alignment(data, closed_form(data), CHOICES, Alignment())

@@ -88,6 +88,7 @@ OFFSET_STEP_DEG = 5.0
 BASIN_DEG = 20.0
 REFUTED_AT = 3.0  # standard deviations
 LARGEST_OFFSET_ERROR_DEG = 5.0
+LEAST_WRONG_OFFSET_DEG = 1.0
 LARGEST_MU_SCALE_ERROR = 0.1
 
 
@@ -643,8 +644,11 @@ class Search:
         spread = max(float(np.sqrt(len(s)) * np.std(s, ddof=1)) for s in sums)
         return float(difference.sum()) / spread if spread > 0 else 0.0
 
-    def standard_errors(self, best: Trial, with_offset: bool) -> tuple[float, float]:
-        """Of the offset (degrees; 0 where it is not refined) and of the factor on mu."""
+    def linearised(self, best: Trial, with_offset: bool) -> tuple[FloatArray, FloatArray]:
+        """Step to the minimum and standard error, (mu_scale, offset in degrees) or (mu_scale,).
+
+        By the first derivatives at a trial; the errors are infinite where nothing depends on one of them.
+        """
         step = 0.5
         centre = mu_weights(best.mu_scale)[0]
         slope = (mu_weights(best.mu_scale + 0.01)[0] - mu_weights(best.mu_scale - 0.01)[0]) / 0.02
@@ -657,7 +661,7 @@ class Search:
         gradient = np.stack([self.disagreement.residual(column) for column in columns], axis=1)
         information = gradient.T @ gradient
         if not np.all(np.diag(information) > 0) or np.linalg.cond(information) > 1e14:
-            return math.inf, math.inf
+            return np.zeros(len(columns)), np.full(len(columns), math.inf)
         residual = self.residual(best)
         inverse = np.linalg.inv(information)
         variances = [
@@ -668,8 +672,7 @@ class Search:
                 [np.bincount(cluster, column * residual) for column in gradient.T], axis=1
             )
             variances.append(np.diag(inverse @ (scores.T @ scores) @ inverse))
-        errors = np.sqrt(np.max(variances, axis=0))
-        return (float(errors[1]) if with_offset else 0.0), float(errors[0])
+        return inverse @ (gradient.T @ residual), np.sqrt(np.max(variances, axis=0))
 
 
 # ---- the whole -------------------------------------------------------------------------------------
@@ -875,7 +878,11 @@ def _judged(
     at_best = search.residual(best)
     none = search.residual(best, 0.0)
     before = search.trial(alignment.angle_offset_deg, alignment.rotation_sense)
-    offset_error, mu_error = search.standard_errors(best, "offset" in asked)
+    errors = search.linearised(best, "offset" in asked)[1]
+    mu_error, offset_error = float(errors[0]), float(errors[1]) if "offset" in asked else 0.0
+    step, step_error = 0.0, math.inf
+    if "offset" not in asked:
+        (_, step), (_, step_error) = search.linearised(best, True)
     refuted_none = search.superiority(at_best, none)
     refuted_others, other = math.inf, None
     for trial in grid:
@@ -888,7 +895,7 @@ def _judged(
     # rms difference from the mean of equivalents: chi^2 per degree of freedom over the mean weight
     weight = 1 / (data.relative_variance + search.instrument_error**2)
     unit = 1 / math.sqrt(disagreement.degrees_of_freedom * float(weight.mean()))
-    k = best.mu_scale
+    k = float(best.mu_scale)
 
     reason = ""
     if not refuted_none >= REFUTED_AT:
@@ -908,6 +915,11 @@ def _judged(
             f"{SMALLEST_MU_SCALE:g} to {LARGEST_MU_SCALE:g} is believed); see whether mu, the labels and "
             "the voxel size are right"
         )
+    elif abs(step) > max(REFUTED_AT * step_error, LEAST_WRONG_OFFSET_DEG):
+        reason = (
+            f"equivalents ask for another angle offset, by about {step:+.1f} ({step_error:.1f}) deg, and "
+            "with a wrong one the rest would be wrong too; name offset in alignment.refine as well"
+        )
     elif "offset" in asked and not offset_error <= LARGEST_OFFSET_ERROR_DEG:
         reason = (
             f"the standard error of the offset is {offset_error:.1f} deg (at most "
@@ -925,7 +937,7 @@ def _judged(
         offset = alignment.angle_offset_deg + (
             (offset - alignment.angle_offset_deg + 180.0) % 360.0 - 180.0
         )
-        after = replace(alignment, angle_offset_deg=offset, rotation_sense=best.sense)
+        after = replace(alignment, angle_offset_deg=float(offset), rotation_sense=best.sense)
         mu_scale = k if "mu_scale" in asked else 1.0
     curve = unit * np.sqrt([trial.chi2 for trial in grid]).reshape(len(senses), -1)
     return AlignmentFit(
