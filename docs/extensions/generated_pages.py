@@ -22,9 +22,8 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[2]
 LISTING_END = "\n```\n\n"
 # names that a reader may type: scope.name, scope.name=value, name=value, file.h5
-TYPED = re.compile(
-    r"(?<![\w`/.*])([A-Za-z_]\w*(?:\.\w+)+(?:=[^\s;,()]*|:/[\w/]*)?|[a-z_]\w+=[^\s;,()]*)"
-)
+VALUE = r"""=(?:"[^"]*"|'[^']*'|[^\s;,()"]*(?:,[-.\d]+)*)"""
+TYPED = re.compile(rf"(?<![\w`/.*])([A-Za-z_]\w*(?:\.\w+)+(?:{VALUE}|:/[\w/]*)?|[a-z_]\w+{VALUE})")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def as_code(text: str) -> str:
     """Text with parameters and file names in code marks, a final full stop left outside."""
 
     def marked(match: re.Match[str]) -> str:
-        word = match[1].rstrip(".")
+        word = match[1].rstrip(".:")
         return f"`{word}`{match[1][len(word) :]}"
 
     return TYPED.sub(marked, text.replace("<", "\\<").replace("*", "\\*"))
