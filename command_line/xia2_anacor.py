@@ -63,11 +63,13 @@ from anacor_dials.diffraction.pipeline import (
     SweepFiles,
     WavelengthResult,
     assign_tomography,
-    integrate,
+    existing_tomography,
+    integration,
     process,
     sweeps_of_directories,
     sweeps_of_files,
 )
+from anacor_dials.diffraction.selection import STATISTICS
 from anacor_dials.diffraction.steps import FinishedStep, WorkingFolder
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report import Item, Section, Table, Text, write_html, write_json
@@ -209,8 +211,32 @@ def main_table(group: GroupResult, of: WavelengthResult) -> Table:
         for i, row in enumerate(content["table"])
         for label in row["best"]
     )
+    # what each strategy keeps differs; the choice is made on the same observations
+    same = content["same_observations"]
+    values = [
+        same["values"].get(labels[label], {}).get(group.selection.statistic)
+        for label in content["columns"]
+    ]
+    row, sign = STATISTICS[group.selection.statistic]
+    known = [sign * value for value in values if value is not None]
+    rows.append(
+        [
+            f"{row}, same {same['observations']} observations",
+            *("-" if value is None else f"{value:.3f}" for value in values),
+            *["failed"] * len(failed),
+        ]
+    )
+    marked |= {
+        (len(rows) - 1, 1 + j)
+        for j, value in enumerate(values)
+        if value is not None and len(known) > 1 and sign * value == max(known)
+    }
     several = f", {of.wavelength:.5g} Å" if len(group.wavelengths) > 1 else ""
-    caption = f"{group.name}{several}. Overall (outer shell). Marked: the best overall value of each row. Resolution in Å."
+    caption = (
+        f"{group.name}{several}. Overall (outer shell), of the observations that each strategy keeps; last "
+        "row: of the same observations, those that any of them keeps. Marked: the best overall value of "
+        "each row. Resolution in Å."
+    )
     return Table(rows, ["", *header, *failed], caption, marked)
 
 
@@ -338,6 +364,7 @@ def as_dict(
                         "d_max": one.table["d_max"],
                         "d_min": one.table["d_min"],
                         "table": one.table["table"],
+                        "same_observations": one.table["same_observations"],
                         "table_1": {
                             entry["strategy"]: entry["table_1"]
                             for entry in one.table["strategies"]
@@ -396,14 +423,20 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
             names = list(named) or [f"CRYSTAL{i + 1}" for i in range(len(in_order))]
             names = ["DEFAULT"] if len(names) < 2 and not named else names
             crystals = assign_tomography(find_sweeps(given, names), in_order, named)
-        elif not in_order and not named:
-            raise ValueError("No tomography was given; name a scan or a tomo.h5 by tomography=.")
+        else:
+            if not in_order and not named:
+                raise ValueError(
+                    "No tomography was given; name a scan or a tomo.h5 by tomography=."
+                )
+            for name, scan in [*(("", scan) for scan in in_order), *named.items()]:
+                existing_tomography(scan, name)
+            integrate = integration(images, words(params.xia2.options), nproc)
         versions = {"anacor_dials": __version__, "dials": dials_version()}
         work = WorkingFolder(params.output.directory, versions, params.redo or (), logger.info)
         with work.locked():
             if images:
-                folder = integrate(images, words(params.xia2.options), work, nproc)
-                crystals = assign_tomography(sweeps_of_directories([folder]), in_order, named)
+                sweeps = sweeps_of_directories([work.run(integrate).folder])
+                crystals = assign_tomography(sweeps, in_order, named)
             for crystal in crystals:
                 logger.info(
                     "%s: %d sweeps, tomography %s",

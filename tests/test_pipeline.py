@@ -23,10 +23,9 @@ from anacor_dials.diffraction.pipeline import (
     Settings,
     SweepFiles,
     assign_tomography,
-    choose_strategy,
     file_name,
     has_labels,
-    integrate,
+    integration,
     process,
     sweeps_of_directories,
     sweeps_of_files,
@@ -444,54 +443,7 @@ def test_what_needs_no_segmentation(tmp_path: Path, sample_labels: LabelVolume):
     assert has_labels(tmp_path, ("labels.voxel_size_um=0.3",))
 
 
-# ---- the strategy that is taken -------------------------------------------------------------------
-
-
-def table(**values: float | None) -> dict:
-    return {
-        "strategies": [
-            {"strategy": name, "succeeded": True, "table_1": {"Rmeas(I)": (value, None, None)}}
-            for name, value in values.items()
-        ]
-        + [{"strategy": "sh_low", "succeeded": False}]
-    }
-
-
-def test_the_best_is_taken_and_free_parameters_must_pay():
-    def taken(*tables: dict, **settings: object) -> str:
-        return choose_strategy(tables, Settings(**settings)).strategy.name
-
-    clear = table(none=0.11, sh_high=0.08, analytical=0.04, analytical_sh=0.03)
-    assert taken(clear) == "analytical_sh"
-    # 2 % better, with 24 more parameters: the same; and no parameters at all where they do no better
-    assert taken(table(none=0.11, analytical=0.0400, analytical_sh=0.0395)) == "analytical"
-    assert taken(table(none=0.11, analytical=0.0400, analytical_sh=0.0395), margin=0) == (
-        "analytical_sh"
-    )
-    assert taken(table(sh_high=0.0400, sh_medium=0.0402)) == "sh_medium"
-    assert taken(table(none=0.0401, analytical=0.0400)) == "analytical"
-    assert taken(clear, strategy="none") == "none"
-    # two wavelengths: by the mean
-    assert taken(table(none=0.10, analytical=0.06), table(none=0.02, analytical=0.05)) == (
-        "analytical"
-    )
-    assert taken(table(none=None, analytical=0.9)) == "analytical"
-    with pytest.raises(ValueError, match=r"No strategy has a value of Rmeas\(I\)"):
-        taken(table(none=None))
-
-
-def test_statistics_that_are_better_when_higher():
-    tables = [
-        {
-            "strategies": [
-                {"strategy": name, "succeeded": True, "table_1": {"I/sigma": (value, 1, 1)}}
-                for name, value in (("none", 18.8), ("analytical", 42.7))
-            ]
-        }
-    ]
-    selection = choose_strategy(tables, Settings(statistic="i_over_sigma"))
-    assert selection.strategy.name == "analytical"
-    assert selection.values == {"none": 18.8, "analytical": 42.7}
+# ---- how it is done ----
 
 
 @pytest.mark.parametrize(
@@ -622,7 +574,12 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
             for one in outcomes
         ]
         files = [str(one.reflections) for one in outcomes if hasattr(one, "seconds")]
-        content = {"strategies": entries, "files": files}
+        values = {n: {"r_meas": r_meas[n]} for n in (o.strategy.name for o in outcomes)}
+        for one in outcomes:
+            if not hasattr(one, "seconds"):
+                del values[one.strategy.name]
+        same = {"observations": 9, "values": values}
+        content = {"strategies": entries, "files": files, "same_observations": same}
         (folder / "anacor_compare.json").write_text(json.dumps(content))
         write_report(None, folder / "anacor_compare.html")
 
@@ -822,7 +779,7 @@ def test_crystals_of_one_name_are_refused(tmp_path: Path, mad: list, programs: P
 def test_images_need_xia2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="there is no xia2 on PATH"):
-        integrate(["a_0001.cbf"], (), work_in(tmp_path))
+        integration(["a_0001.cbf"], ())
     program = tmp_path / "xia2"
     program.write_text(
         f"#!{sys.executable}\nimport sys\nfrom pathlib import Path\n"
@@ -830,11 +787,10 @@ def test_images_need_xia2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     )
     program.chmod(0o755)
     with pytest.raises(ValueError, match=r"There is no image .*a_0001.cbf"):
-        integrate([str(tmp_path / "a_0001.cbf")], (), work_in(tmp_path))
+        integration([str(tmp_path / "a_0001.cbf")], ())
     (tmp_path / "a_0001.cbf").touch()
-    where = integrate(
-        [f"{tmp_path}/a_0001.cbf:1:900"], ("project=thau",), work_in(tmp_path), nproc=2
-    )
+    step = integration([f"{tmp_path}/a_0001.cbf:1:900"], ("project=thau",), nproc=2)
+    where = work_in(tmp_path).run(step).folder
     assert (where / "xia2.json").read_text() == (
         f"pipeline=dials image={tmp_path}/a_0001.cbf:1:900 project=thau nproc=2"
     )

@@ -19,7 +19,6 @@ from __future__ import annotations
 import glob
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -43,13 +42,18 @@ from anacor_dials.diffraction.merging import (
     merging_statistics,
 )
 from anacor_dials.diffraction.scaling import (
-    SPHERICAL_HARMONICS,
     FailedScaling,
     ScaledData,
     ScalingJob,
     Strategy,
     run_job,
     strategy_called,
+)
+from anacor_dials.diffraction.selection import (
+    STATISTICS,
+    Selection,
+    choose_strategy,
+    statistics_of_same_observations,
 )
 from anacor_dials.diffraction.steps import FinishedStep, Step, StepError, WorkingFolder
 from anacor_dials.report import write_json
@@ -263,12 +267,13 @@ def assign_tomography(
     ]
 
 
-def existing_tomography(given: str | os.PathLike[str], crystal: str) -> Path:
+def existing_tomography(given: str | os.PathLike[str], crystal: str = "") -> Path:
     """The absolute path of a file, a folder, a pattern or file.h5:/path. Raises ValueError without it."""
     text = os.fspath(given)
     path = Path(os.path.abspath(text))
     if not _files_of(path):
-        raise ValueError(f"The tomography {text} of the crystal {crystal} does not exist.")
+        of = f" of the crystal {crystal}" if crystal else ""
+        raise ValueError(f"The tomography {text}{of} does not exist.")
     return path
 
 
@@ -292,22 +297,12 @@ def file_name(label: str) -> str:
 
 # ---- how it is done -------------------------------------------------------------------------------
 
-# parameter -> (row of DIALS' Table 1, better where higher: +1, lower: -1)
-STATISTICS = {
-    "r_meas": ("Rmeas(I)", -1),
-    "r_pim": ("Rpim(I)", -1),
-    "cc_half": ("CC half", 1),
-    "i_over_sigma": ("I/sigma", 1),
-    "anomalous_correlation": ("Anomalous correlation", 1),
-}
-
 
 @dataclass(frozen=True)
 class Settings:
     """How the pipeline is to run; see phil/xia2_anacor.phil for the words.
 
-    strategy: the one to take whatever the statistics say. margin: relative difference within which two
-    strategies count as equal. Options: further arguments of each program; those of segmentation and
+    strategy: the one to take whatever the statistics say. statistic, margin: see `choose_strategy`. Options: further arguments of each program; those of segmentation and
     absorption by crystal, "" for all of them.
     """
 
@@ -393,16 +388,6 @@ class Correction:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The strategy that was taken, the value of the statistic for each of them, and the reason."""
-
-    strategy: Strategy
-    statistic: str
-    values: Mapping[str, float]
-    reason: str
-
-
-@dataclass(frozen=True)
 class WavelengthResult:
     """Statistics and final files of one wavelength (A). files: what it is -> path."""
 
@@ -453,10 +438,8 @@ WriteReport = Callable[[Comparison, Path], None]
 # ---- doing it -------------------------------------------------------------------------------------
 
 
-def integrate(
-    images: Sequence[str], options: Sequence[str], work: WorkingFolder, nproc: int = 1
-) -> Path:
-    """The directory of ``xia2 pipeline=dials`` on images (``path`` or ``path:first:last``).
+def integration(images: Sequence[str], options: Sequence[str], nproc: int = 1) -> Step:
+    """The step ``xia2 pipeline=dials`` on images (``path`` or ``path:first:last``); its folder is xia2's.
 
     Raises ValueError where there is no xia2 or no image. Whether images have changed is judged by the
     named ones alone.
@@ -473,14 +456,13 @@ def integrate(
         if not files[-1].is_file():
             raise ValueError(f"There is no image {path}.")
         named.append(f"image={files[-1]}{span}")
-    step = Step(
+    return Step(
         "xia2",
         ("xia2", "pipeline=dials", *named, *options),
         tuple(files),
         ("xia2.json",),
         (f"nproc={nproc}",),
     )
-    return work.run(step).folder
 
 
 def process(
@@ -585,8 +567,13 @@ def reduce_group(
 
     per_wavelength = compare_wavelengths(name, outcomes, corrections, settings, work, write_report)
     selection = choose_strategy(
-        [json.loads(c.path(COMPARISON_JSON).read_text("utf-8")) for _, _, c in per_wavelength],
-        settings,
+        [
+            json.loads(step.path(COMPARISON_JSON).read_text("utf-8"))["same_observations"]["values"]
+            for _, _, step in per_wavelength
+        ],
+        settings.statistic,
+        settings.margin,
+        settings.strategy,
     )
     best = scaled[selection.strategy.name]
     final = (best.path("scaled.expt"), best.path("scaled.refl"))
@@ -819,7 +806,17 @@ def _compare(
     folder: Path,
 ) -> None:
     comparison = compare_scaled(outcomes, settings.d_min, settings.n_bins)
-    write_json(folder / COMPARISON_JSON, as_dict(comparison))
+    values, n = statistics_of_same_observations(
+        {
+            one.strategy.name: (one.experiments, one.reflections)
+            for one in outcomes
+            if isinstance(one, ScaledData)
+        },
+        comparison.d_max,
+        comparison.d_min,
+    )
+    same = {"observations": n, "values": values}
+    write_json(folder / COMPARISON_JSON, as_dict(comparison) | {"same_observations": same})
     write_report(comparison, folder / COMPARISON_HTML)
 
 
@@ -833,53 +830,6 @@ def compare_scaled(
     width = block_width(scaled)
     statistics = tuple(merging_statistics(one, *limits, n_bins, width) for one in scaled)
     return Comparison(tuple(outcomes), statistics, *limits, n_bins)
-
-
-def choose_strategy(tables: Sequence[Mapping[str, Any]], settings: Settings) -> Selection:
-    """The strategy to take, by the overall statistic at the common resolution.
-
-    tables: a comparison (`comparison.as_dict`) for each wavelength; the statistic is averaged over them.
-    Spherical harmonics have free parameters that can lower R values without making intensities better, so
-    strategies within the margin of the best count as equal: of these the one with the fewest terms is
-    taken, then the stiffest, then the one with the best value.
-    """
-    row, sign = STATISTICS[settings.statistic]
-    sums: dict[str, list[float]] = {}
-    for table in tables:
-        for entry in table["strategies"]:
-            if entry["succeeded"]:
-                value = (entry["table_1"].get(row) or [None])[0]
-                sums.setdefault(entry["strategy"], []).append(math.nan if value is None else value)
-    values = {name: sum(each) / len(each) for name, each in sums.items()}
-    if settings.strategy:
-        return Selection(
-            strategy_called(settings.strategy), settings.statistic, values, "chosen by hand"
-        )
-    known = {name: value for name, value in values.items() if math.isfinite(value)}
-    if not known:
-        raise ValueError(
-            f"No strategy has a value of {row}; choose one by selection.strategy=, or another "
-            "selection.statistic=."
-        )
-    best = max(known, key=lambda name: sign * known[name])
-    tolerance = settings.margin * abs(known[best])
-    equal = [name for name in known if sign * (known[best] - known[name]) <= tolerance]
-
-    def stiffness(name: str) -> tuple[float, float, float]:
-        level = strategy_called(name).spherical_harmonics
-        lmax, weight = SPHERICAL_HARMONICS[level] if level else (0, math.inf)
-        return (lmax, -weight, -sign * known[name])
-
-    chosen = min(equal, key=stiffness)
-    reason = f"best {row}" + (" (mean of the wavelengths)" if len(tables) > 1 else "")
-    if len(known) == 1:
-        reason = "the only one"
-    elif chosen != best:
-        reason = (
-            f"{row} within {100 * settings.margin:g} % of the best ({strategy_called(best).label}), "
-            "with fewer or stiffer spherical harmonics"
-        )
-    return Selection(strategy_called(chosen), settings.statistic, values, reason)
 
 
 def merge_and_export(

@@ -183,6 +183,8 @@ class WorkingFolder:
             raise ValueError(
                 f"Another run works in {self.path}; wait for it, or name another output.directory."
             ) from None
+        except OSError as error:  # file systems without locks
+            logger.debug("%s cannot be locked: %s", self.path, error)
         try:
             yield
         finally:
@@ -220,7 +222,11 @@ class WorkingFolder:
                 return error
 
         with ThreadPoolExecutor(max(1, min(at_a_time, len(steps)))) as executor:
-            return list(executor.map(outcome, steps))
+            try:
+                return list(executor.map(outcome, steps))
+            except BaseException:
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _why_to_run(self, step: Step, inputs: Mapping[str, str]) -> str | None:
         """The reason for which a step has to be run; None where its record is good.
