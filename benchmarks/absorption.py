@@ -145,7 +145,7 @@ def run_volume(benchmark: Benchmark, settings: dict[str, Any]) -> None:
     engine = select_device(settings["device"])
     use_threads(settings["nproc"])
     volume = prepare_volume(benchmark.labels, benchmark.mu)
-    points = CrystalPoints(benchmark.labels).draw(20_000, np.random.default_rng(0))
+    points = CrystalPoints(benchmark.labels).draw(20_000, np.random.default_rng(0)).voxels
     some = benchmark.index[:40]
     (exact, _), wall, cpu = timed(
         lambda: engine.exact_transmission(

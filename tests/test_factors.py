@@ -145,7 +145,7 @@ MU = np.array([0.0, 0.03, 0.05])
 
 def exact_answer(labels, mu, directions, n=200_000, beam=None):
     """A (n,) by exact rays from very many points."""
-    points = CrystalPoints(labels).draw(n, np.random.default_rng(99))
+    points = CrystalPoints(labels).draw(n, np.random.default_rng(99)).voxels
     weights = None
     if beam is not None:
         weights = beam.weights(labels.position_um(points), directions.to_source, X)
@@ -570,7 +570,7 @@ def test_the_memory_is_bounded(plate_scan, monkeypatch):
         PLATE,
         MU,
         directions[:50],
-        tolerance=1.2e-3,
+        tolerance=1.1e-3,
         method="table",
         memory_gb=0.1,
         device="cpu",

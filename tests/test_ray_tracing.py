@@ -39,7 +39,7 @@ def directions():
 
 
 def crystal_points(labels, n=200, seed=0):
-    return CrystalPoints(labels).draw(n, np.random.default_rng(seed))
+    return CrystalPoints(labels).draw(n, np.random.default_rng(seed)).voxels
 
 
 def lengths_by_crossings(labels, point, direction):

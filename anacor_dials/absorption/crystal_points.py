@@ -1,14 +1,18 @@
 """Points of the crystal at which its transmission is sampled.
 
-Two points are taken at random from each of n/2 equal parts of the crystal, the parts being stretches
-of a Hilbert curve through its voxels: compact, of equal volume, whatever the crystal's shape. The
-error of a mean over such points falls as n^-5/6, where that of points taken anywhere falls as n^-1/2
-(stratified sampling; Cochran, Sampling Techniques, 1977, ch. 5). The two points of a part give that
-error without bias: var(mean) = sum over parts of (f_a - f_b)^2 / n^2.
+Two points are taken at random from each of n/2 parts of the crystal, the parts being stretches of a
+Hilbert curve through its voxels: compact, whatever the crystal's shape. The error of a mean over such
+points falls as n^-5/6, where that of points taken anywhere falls as n^-1/2 (stratified sampling;
+Cochran, Sampling Techniques, 1977, ch. 5). The parts are of equal volume, or small where much depends on
+the point (Neyman's allocation, ibid. 5.5); a point's weight is the volume of its part. The two points of a
+part give the error without bias: var(sum w f) = sum over parts of w^2 (f_a - f_b)^2.
 Points in the order of the curve also keep the rays of neighbours close together in memory.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
@@ -138,6 +142,24 @@ def _voxels_of_ranks(labels, label, codes, bits, starts, ranks, voxels):  # type
                 seen += 1
 
 
+@dataclass(frozen=True, eq=False)
+class SampledPoints:
+    """Points of the crystal and what they stand for.
+
+    voxels: (n, 3) voxel indices, not whole; points 2k and 2k + 1 come from one part. weights: (n,) the
+    part's volume, relative to that of the average part; a pair has one weight.
+    """
+
+    voxels: FloatArray
+    weights: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.voxels)
+
+    def __getitem__(self, index: Any) -> SampledPoints:
+        return SampledPoints(self.voxels[index], self.weights[index])
+
+
 class CrystalPoints:
     """Draws stratified points from one label of a volume.
 
@@ -160,12 +182,23 @@ class CrystalPoints:
         self._until = np.cumsum(counts[tuple(blocks[order].T)], dtype=np.int64)
         self.n_voxels = int(self._until[-1])
 
-    def draw(self, n: int, rng: np.random.Generator) -> FloatArray:
-        """n points (n, 3), voxel indices; points 2k and 2k + 1 lie in the k-th part. n is even."""
+    def draw(
+        self, n: int, rng: np.random.Generator, importance: FloatArray | None = None
+    ) -> SampledPoints:
+        """n points, two from each of n/2 parts; n is even.
+
+        importance: (k,), > 0, of k stretches of equal volume along the curve: there will be so many
+        points per volume, relatively. None: the same everywhere.
+        """
         if n < 2 or n % 2:
             raise ValueError(f"{n} points were asked for; their number must be even and >= 2.")
+        density = np.ones(1) if importance is None else importance
+        ends = np.linspace(0.0, self.n_voxels, len(density) + 1)
+        until = np.concatenate([[0.0], np.cumsum(density)])
+        edges = np.interp(np.linspace(0.0, until[-1], n // 2 + 1), until, ends)
         part = np.arange(n) // 2
-        place = (part + rng.random(n)) * (self.n_voxels / (n // 2))
+        volume = np.diff(edges)[part]
+        place = edges[part] + rng.random(n) * volume
         along_curve = np.minimum(place.astype(np.int64), self.n_voxels - 1)
         order = np.argsort(along_curve, kind="stable")
         block = np.searchsorted(self._until, along_curve[order], side="right")
@@ -183,4 +216,5 @@ class CrystalPoints:
         )
         voxels = np.empty_like(found)
         voxels[order] = found
-        return voxels + rng.random((n, 3)) - 0.5
+        points = voxels + rng.random((n, 3)) - 0.5
+        return SampledPoints(points, volume * (n // 2 / self.n_voxels))

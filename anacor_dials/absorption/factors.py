@@ -36,7 +36,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from anacor_dials.absorption import ray_tracing
-from anacor_dials.absorption.crystal_points import CrystalPoints
+from anacor_dials.absorption.crystal_points import CrystalPoints, SampledPoints
 from anacor_dials.absorption.direction_table import DirectionTable, ExitGrid, IncidentArc, TableSum
 from anacor_dials.absorption.ray_tracing import AttenuatingVolume
 from anacor_dials.sample.frames import FloatArray, unit
@@ -47,6 +47,11 @@ logger = logging.getLogger("dials.anacor.absorption")
 SMALLEST_TRANSMISSION = 1e-30  # so that a logarithm exists; no such reflection is ever measured
 PILOT_POINTS = 2048
 PILOT_REFLECTIONS = 32
+# Where points matter is looked at with so many points and reflections; no place counts for less than
+# the floor, relative to the mean.
+IMPORTANCE_POINTS = 8192
+IMPORTANCE_REFLECTIONS = 96
+LEAST_IMPORTANCE = 0.1
 PATH_POINTS = 1024
 PATH_STEP_DEG = 10.0
 # Shares of the tolerance, in quadrature; what is left is for chance.
@@ -288,9 +293,12 @@ def absorption_factors(
     engine = select_device(device)
     threads = ray_tracing.use_threads(nproc)
     with threadpool_limits(limits=threads, user_api="blas"):
+        mu = np.asarray(mu_per_um, dtype=np.float64)
+        if mu.shape == labels.counts().shape:  # what is not there shall not decide about steps
+            mu = np.where(labels.counts() > 0, mu, 0.0)
         volume = ray_tracing.prepare_volume(
             labels,
-            np.asarray(mu_per_um, dtype=np.float64),
+            mu,
             step_optical_depth=ray_tracing.STEP_OPTICAL_DEPTH * math.sqrt(tolerance / 1e-3),
         )
         points = CrystalPoints(labels)
@@ -324,6 +332,7 @@ class _Computation:
         self.memory_bytes = memory_bytes
         self.rng = rng
         self.progress = progress
+        self.importance: FloatArray | None = None
 
     # ---- the whole -------------------------------------------------------------------------------
 
@@ -333,6 +342,7 @@ class _Computation:
         if n == 0:
             raise ValueError("There are no reflections with directions to compute factors for.")
         checked = np.sort(self.rng.permutation(n)[:check_reflections])
+        self.importance = self._importance()
         n_points = self._points_for(tolerance)
         step = min(max(STEP_AT_TOLERANCE_1E3 * (tolerance / 1e-3) ** 0.7, 1.5), 15.0)
         table: TableSum | None = None
@@ -418,19 +428,44 @@ class _Computation:
 
     # ---- points and rays -------------------------------------------------------------------------
 
-    def _draw(self, n: int) -> FloatArray:
+    def _importance(self) -> FloatArray:
+        """How densely points should lie in stretches of equal volume of the crystal (k,).
+
+        As the rms over reflections of f(x) / A, f the transmission to and from a point, A its mean: what
+        one point's chance place does to log A is in proportion to it. In a strongly absorbing crystal
+        that is its skin; without absorption it is the same everywhere.
+        """
+        points = self.crystal.draw(IMPORTANCE_POINTS, self.rng)
+        chosen = self.rng.permutation(len(self.directions))[:IMPORTANCE_REFLECTIONS]
+        squares = np.zeros(IMPORTANCE_POINTS // 2)
+        for start in range(0, len(chosen), 16):
+            some = self.directions[chosen[start : start + 16]]
+            f = self.engine.march_transmission(self.volume, points.voxels, some.to_source)
+            f = f * self.engine.march_transmission(self.volume, points.voxels, some.exit)
+            f = self.engine.to_numpy(f).astype(np.float64)
+            if self.beam is not None:
+                f *= self._reflection_weights(points, some)
+            f /= np.maximum(f.mean(axis=1, keepdims=True), SMALLEST_TRANSMISSION)
+            squares += (f**2).sum(axis=0).reshape(-1, 2).mean(axis=1)
+        importance = np.sqrt(squares)
+        smooth = np.convolve(np.pad(importance, 1, mode="edge"), np.ones(3) / 3, "valid")
+        floored = np.maximum(smooth, LEAST_IMPORTANCE * smooth.mean() + SMALLEST_TRANSMISSION)
+        # in steps of a twelfth, so that the last digits of another device lead to the same points
+        return 2.0 ** (np.round(8 * np.log2(floored)) / 8)
+
+    def _draw(self, n: int) -> SampledPoints:
         """About n points of the part of the crystal that the beam lights at some angle.
 
         Pairs that it never lights add nothing to any sum and are left out; so more are drawn.
         """
         if self.beam is None:
-            return self.crystal.draw(n, self.rng)
+            return self.crystal.draw(n, self.rng, self.importance)
         beam = self.beam.enlarged(LIT_MARGIN)
         n_drawn = n
         while True:
-            points = self.crystal.draw(n_drawn, self.rng)
+            points = self.crystal.draw(n_drawn, self.rng, self.importance)
             lit = np.zeros(len(points), dtype=bool)
-            positions = self.labels.position_um(points)
+            positions = self.labels.position_um(points.voxels)
             for sweep, axis in enumerate(self.directions.rotation_axes):
                 sources = self.directions.to_source[self.directions.sweep == sweep]
                 step = max(1, len(sources) // LIT_DIRECTIONS)
@@ -444,19 +479,20 @@ class _Computation:
             n_drawn = 2 * math.ceil(min(1.1 * n_drawn / max(share, 1e-3), MOST_POINTS) / 2)
 
     def _weights(
-        self, points: FloatArray, directions: FloatArray, sweep: int
+        self, points: SampledPoints, directions: FloatArray, sweep: int
     ) -> NDArray[np.float32]:
+        """What points count, times the beam's intensity there, for directions to the source: (n, m)."""
         assert self.beam is not None
-        positions = self.labels.position_um(points)
+        positions = self.labels.position_um(points.voxels)
         axis = self.directions.rotation_axes[sweep]
-        return self.beam.weights(positions, directions, axis)
+        return self.beam.weights(positions, directions, axis) * points.weights.astype(np.float32)
 
     def _reflection_weights(
-        self, points: FloatArray, directions: Directions
-    ) -> NDArray[np.float32] | None:
-        """The beam's intensity (n, m) at m points for n reflections; None for a bathing beam."""
+        self, points: SampledPoints, directions: Directions
+    ) -> NDArray[np.float32]:
+        """What m points count for n reflections: (n, m), or (1, m) for a bathing beam."""
         if self.beam is None:
-            return None
+            return points.weights.astype(np.float32)[None]
         weights = np.empty((len(directions), len(points)), dtype=np.float32)
         for sweep in np.unique(directions.sweep):
             chosen = directions.sweep == sweep
@@ -464,7 +500,9 @@ class _Computation:
         _require_light(weights.sum(axis=1))
         return weights
 
-    def _exact(self, points: FloatArray, directions: Directions) -> tuple[FloatArray, FloatArray]:
+    def _exact(
+        self, points: SampledPoints, directions: Directions
+    ) -> tuple[FloatArray, FloatArray]:
         exact, error = np.empty(len(directions)), np.empty(len(directions))
         size = len(directions)
         if (
@@ -476,11 +514,11 @@ class _Computation:
             some = directions[part]
             weights = self._reflection_weights(points, some)
             exact[part], error[part] = self.engine.exact_transmission(
-                self.volume, points, some.to_source, some.exit, weights
+                self.volume, points.voxels, some.to_source, some.exit, weights
             )
         return np.maximum(exact, SMALLEST_TRANSMISSION), error
 
-    def _reference(self, points: FloatArray, directions: Directions) -> FloatArray:
+    def _reference(self, points: SampledPoints, directions: Directions) -> FloatArray:
         """A (n,) of some reflections by exact traversal from all points.
 
         From very many points A is marched, and what exact traversal of a part of them differs by is
@@ -500,7 +538,7 @@ class _Computation:
             )
         return exact * ratio
 
-    def _direct(self, points: FloatArray, exact: bool) -> tuple[FloatArray, FloatArray]:
+    def _direct(self, points: SampledPoints, exact: bool) -> tuple[FloatArray, FloatArray]:
         """A (n,) by every reflection's own rays, and its relative standard error (n,)."""
         n = len(self.directions)
         transmission, relative = np.empty(n), np.empty(n)
@@ -515,25 +553,24 @@ class _Computation:
             relative[start : start + size] = error / mean
         return transmission, relative
 
-    def _marched(self, points: FloatArray, part: Directions) -> tuple[FloatArray, FloatArray]:
+    def _marched(self, points: SampledPoints, part: Directions) -> tuple[FloatArray, FloatArray]:
         weights = self._reflection_weights(points, part)
         xp = self.engine.xp
         total, f_squares, f_weights, w_squares = (xp.zeros(len(part)) for _ in range(4))
         for begin in range(0, len(points), LARGEST_CHUNK):
-            some = points[begin : begin + LARGEST_CHUNK]
+            chunk = slice(begin, begin + LARGEST_CHUNK)
+            some = points.voxels[chunk]
+            w = xp.asarray(weights[:, chunk])
             f = self.engine.march_transmission(self.volume, some, part.to_source)
-            f = f * self.engine.march_transmission(self.volume, some, part.exit)
-            if weights is not None:
-                w = xp.asarray(weights[:, begin : begin + LARGEST_CHUNK])
-                f = f * w
-                d_w = w[:, ::2] - w[:, 1::2]
-                f_weights += ((f[:, ::2] - f[:, 1::2]) * d_w).sum(axis=1, dtype=np.float64)
-                w_squares += (d_w**2).sum(axis=1, dtype=np.float64)
+            f = f * self.engine.march_transmission(self.volume, some, part.exit) * w
+            d_f = f[:, ::2] - f[:, 1::2]
             total += f.sum(axis=1, dtype=np.float64)
-            f_squares += ((f[:, ::2] - f[:, 1::2]) ** 2).sum(axis=1, dtype=np.float64)
-        norm = np.full(len(part), float(len(points)))
-        if weights is not None:
-            norm = weights.sum(axis=1, dtype=np.float64)
+            f_squares += (d_f**2).sum(axis=1, dtype=np.float64)
+            if self.beam is not None:  # else the two of a pair count the same
+                d_w = w[:, ::2] - w[:, 1::2]
+                f_weights += (d_f * d_w).sum(axis=1, dtype=np.float64)
+                w_squares += (d_w**2).sum(axis=1, dtype=np.float64)
+        norm = weights.sum(axis=1, dtype=np.float64)
         mean = np.maximum(self.engine.to_numpy(total) / norm, SMALLEST_TRANSMISSION)
         sums = [self.engine.to_numpy(x) for x in (f_squares, f_weights, w_squares)]
         return mean, ray_tracing.ratio_error(mean, norm, *sums)
@@ -575,7 +612,7 @@ class _Computation:
         return fine / n_parts + coarse < 2 * len(self.directions)
 
     def _tables(
-        self, points: FloatArray, parts: list[NDArray[np.int64]], fine: Grid
+        self, points: SampledPoints, parts: list[NDArray[np.int64]], fine: Grid
     ) -> tuple[TableSum, DirectionTable, int]:
         """log A and the log of its relative variance by direction, and how many were traced."""
         if len(parts) == 1:
@@ -600,7 +637,7 @@ class _Computation:
         )
 
     def _table(
-        self, points: FloatArray, parts: list[NDArray[np.int64]], grid: Grid
+        self, points: SampledPoints, parts: list[NDArray[np.int64]], grid: Grid
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """At the nodes: log A, the log of its relative variance, log A of the first part alone."""
         arcs, exit_grid = grid
@@ -620,10 +657,11 @@ class _Computation:
         log_first = np.zeros(shape)
         for index in self._steps(range(len(chunks)), f"{sum(shape)} directions"):
             some = points[chunks[index]]
-            t_in = self.engine.march_transmission(self.volume, some, incident)
-            t_out = self.engine.march_transmission(self.volume, some, exits)
+            t_in = self.engine.march_transmission(self.volume, some.voxels, incident)
+            t_out = self.engine.march_transmission(self.volume, some.voxels, exits)
             if self.beam is None:
-                lit += len(some)
+                t_in = t_in * xp.asarray(some.weights.astype(np.float32))
+                lit += float(some.weights.sum())
             else:
                 weights = np.empty(t_in.shape, dtype=np.float32)
                 for i in range(len(arcs)):
@@ -670,9 +708,11 @@ class _Computation:
         total = np.zeros((len(incident), len(exits)))
         for start in range(0, len(points), 128):
             some = points[start : start + 128]
-            t_in, l_in = self._path_lengths(some, incident)
-            t_out, l_out = self._path_lengths(some, exits)
-            if self.beam is not None:
+            t_in, l_in = self._path_lengths(some.voxels, incident)
+            t_out, l_out = self._path_lengths(some.voxels, exits)
+            if self.beam is None:
+                t_in *= some.weights
+            else:
                 for i in range(len(arcs)):
                     t_in[arc_of == i] *= self._weights(some, incident[arc_of == i], i)
             total += t_in @ t_out.T
@@ -686,14 +726,14 @@ class _Computation:
             paths[:, label] = np.maximum(table(*_arguments(self.directions)), 0.0)
         return paths
 
-    def _own_mean_paths(self, points: FloatArray) -> FloatArray:
+    def _own_mean_paths(self, points: SampledPoints) -> FloatArray:
         paths = np.zeros((len(self.directions), len(self.labels.names)))
         weights = self._reflection_weights(points, self.directions)
         for i, (s, e) in enumerate(
             zip(self.directions.to_source, self.directions.exit, strict=True)
         ):
-            t, lengths = self._path_lengths(points, np.stack([s, e]))
-            f = t[0] * t[1] * (1.0 if weights is None else weights[i])
+            t, lengths = self._path_lengths(points.voxels, np.stack([s, e]))
+            f = t[0] * t[1] * weights[i % len(weights)]
             total = max(float(f.sum()), SMALLEST_TRANSMISSION)
             paths[i] = f @ (lengths[0] + lengths[1]) / total
         paths[:, 0] = 0.0

@@ -513,7 +513,7 @@ def _exact_sums(labels, lower, upper, points, weights, to_source, exits, mu, sum
         before = 0.0
         weight_before = 0.0
         for i in range(start, min(start + POINTS_PER_TASK, n_points)):
-            w = weights[h, i] if weights.shape[0] > 0 else 1.0
+            w = weights[h % weights.shape[0], i]
             value = 0.0
             if w > 0.0:
                 tau = 0.0
@@ -560,7 +560,7 @@ def exact_transmission(
 
     A = sum_x w exp(-tau_in - tau_out) / sum_x w. points: (m, 3) voxel indices from
     :class:`anacor_dials.absorption.crystal_points.CrystalPoints`; to_source, exit_directions: (n, 3);
-    weights: (n, m) or None. Points 2k and 2k + 1 come from the same part of the crystal, which gives
+    weights: (n, m), (m,) or None for 1. Points 2k and 2k + 1 come from the same part of the crystal, which gives
     the standard error: see :func:`ratio_error`.
     """
     points = np.asarray(points, dtype=np.float64).reshape(-1, 3) + 0.5
@@ -568,7 +568,7 @@ def exact_transmission(
     exits = np.asarray(exit_directions, dtype=np.float64).reshape(-1, 3) / volume.voxel_size_um
     n_tasks = -(-len(points) // POINTS_PER_TASK)
     sums = np.zeros((len(to_source), n_tasks, 5))
-    w = np.zeros((0, 0)) if weights is None else np.asarray(weights, dtype=np.float64)
+    w = np.atleast_2d(np.ones(len(points)) if weights is None else np.asarray(weights, np.float64))
     _exact_sums(
         volume.labels,
         volume.lower,

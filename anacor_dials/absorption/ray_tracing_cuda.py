@@ -228,6 +228,7 @@ def exact_transmission(
     exits = np.asarray(exit_directions, dtype=np.float64).reshape(-1, 3) / size
     _, _, labels, shape, lower, upper, mu = _OnDevice.of(volume)
     n = len(to_source)
+    given = np.atleast_2d(np.ones(len(starts)) if weights is None else np.asarray(weights, float))
     mean, error = np.empty(n), np.empty(n)
     step = max(1, int(EXACT_BYTES / (8 * len(starts))))
     for start in range(0, n, step):
@@ -251,10 +252,8 @@ def exact_transmission(
                 values,
             ),
         )
-        w = cupy.ones((1, len(starts)))
-        if weights is not None:
-            w = cupy.asarray(np.asarray(weights)[part], dtype=np.float64)
-            values *= w
+        w = cupy.asarray(given if len(given) == 1 else given[part])
+        values *= w
         d_f = values[:, ::2] - values[:, 1::2]
         d_w = w[:, ::2] - w[:, 1::2]
         norm = w.sum(axis=1)
