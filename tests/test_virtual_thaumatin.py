@@ -1,0 +1,217 @@
+"""The proof in examples/virtual_thaumatin: its steps, its commands, its tables, and (slow) its pattern."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+pytest.importorskip("dials", reason="the example needs DIALS")
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "virtual_thaumatin"
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "virtual_thaumatin", EXAMPLE / "virtual_thaumatin.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["virtual_thaumatin"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- steps ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copying(example, tmp_path):
+    """A step that appends a line to a file it makes, from one that it reads."""
+    (tmp_path / "given").write_text("something")
+    code = "open('made', 'a').write('x')"
+    return example.Step(
+        "copy",
+        (sys.executable, "-c", code),
+        tmp_path,
+        (tmp_path / "given",),
+        (tmp_path / "made",),
+    )
+
+
+def test_a_step_is_run_once(example, copying, tmp_path):
+    for _ in range(3):
+        example.run_step(copying, tmp_path)
+    assert (tmp_path / "made").read_text() == "x"
+    log = (tmp_path / "copy.log").read_text()
+    assert log.startswith(f"$ {shlex.join(copying.command)}\n")
+
+
+def test_a_step_is_run_again_where_it_reads_something_newer(example, copying, tmp_path):
+    example.run_step(copying, tmp_path)
+    later = (tmp_path / "made").stat().st_mtime + 10
+    os.utime(tmp_path / "given", (later, later))
+    example.run_step(copying, tmp_path)
+    assert (tmp_path / "made").read_text() == "xx"
+
+
+def test_a_step_is_run_again_where_its_command_differs(example, copying, tmp_path):
+    example.run_step(copying, tmp_path)
+    other = example.Step(
+        copying.name, (*copying.command, "more"), tmp_path, copying.reads, copying.makes
+    )
+    example.run_step(other, tmp_path)
+    example.run_step(other, tmp_path)
+    assert (tmp_path / "made").read_text() == "xx"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("print('no'); raise SystemExit(3)", "exit status 3"), ("print('no')", "made not made")],
+)
+def test_a_step_that_fails_ends_the_run_and_is_not_done(example, copying, tmp_path, code, reason):
+    step = example.Step("bad", (sys.executable, "-c", code), tmp_path, copying.reads, copying.makes)
+    with pytest.raises(SystemExit, match=rf"no\n.*{reason}.*bad.failed.log"):
+        example.run_step(step, tmp_path)
+    assert not (tmp_path / "bad.log").exists()
+    assert "no" in (tmp_path / "bad.failed.log").read_text()
+
+
+def test_what_a_step_reads_is_given_or_made_by_an_earlier_one(example, tmp_path):
+    given = example.arguments([str(tmp_path), "--sam2", "hub/name"])
+    made = set()
+    steps = example.steps_of(given, tmp_path)
+    for step in steps:
+        for path in step.reads:
+            assert path in made or path.suffix == ".safetensors"
+        made |= set(step.makes)
+    assert len({step.name for step in steps}) == len(steps)
+    assert any("sam2.checkpoint=hub/name" in step.command for step in steps)
+    assert f"labels={example.TRUTH},{example.NETWORK},{example.SAM2}" in steps[-1].command
+
+
+def test_the_weights_that_ship_are_read(example, tmp_path):
+    step = next(
+        s for s in example.steps_of(example.arguments([str(tmp_path)]), tmp_path)
+        if s.name == "segment_anacornet"
+    )  # fmt: skip
+    weights = [path for path in step.reads if path.suffix == ".safetensors"]
+    assert weights
+    assert all(path.is_file() for path in weights)
+
+
+@pytest.mark.parametrize("setting", ["small", "large"])
+def test_every_parameter_is_one_of_its_command(example, tmp_path, setting):
+    given = example.arguments([str(tmp_path), "--setting", setting, "--sam2", "hub/name"])
+    for step in example.steps_of(given, tmp_path):
+        module = importlib.import_module(f"anacor_dials.command_line.{step.command[0][6:]}")
+        interpreter = module.phil_scope.command_line_argument_interpreter()
+        for argument in step.command[1:]:
+            if "=" in argument:
+                module.phil_scope.fetch(interpreter.process(argument)).extract()
+
+
+def test_the_samples_fit_their_images(example, tmp_path):
+    """The sample of each setting is drawn, as the command draws it, and lies within the images."""
+    from anacor_dials.command_line import anacor_simulate
+    from anacor_dials.simulation.batch import scan_jobs
+
+    for setting in example.SETTINGS:
+        given = example.arguments([str(tmp_path), "--setting", setting])
+        command = example.steps_of(given, tmp_path)[0].command[1:]
+        scope = anacor_simulate.phil_scope
+        interpreter = scope.command_line_argument_interpreter()
+        params = scope.fetch(sources=[interpreter.process(a) for a in command]).extract()
+        recipe = anacor_simulate.sample_recipe(params)
+        settings = anacor_simulate.scan_settings(params)
+        [job] = scan_jobs(recipe, settings, params.seed, 1, "virtual")
+        size = np.ptp(job.sample().bounds_um("crystal"), axis=0)
+        assert 25 < np.cbrt(size.prod()) < 150
+
+
+# ---- tables ----------------------------------------------------------------------------------------
+
+
+def judged(example, label: str, cc: float, peak: float):
+    shells = {
+        name: np.array([cc, cc - 0.1]) for name in ("cc_intensities", "r_intensities", "cc_anomalous")
+    }  # fmt: skip
+    one = example.Agreement(cc, 1 - cc, cc, 100, 40, shells)
+    return example.Judged(label, {"Rmeas(I)": [0.1, 0.1, 0.2]}, one, np.array([peak, 3.0]))
+
+
+def test_rows_are_those_of_the_comparison_and_of_the_truth(example):
+    comparison = {
+        "columns": ["none", "failed to judge", "analytical: truth"],
+        "table": [{"name": "Rmeas", "cells": ["0.3", "x", "0.1"], "best": ["analytical: truth"]}],
+    }
+    both = [judged(example, "none", 0.8, 3.0), judged(example, "analytical: truth", 0.9, 9.0)]
+    rows = example.table_rows(both, comparison)
+    assert rows[0] == ("Rmeas", ["0.3", "0.1"], [False, True])
+    by_name = {name: (cells, best) for name, cells, best in rows[1:]}
+    assert by_name["CC with true intensities"] == (
+        ["0.8000 (0.7000)", "0.9000 (0.8000)"],
+        [False, True],
+    )
+    assert by_name["R against true intensities"][1] == [False, True]  # the smaller one
+    assert by_name["Mean anomalous peak at S (sigma)"][0] == ["3.00", "6.00"]
+    assert by_name["S atoms above 4 sigma"][0] == ["0", "1"]
+    table = example.markdown(["none", "truth"], rows).splitlines()
+    assert table[0] == "|  | none | truth |"
+    assert table[2] == "| Rmeas | 0.3 | **0.1** |"
+    assert {line.count("|") for line in table} == {4}
+
+
+def test_figures_of_a_document_are_replaced(example):
+    document = f"before\n{example.BEGIN}\nold\n{example.END}\nafter\n"
+    new = example.with_figures(document, "new")
+    assert new == f"before\n{example.BEGIN}\nnew\n{example.END}\nafter\n"
+    assert example.with_figures(new, "new") == new
+    with pytest.raises(ValueError, match="lacks the marks"):
+        example.with_figures("nothing", "new")
+
+
+def test_the_document_has_a_place_for_the_figures(example, capsys):
+    docs = EXAMPLE.parents[1] / "docs" / "virtual_thaumatin.md"
+    assert example.arguments(["--docs", str(docs)]).docs == docs
+    with pytest.raises(SystemExit):
+        example.arguments(["--docs", str(EXAMPLE / "README.md")])
+    assert "lacks the marks" in capsys.readouterr().err
+
+
+# ---- the proof ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_absorption_ruins_the_data_and_labels_mend_them(example, tmp_path, capsys):
+    results = {one.label: one for one in example.main([str(tmp_path / "run")])}
+    none, harmonics = results["none"], results["SH high"]
+    truth, network = (results[f"analytical: {label}"] for label in (example.TRUTH, example.NETWORK))
+
+    def r_meas(one) -> float:
+        return one.table_1["Rmeas(I)"][0]
+
+    assert r_meas(none) > 1.5 * r_meas(truth)
+    assert r_meas(harmonics) > r_meas(truth)
+    assert r_meas(network) < 1.05 * r_meas(truth)
+    for one in (none, harmonics):
+        assert one.agreement.r_intensities > truth.agreement.r_intensities
+        assert one.agreement.cc_anomalous < truth.agreement.cc_anomalous
+        assert one.peaks.mean() < truth.peaks.mean()
+    assert none.agreement.cc_intensities < truth.agreement.cc_intensities
+    assert truth.agreement.cc_intensities > 0.995
+    assert network.peaks.mean() > 0.9 * truth.peaks.mean()
+    assert truth.peaks.mean() > 4
+
+    for name in ("html", "json", "md"):
+        assert (tmp_path / "run" / f"virtual_thaumatin.{name}").stat().st_size > 1000
+    capsys.readouterr()
+    example.main([str(tmp_path / "run")])  # nothing is done twice
+    assert capsys.readouterr().out.count("done before") == 5
