@@ -135,11 +135,12 @@ def test_hidden_alignment_is_found_with_an_honest_error() -> None:
 def test_outliers_do_not_matter() -> None:
     rng = np.random.default_rng(3)
     data = attenuated(random_equivalents(rng), 40.0, 1, 1.0)
-    wrong = rng.random(len(data)) < 0.02
+    wrong = rng.random(len(data)) < 0.03
     data = replace(data, log_intensity=data.log_intensity + np.where(wrong, 3.0, 0.0))
     fit = fit_alignment(data, closed_form(data), ("offset",), Alignment(10.0, 1))
     assert fit.moved
     assert fit.after.angle_offset_deg == pytest.approx(40.0, abs=1.5)
+    assert fit.offset_error_deg < 1.0  # 2.8 with least squares
     assert fit.mu_scale == 1.0  # was not to be moved
 
 
@@ -282,6 +283,9 @@ def perfect_data() -> Data:
     exits = back.apply(s1 / np.linalg.norm(s1, axis=1, keepdims=True)) * flip
     source = back.apply([0.0, 0.0, 1.0]) * flip
     table["true.transmission"] = flex.double(chord_transmission(source, exits))
+    table["lp"] = flex.double(rng.uniform(0.5, 1.5, len(table)))
+    table["qe"] = flex.double(rng.uniform(0.6, 1.0, len(table)))
+    intensity *= flumpy.to_numpy(table["qe"] / table["lp"])
     table["intensity.prf.value"] = flex.double(intensity)
     table["intensity.prf.variance"] = flex.double((0.02 * intensity) ** 2 + 1e-6)
     table.set_flags(flex.bool(len(table), True), table.flags.integrated_prf)
