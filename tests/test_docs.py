@@ -158,6 +158,38 @@ def test_defaults_and_types_are_those_of_phil(generated_pages: ModuleType) -> No
     assert "*whole number ≥ 1, or `Auto`*" in text
 
 
+def test_docstrings_become_markdown(generated_pages: ModuleType) -> None:
+    text = generated_pages.docstring_as_markdown("""
+Does it by dials.scale and tomo.h5.
+
+Examples::
+
+  dials.one a.expt
+
+  dials.two b.expt \\
+    x=1
+
+See labels.file=.
+""")
+    assert text == (
+        "Does it by `dials.scale` and `tomo.h5`.\n\nExamples:\n\n"
+        "```console\ndials.one a.expt\n\ndials.two b.expt \\\n  x=1\n```\n\n"
+        "See `labels.file=`.\n\n"
+    )
+
+
+def test_links_of_results_are_seen_from_the_manual(
+    generated_pages: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generated_pages, "CHECKOUT", tmp_path)
+    page = tmp_path / "benchmarks" / "RESULTS.md"
+    page.parent.mkdir()
+    page.write_text("# Title\n\n![p](a.png) [x](RESULTS-b.md) [y](../README.md) [z](https://a.b)\n")
+    text = generated_pages.results_page(page, tmp_path / "docs" / "generated")
+    assert "![p](../../benchmarks/a.png)" in text
+    assert "[x](RESULTS-b.md) [y](../../README.md) [z](https://a.b)" in text
+
+
 def test_pages_of_what_is_gone_are_removed(generated_pages: ModuleType, tmp_path: Path) -> None:
     stale = tmp_path / "commands" / "anacor_gone.md"
     stale.parent.mkdir()
