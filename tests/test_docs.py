@@ -26,7 +26,7 @@ DOCS = CHECKOUT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md"]
 PICTURES_LIMIT = 3_000_000  # bytes
 OF_XIA2 = ("pipeline",)  # which need not be installed
-FILES = (".py", ".h5", ".nxs", ".expt", ".refl", ".phil", ".cif", ".html", ".json", ".mtz")
+FILES = tuple(".py .h5 .nxs .expt .refl .phil .cif .html .json .mtz .pdb .log".split())
 
 pytest.importorskip("dials")
 

@@ -183,6 +183,8 @@ Every command writes a log (`output.log`), most an HTML report that needs no net
 figures as JSON (`output.json`). `None` instead of a name leaves a file out. Files are written under
 temporary names and get their own at the end, all together: a command that fails leaves what was there.
 Bad input ends with one sentence that says what is wrong, and an exit status that is not zero.
+
+All parameters of all commands by name: {ref}`genindex`.
 """
 
 
