@@ -1021,6 +1021,9 @@ def _notes(fit: AlignmentFit) -> list[str]:
             f"{fit.refuted_others:.1f}"
         )
     notes.append(f"{better}; {REFUTED_AT:g} are needed.")
+    notes.append(
+        "Standard errors are of the intensities; errors of labels and voxels are not in them."
+    )
     if fit.moved and "mu_scale" not in fit.asked and abs(fit.fitted_mu_scale - 1) > 0.03:
         notes.append(
             f"Equivalents would agree best with {fit.fitted_mu_scale:.3f} times mu; mu stays, as "
