@@ -254,6 +254,8 @@ def sections(result: Result, work: WorkingFolder) -> list[Section]:
                 f"({selection.strategy.description}); {selection.reason}."
             )
         )
+        if group.warning:
+            statistics.append(Text(group.warning, "warning"))
         for one in group.wavelengths:
             statistics.append(main_table(group, one))
             report = one.comparison.path(COMPARISON_HTML)
@@ -347,6 +349,7 @@ def as_dict(
                 "unit_cell": group.unit_cell,
                 "scaled_by": {name: step.name for name, step in group.scaled.items()},
                 "failed": group.failed,
+                "warning": group.warning,
                 "selection": {
                     "strategy": group.selection.strategy.name,
                     "statistic": group.selection.statistic,
@@ -472,6 +475,8 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
             group.selection.strategy.label,
             group.selection.reason,
         )
+        if group.warning:
+            logger.warning("%s", group.warning)
         for one in group.wavelengths:
             for path in one.files.values():
                 logger.info("Written: %s", path)

@@ -747,6 +747,27 @@ def test_crystals_together(tmp_path: Path, mad: list, programs: Programs):
     assert (tmp_path / "work/DataFiles/all_scaled_PEAK.mtz").is_file()
 
 
+def test_results_of_two_runs_are_not_mixed(tmp_path: Path, mad: list, programs: Programs):
+    """Names that the new run does not have are removed, but not what somebody has changed or added."""
+    process(mad, SETTINGS, work_in(tmp_path), write_report)
+    data = tmp_path / "work/DataFiles"
+    (data / "X2_scaled.mtz").write_text("edited")
+    (data / "notes.txt").write_text("mine")
+    together = Settings(strategies=("analytical",), together=True)
+    process(mad, together, work_in(tmp_path), write_report)
+    assert {path.name for path in data.iterdir()} == {
+        "notes.txt", "X2_scaled.mtz", "all_scaled.expt", "all_scaled.refl",
+        *(
+            f"all_scaled{kind}"
+            for w in ("LREM", "PEAK")
+            for kind in (f"_{w}.mtz", f"_unmerged_{w}.mtz", f"_unmerged_{w}.mmcif")
+        ),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"X2_scaled.mtz was changed .*; move it elsewhere"):
+        process(mad, SETTINGS, work_in(tmp_path), write_report)
+    assert (data / "X2_scaled.mtz").read_text() == "edited"
+
+
 def test_symmetry_left_alone_or_given_for_one_sweep(tmp_path: Path, mad: list, programs: Programs):
     process(
         mad[1:], Settings(strategies=("none",), symmetry="none"), work_in(tmp_path), write_report

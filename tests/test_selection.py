@@ -13,7 +13,11 @@ from dials.array_family import flex
 from dxtbx import flumpy
 from dxtbx.model import BeamFactory, Crystal, Experiment, ExperimentList
 
-from anacor_dials.diffraction.selection import choose_strategy, statistics_of_same_observations
+from anacor_dials.diffraction.selection import (
+    choose_strategy,
+    factors_that_do_not_help,
+    statistics_of_same_observations,
+)
 
 # ---- statistics of the same observations ----
 
@@ -143,3 +147,14 @@ def test_statistics_that_are_better_when_higher() -> None:
     selection = choose_strategy([values], "i_over_sigma")
     assert selection.strategy.name == "analytical"
     assert selection.values == {"none": 18.8, "analytical": 42.7}
+
+
+def test_factors_that_do_not_help_are_said_so() -> None:
+    said = factors_that_do_not_help({"none": 0.059, "analytical": 0.063}, "r_meas")
+    assert said is not None
+    assert "is 0.063 with them and 0.059 without" in said
+    assert factors_that_do_not_help({"none": 0.092, "analytical": 0.043}, "r_meas") is None
+    assert factors_that_do_not_help({"none": 18.8, "analytical": 42.7}, "i_over_sigma") is None
+    assert factors_that_do_not_help({"none": 42.7, "analytical": 18.8}, "i_over_sigma") is not None
+    assert factors_that_do_not_help({"analytical": 0.043}, "r_meas") is None
+    assert factors_that_do_not_help({"none": 0.1, "analytical": float("nan")}, "r_meas") is None

@@ -53,11 +53,11 @@ from anacor_dials.diffraction.selection import (
     STATISTICS,
     Selection,
     choose_strategy,
+    factors_that_do_not_help,
     statistics_of_same_observations,
 )
 from anacor_dials.diffraction.steps import FinishedStep, Step, StepError, WorkingFolder
 from anacor_dials.report import write_json
-from anacor_dials.sample.output_files import whole_file
 from anacor_dials.sample.tomogram_files import is_sample_file
 
 logger = logging.getLogger("dials.anacor.pipeline")
@@ -407,7 +407,7 @@ class WavelengthResult:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """What became of the sweeps that were scaled together."""
+    """What became of the sweeps that were scaled together. warning: what the user should look at."""
 
     name: str
     crystals: tuple[str, ...]
@@ -415,6 +415,7 @@ class GroupResult:
     scaled: Mapping[str, FinishedStep]
     failed: Mapping[str, str]
     selection: Selection
+    warning: str | None
     absences: FinishedStep | None
     space_group: str
     unit_cell: tuple[float, ...]
@@ -483,9 +484,9 @@ def process(
         )
     corrections = tuple(correct(crystal, settings, work) for crystal in crystals)
     groups = [corrections] if settings.together else [(one,) for one in corrections]
-    return Result(
-        corrections, tuple(reduce_group(group, settings, work, write_report) for group in groups)
-    )
+    reduced = tuple(reduce_group(group, settings, work, write_report) for group in groups)
+    work.remove_old_results()
+    return Result(corrections, reduced)
 
 
 def has_labels(tomography: Path, options: Sequence[str]) -> bool:
@@ -597,11 +598,12 @@ def reduce_group(
         scaled=scaled,
         failed=failed,
         selection=selection,
+        warning=factors_that_do_not_help(selection.values, settings.statistic),
         absences=absences,
         space_group=str(models[0].crystal.get_space_group().info()),
         unit_cell=tuple(models[0].crystal.get_unit_cell().parameters()),
-        experiments=_publish(work, final[0], f"{name}_scaled.expt"),
-        reflections=_publish(work, final[1], f"{name}_scaled.refl"),
+        experiments=work.publish(final[0], f"{name}_scaled.expt"),
+        reflections=work.publish(final[1], f"{name}_scaled.refl"),
         wavelengths=wavelengths,
     )
 
@@ -897,28 +899,18 @@ def merge_and_export(
                 comparison,
                 merging,
                 {
-                    "merged MTZ": _publish(work, merging.path("merged.mtz"), f"{stem}{suffix}.mtz"),
-                    "unmerged MTZ": _publish(
-                        work,
+                    "merged MTZ": work.publish(merging.path("merged.mtz"), f"{stem}{suffix}.mtz"),
+                    "unmerged MTZ": work.publish(
                         mtz.path("scaled_unmerged.mtz"),
                         f"{stem}_unmerged{suffix}.mtz",
                     ),
-                    "unmerged mmCIF": _publish(
-                        work, mmcif.path("scaled.mmcif"), f"{stem}_unmerged{suffix}.mmcif"
+                    "unmerged mmCIF": work.publish(
+                        mmcif.path("scaled.mmcif"), f"{stem}_unmerged{suffix}.mmcif"
                     ),
                 },
             )
         )
     return tuple(results)
-
-
-def _publish(work: WorkingFolder, file: Path, name: str) -> Path:
-    """The file under its final name in DataFiles, as xia2 has it."""
-    final = work.path / "DataFiles" / name
-    final.parent.mkdir(exist_ok=True)
-    with whole_file(final) as path:
-        shutil.copyfile(file, path)
-    return final
 
 
 def _read_models(path: Path) -> ExperimentList:

@@ -119,6 +119,21 @@ def _keys(table: flex.reflection_table) -> NDArray[np.void]:
     return np.ascontiguousarray(numbers).view(kind).ravel()
 
 
+def factors_that_do_not_help(values: Mapping[str, float], statistic: str) -> str | None:
+    """A sentence where the analytical factors alone make the data no better than no correction at all."""
+    if "none" not in values or "analytical" not in values:
+        return None
+    row, sign = STATISTICS[statistic]
+    without, corrected = values["none"], values["analytical"]
+    if not sign * corrected <= sign * without:
+        return None
+    return (
+        f"The factors do not improve the data: {row} of the same observations is {corrected:.3f} with them "
+        f"and {without:.3f} without any correction. Look at the labels, at mu, and at the angle and the "
+        "sense of alignment in the report of dials.anacor_absorption."
+    )
+
+
 def choose_strategy(
     values_by_wavelength: Sequence[Mapping[str, Mapping[str, float | None]]],
     statistic: str = "r_meas",

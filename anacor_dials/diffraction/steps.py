@@ -38,6 +38,7 @@ logger = logging.getLogger("dials.anacor.steps")
 
 RECORD = "steps.json"
 PRINTED = "printed.log"
+RESULTS = "DataFiles"
 
 
 class StepError(ValueError):
@@ -143,6 +144,8 @@ class WorkingFolder:
         self._lock = threading.Lock()
         self._records: dict[str, dict[str, Any]] = {}
         self._hashes: dict[str, list[Any]] = {}
+        self._published: dict[str, str] = {}  # of earlier runs and of this one: SHA-256 by name
+        self._results: set[str] = set()  # of this one
         self._open()
 
     def _open(self) -> None:
@@ -153,6 +156,7 @@ class WorkingFolder:
             try:
                 content = json.loads(record.read_text(encoding="utf-8"))
                 self._records, self._hashes = content["steps"], content["hashes"]
+                self._published = content["results"]
             except (ValueError, KeyError, TypeError):
                 raise ValueError(
                     f"{record} is not readable as the record of a run; delete {self.path} to begin "
@@ -323,6 +327,40 @@ class WorkingFolder:
             self._write()
         return done
 
+    # ---- results ----------------------------------------------------------------------------------
+
+    def publish(self, file: Path, name: str) -> Path:
+        """A copy of a step's output in the folder DataFiles, under its final name.
+
+        Raises ValueError where what stands there was changed by somebody else.
+        """
+        final = self.path / RESULTS / name
+        digest = self._hash(file)
+        if final.is_file() and self._hash(final) not in (digest, self._published.get(name)):
+            raise ValueError(
+                f"{final} was changed after it was made, and is not overwritten; move it elsewhere."
+            )
+        final.parent.mkdir(exist_ok=True)
+        with whole_file(final) as path:
+            shutil.copyfile(file, path)
+        self._results.add(name)
+        self._published[name] = digest
+        self._write()
+        return final
+
+    def remove_old_results(self) -> None:
+        """Removes what only earlier runs published, so that results of two runs are never mixed.
+
+        What was changed since stays.
+        """
+        for name in set(self._published) - self._results:
+            path = self.path / RESULTS / name
+            if path.is_file() and self._hash(path) == self._published[name]:
+                self.tell(f"{path} is of an earlier run with other parameters, and is removed")
+                path.unlink()
+            del self._published[name]
+        self._write()
+
     # ---- the record -------------------------------------------------------------------------------
 
     def _hash(self, path: Path) -> str:
@@ -344,7 +382,11 @@ class WorkingFolder:
 
     def _write(self) -> None:
         with whole_file(self.path / RECORD) as path:
-            content = {"steps": self._records, "hashes": self._hashes}
+            content = {
+                "steps": self._records,
+                "hashes": self._hashes,
+                "results": self._published,
+            }
             path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
