@@ -169,6 +169,17 @@ def test_rows_are_those_of_the_comparison_and_of_the_truth(example):
     assert {line.count("|") for line in table} == {4}
 
 
+def test_nearness_is_relative_to_the_truth(example):
+    def one(label, r_meas):
+        return example.Judged(label, {"Rmeas(I)": [r_meas, 0.1, 0.1]}, None, None)
+
+    both = [one("none", 0.5), one("analytical: truth", 0.040), one("analytical: AnACorNet", 0.042)]
+    assert example.nearness(both, ["AnACorNet"]) == (
+        "Rmeas of AnACorNet against that of the truth: +5.0 % (analytical)."
+    )
+    assert example.nearness(both[:2], ["AnACorNet"]) == ""
+
+
 def test_figures_of_a_document_are_replaced(example):
     document = f"before\n{example.BEGIN}\nold\n{example.END}\nafter\n"
     new = example.with_figures(document, "new")
@@ -200,7 +211,9 @@ def test_absorption_ruins_the_data_and_labels_mend_them(example, tmp_path, capsy
 
     assert r_meas(none) > 1.5 * r_meas(truth)
     assert r_meas(harmonics) > r_meas(truth)
-    assert r_meas(network) < 1.05 * r_meas(truth)
+    assert r_meas(network) < 1.06 * r_meas(truth)
+    with_both = [results[f"analytical + SH: {label}"] for label in (example.NETWORK, example.TRUTH)]
+    assert r_meas(with_both[0]) < 1.04 * r_meas(with_both[1])
     for one in (none, harmonics):
         assert one.agreement.r_intensities > truth.agreement.r_intensities
         assert one.agreement.cc_anomalous < truth.agreement.cc_anomalous

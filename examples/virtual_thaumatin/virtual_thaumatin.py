@@ -20,12 +20,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dials.util.version import dials_version
 
+from anacor_dials import __version__
 from anacor_dials.diffraction.known_structure import (
     Agreement,
     agreement,
@@ -41,6 +44,8 @@ from anacor_dials.report import Figure, Section, Table, Text, write_html, write_
 from anacor_dials.sample.output_files import OutputFiles
 from anacor_dials.sample.pictures import COLOURS, slice_figures
 from anacor_dials.sample.tomogram_files import read_sample_file
+from anacor_dials.segmentation.inference import SHIPPED_WEIGHTS
+from anacor_dials.segmentation.network import model_card_path
 
 TRUTH, NETWORK, SAM2 = "truth", "AnACorNet", "AnACorNet + SAM-2"
 STRATEGIES = "none+sh_low+sh_high+analytical+analytical_sh"
@@ -422,6 +427,38 @@ def with_figures(document: str, figures: str) -> str:
     return f"{before}{BEGIN}\n{figures.strip()}\n{END}{after}"
 
 
+def origin(given: argparse.Namespace) -> str:
+    """One sentence: when and by what the figures were made."""
+    weights = given.weights or Path(
+        str(files("anacor_dials") / "segmentation" / "weights" / SHIPPED_WEIGHTS)
+    )
+    card = model_card_path(weights)
+    trained = ""
+    if card.is_file():
+        content = json.loads(card.read_text(encoding="utf-8"))
+        trained = f" ({content['training']['steps_done']} steps of training)"
+    options = ", ".join(f"`{option}`" for option in (*SIMULATION, *SETTINGS[given.setting]))
+    return (
+        f"Made on {date.today()} by anacor_dials {__version__} and {dials_version()}, weights "
+        f"`{weights.name}`{trained}, setting `{given.setting}`: {options}."
+    )
+
+
+def nearness(judged: Sequence[Judged], sources: Sequence[str]) -> str:
+    """A sentence per set of labels that was found: its Rmeas against that of the true labels."""
+    r_meas = {one.label: one.table_1["Rmeas(I)"][0] for one in judged}
+    sentences = []
+    for source in sources:
+        found = [
+            f"{100 * (r_meas[f'{way}: {source}'] / r_meas[f'{way}: {TRUTH}'] - 1):+.1f} % ({way})"
+            for way in ("analytical", "analytical + SH")
+            if f"{way}: {source}" in r_meas and f"{way}: {TRUTH}" in r_meas
+        ]
+        if found:
+            sentences.append(f"Rmeas of {source} against that of the truth: {', '.join(found)}.")
+    return " ".join(sentences)
+
+
 def write_results(folder: Path, given: argparse.Namespace, steps: Sequence[Step]) -> list[Judged]:
     """Writes virtual_thaumatin.json, .html and .md with two pictures, and prints the table."""
     judged, comparison = judge(folder)
@@ -435,8 +472,9 @@ def write_results(folder: Path, given: argparse.Namespace, steps: Sequence[Step]
     ]
     text = "\n\n".join(
         [
-            f"Setting `{given.setting}`: {', '.join(f'`{o}`' for o in (*SIMULATION, *SETTINGS[given.setting]))}.",
+            origin(given),
             markdown(header, rows),
+            nearness(judged, sources[1:]),
             *failed,
             "![statistics](virtual_thaumatin-statistics.png)",
             markdown(sources, of_labels),
@@ -501,10 +539,8 @@ def write_results(folder: Path, given: argparse.Namespace, steps: Sequence[Step]
         for target in targets:
             draw_bars(judged, out.path(target / "virtual_thaumatin-statistics.png"))
             draw_slices(folder, given, out.path(target / "virtual_thaumatin-slices.png"))
-    say(
-        "\n"
-        + "\n".join([*plain_table(header, rows), "", *plain_table(sources, of_labels), *failed])
-    )
+    lines = [*plain_table(header, rows), "", *plain_table(sources, of_labels), ""]
+    say("\n" + "\n".join([*lines, nearness(judged, sources[1:]), *failed]))
     return judged
 
 
