@@ -18,15 +18,25 @@ pytest.importorskip("dials", reason="the example needs DIALS")
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "virtual_thaumatin"
 
 
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "virtual_thaumatin", EXAMPLE / "virtual_thaumatin.py"
-    )
+def loaded(name: str) -> ModuleType:
+    """A module of the example, as it is when the script is run."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLE / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["virtual_thaumatin"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def results():
+    yield loaded("results")
+    del sys.modules["results"]
+
+
+@pytest.fixture(scope="module")
+def example(results):
+    yield loaded("virtual_thaumatin")
+    del sys.modules["virtual_thaumatin"]
 
 
 # ---- steps ---------------------------------------------------------------------------------------
@@ -139,21 +149,21 @@ def test_the_samples_fit_their_images(example, tmp_path):
 # ---- tables ----------------------------------------------------------------------------------------
 
 
-def judged(example, label: str, cc: float, peak: float):
+def judged(results, label: str, cc: float, peak: float):
     shells = {
         name: np.array([cc, cc - 0.1]) for name in ("cc_intensities", "r_intensities", "cc_anomalous")
     }  # fmt: skip
-    one = example.Agreement(cc, 1 - cc, cc, 100, 40, shells)
-    return example.Judged(label, {"Rmeas(I)": [0.1, 0.1, 0.2]}, one, np.array([peak, 3.0]))
+    one = results.Agreement(cc, 1 - cc, cc, 100, 40, shells)
+    return results.Judged(label, {"Rmeas(I)": [0.1, 0.1, 0.2]}, one, np.array([peak, 3.0]))
 
 
-def test_rows_are_those_of_the_comparison_and_of_the_truth(example):
+def test_rows_are_those_of_the_comparison_and_of_the_truth(results):
     comparison = {
         "columns": ["none", "failed to judge", "analytical: truth"],
         "table": [{"name": "Rmeas", "cells": ["0.3", "x", "0.1"], "best": ["analytical: truth"]}],
     }
-    both = [judged(example, "none", 0.8, 3.0), judged(example, "analytical: truth", 0.9, 9.0)]
-    rows = example.table_rows(both, comparison)
+    both = [judged(results, "none", 0.8, 3.0), judged(results, "analytical: truth", 0.9, 9.0)]
+    rows = results.table_rows(both, comparison)
     assert rows[0] == ("Rmeas", ["0.3", "0.1"], [False, True])
     by_name = {name: (cells, best) for name, cells, best in rows[1:]}
     assert by_name["CC with true intensities"] == (
@@ -163,30 +173,30 @@ def test_rows_are_those_of_the_comparison_and_of_the_truth(example):
     assert by_name["R against true intensities"][1] == [False, True]  # the smaller one
     assert by_name["Mean anomalous peak at S (sigma)"][0] == ["3.00", "6.00"]
     assert by_name["S atoms above 4 sigma"][0] == ["0", "1"]
-    table = example.markdown(["none", "truth"], rows).splitlines()
+    table = results.markdown(["none", "truth"], rows).splitlines()
     assert table[0] == "|  | none | truth |"
     assert table[2] == "| Rmeas | 0.3 | **0.1** |"
     assert {line.count("|") for line in table} == {4}
 
 
-def test_nearness_is_relative_to_the_truth(example):
+def test_nearness_is_relative_to_the_truth(results):
     def one(label, r_meas):
-        return example.Judged(label, {"Rmeas(I)": [r_meas, 0.1, 0.1]}, None, None)
+        return results.Judged(label, {"Rmeas(I)": [r_meas, 0.1, 0.1]}, None, None)
 
     both = [one("none", 0.5), one("analytical: truth", 0.040), one("analytical: AnACorNet", 0.042)]
-    assert example.nearness(both, ["AnACorNet"]) == (
+    assert results.nearness(both, ["AnACorNet"]) == (
         "Rmeas of AnACorNet against that of the truth: +5.0 % (analytical)."
     )
-    assert example.nearness(both[:2], ["AnACorNet"]) == ""
+    assert results.nearness(both[:2], ["AnACorNet"]) == ""
 
 
-def test_figures_of_a_document_are_replaced(example):
-    document = f"before\n{example.BEGIN}\nold\n{example.END}\nafter\n"
-    new = example.with_figures(document, "new")
-    assert new == f"before\n{example.BEGIN}\nnew\n{example.END}\nafter\n"
-    assert example.with_figures(new, "new") == new
+def test_figures_of_a_document_are_replaced(results):
+    document = f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n"
+    new = results.with_figures(document, "new")
+    assert new == f"before\n{results.BEGIN}\nnew\n{results.END}\nafter\n"
+    assert results.with_figures(new, "new") == new
     with pytest.raises(ValueError, match="lacks the marks"):
-        example.with_figures("nothing", "new")
+        results.with_figures("nothing", "new")
 
 
 def test_the_document_has_a_place_for_the_figures(example, capsys):
@@ -202,9 +212,9 @@ def test_the_document_has_a_place_for_the_figures(example, capsys):
 
 @pytest.mark.slow
 def test_absorption_ruins_the_data_and_labels_mend_them(example, tmp_path, capsys):
-    results = {one.label: one for one in example.main([str(tmp_path / "run")])}
-    none, harmonics = results["none"], results["SH high"]
-    truth, network = (results[f"analytical: {label}"] for label in (example.TRUTH, example.NETWORK))
+    judged = {one.label: one for one in example.main([str(tmp_path / "run")])}
+    none, harmonics = judged["none"], judged["SH high"]
+    truth, network = (judged[f"analytical: {label}"] for label in (example.TRUTH, example.NETWORK))
 
     def r_meas(one) -> float:
         return one.table_1["Rmeas(I)"][0]
@@ -212,7 +222,7 @@ def test_absorption_ruins_the_data_and_labels_mend_them(example, tmp_path, capsy
     assert r_meas(none) > 1.5 * r_meas(truth)
     assert r_meas(harmonics) > r_meas(truth)
     assert r_meas(network) < 1.06 * r_meas(truth)
-    with_both = [results[f"analytical + SH: {label}"] for label in (example.NETWORK, example.TRUTH)]
+    with_both = [judged[f"analytical + SH: {label}"] for label in (example.NETWORK, example.TRUTH)]
     assert r_meas(with_both[0]) < 1.04 * r_meas(with_both[1])
     for one in (none, harmonics):
         assert one.agreement.r_intensities > truth.agreement.r_intensities
