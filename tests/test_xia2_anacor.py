@@ -308,7 +308,7 @@ def test_a_real_run_is_gone_on_with(finished_run: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_multiplex_keeps_the_correction(finished_run: Path, tmp_path: Path) -> None:
-    """xia2.multiplex on the scaled files: the models keep the factors, and Rmeas stays what it was."""
+    """xia2.multiplex on the scaled files: the models keep the factors, and Rmeas is that of good data."""
     program = shutil.which("xia2.multiplex")
     if program is None:
         pytest.skip("Xia2 is not installed: there is no program multiplex.")
@@ -319,13 +319,11 @@ def test_multiplex_keeps_the_correction(finished_run: Path, tmp_path: Path) -> N
     terms = corrections(experiments)
     assert len(terms) == 4
     assert all("analytical" in one for one in terms)
-    (group,) = json.loads((finished_run / "anacor/anacor.json").read_text())["groups"]
     (statistics,) = compare_merging_statistics(
         {"multiplex": (experiments, experiments.with_suffix(".refl"))}
     )
-    table = group["wavelengths"][0]["table_1"]["analytical"]
-    for row in ("Rmeas(I)", "Total observations"):
-        assert statistics.table_1[row][0] == pytest.approx(table[row][0], rel=0.15), row
+    # to 0.58 A: 0.040 for the sweeps before they were attenuated, 0.059 where that is left uncorrected
+    assert statistics.table_1["Rmeas(I)"][0] < 0.045
 
 
 def test_the_record_is_xia2s_own(shared_data: Path, tmp_path: Path) -> None:
