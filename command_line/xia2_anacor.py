@@ -56,7 +56,6 @@ from anacor_dials.command_line.anacor_compare import report as comparison_report
 from anacor_dials.diffraction.comparison import Comparison
 from anacor_dials.diffraction.pipeline import (
     COMPARISON_HTML,
-    Crystal,
     GroupResult,
     Result,
     Settings,
@@ -66,6 +65,7 @@ from anacor_dials.diffraction.pipeline import (
     existing_tomography,
     integration,
     process,
+    refuse_unknown_crystals,
     sweeps_of_directories,
     sweeps_of_files,
 )
@@ -318,13 +318,19 @@ def step_record(step: FinishedStep | None) -> str | None:
 
 
 def as_dict(
-    result: Result, crystals: list[Crystal], work: WorkingFolder, changed: str, settings: Settings
+    result: Result, work: WorkingFolder, settings: Settings, arguments: list[str], changed: str
 ) -> dict[str, Any]:
-    """The content of anacor.json."""
+    """The content of anacor.json; inputs: SHA-256 of what came from outside, by path."""
     return {
         "program": {"name": "xia2.anacor", **work.versions},
+        "arguments": arguments,
         "parameters": changed,
-        "arguments": sys.argv,
+        "inputs": {
+            path: digest
+            for step in work.finished
+            for path, digest in step.inputs.items()
+            if not Path(path).is_relative_to(work.path)
+        },
         "crystals": [
             {
                 "name": one.crystal.name,
@@ -426,6 +432,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
             names = list(named) or [f"CRYSTAL{i + 1}" for i in range(len(in_order))]
             names = ["DEFAULT"] if len(names) < 2 and not named else names
             crystals = assign_tomography(find_sweeps(given, names), in_order, named)
+            refuse_unknown_crystals(crystals, settings)
         else:
             if not in_order and not named:
                 raise ValueError(
@@ -440,6 +447,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
             if images:
                 sweeps = sweeps_of_directories([work.run(integrate).folder])
                 crystals = assign_tomography(sweeps, in_order, named)
+                refuse_unknown_crystals(crystals, settings)
             for crystal in crystals:
                 logger.info(
                     "%s: %d sweeps, tomography %s",
@@ -449,7 +457,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
                 )
             result = process(crystals, settings, work, write_comparison)
             with OutputFiles() as outputs:
-                numbers = as_dict(result, crystals, work, changed, settings)
+                numbers = as_dict(result, work, settings, args, changed)
                 write_json(outputs.path(work.path / params.output.json), numbers)
                 write_html(
                     outputs.path(work.path / params.output.html),

@@ -265,10 +265,14 @@ def test_the_record_of_a_real_run_is_true(finished_run: Path) -> None:
             assert sha256(path) == digest
         for name, digest in step["outputs"].items():
             assert sha256(Path(step["folder"]) / name) == digest
-    assert set(steps["X1/absorption"]["inputs"]) == {
-        str(finished_run / "tomo.h5"),
-        *(str(path) for path in (finished_run / "xia2/DataFiles").iterdir()),
-    }
+    assert (
+        set(result["inputs"])
+        == set(steps["X1/absorption"]["inputs"])
+        == {
+            str(finished_run / "tomo.h5"),
+            *(str(path) for path in (finished_run / "xia2/DataFiles").iterdir()),
+        }
+    )
     html = (finished_run / "anacor/anacor.html").read_text()
     linked = re.findall(r'href="([^#"][^"]*)"', html)
     for report in (
@@ -523,6 +527,7 @@ def test_report_and_record(virtual_xia2: Path, monkeypatch: pytest.MonkeyPatch) 
     content = json.loads(Path("anacor/anacor.json").read_text())
     assert set(content["program"]) == {"name", "anacor_dials", "dials"}
     assert "d_min = 2.5" in content["parameters"]
+    assert content["arguments"][-1] == "d_min=2.5"
     (crystal,) = content["crystals"]
     assert crystal["sweeps"][0]["reflections"].endswith("xia2/DataFiles/P_X1_NATIVE_SWEEP1.refl")
     assert crystal["factors"]["transmission"]["mean"] == 0.3
@@ -585,6 +590,10 @@ def test_parameters_reach_the_pipeline(virtual_xia2: Path, monkeypatch: pytest.M
         (
             ["xia2", "tomography=tomo.h5", "tomography=integrated.refl"],
             "2 tomograms were given for 1 cryst",
+        ),
+        (
+            ["xia2", "tomography=tomo.h5", "absorption.X2=tolerance=1"],
+            "absorption.X2 was given, but the crystals .* are X1",
         ),
         (["xia2", "tomography.X2=tomo.h5"], "tomography.X2 was given, but the crystals .* are X1"),
         (["xia2", "integrated.expt", "tomography=tomo.h5"], "give one or the other"),

@@ -267,6 +267,20 @@ def assign_tomography(
     ]
 
 
+def refuse_unknown_crystals(crystals: Sequence[Crystal], settings: Settings) -> None:
+    """Raises ValueError where options were given for a crystal that there is not."""
+    names = [crystal.name for crystal in crystals]
+    for scope, given in (
+        ("segmentation", settings.segmentation_options),
+        ("absorption", settings.absorption_options),
+    ):
+        for name in given:
+            if name and name not in names:
+                raise ValueError(
+                    f"{scope}.{name} was given, but the crystals of the data are {', '.join(names)}."
+                )
+
+
 def existing_tomography(given: str | os.PathLike[str], crystal: str = "") -> Path:
     """The absolute path of a file, a folder, a pattern or file.h5:/path. Raises ValueError without it."""
     text = os.fspath(given)
