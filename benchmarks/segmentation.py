@@ -5,8 +5,8 @@
     tools/dials-env python benchmarks/segmentation.py tables FOLDER [--weights A.safetensors ...] [--results FILE]
     tools/dials-env python benchmarks/segmentation.py speed [--slices 8] [--threads 2] [--device D]
 
-make: virtual samples of the shape families that the shipped weights were not trained on (needle,
-    cluster), from seeds of their own: contrast within 10 % of the liquor's mu, noise and fringes.
+make: virtual samples of the shape families that the shipped weights were not trained on (cluster,
+    bipyramid), from seeds of their own: contrast within 10 % of the liquor's mu, noise and fringes.
 evaluate: scores of weights on the samples of a folder, and the rms difference of the absorption factors
     of 300 reflections, computed with the labels found and with the true ones and the true mu, after one
     scale. --card puts the scores into the weights' model card; tables go to benchmarks/RESULTS-segmentation.md
@@ -255,7 +255,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if given.what == "make":
-        for seed, shape in ((1001, "needle"), (1002, "cluster")):
+        for seed, shape in ((2002, "cluster"), (2003, "bipyramid")):
             ranges = ScanRanges(shapes=(shape,))
             write_training_scans(given.folder, given.samples, seed, ranges, prefix=shape)
     elif given.what == "evaluate":

@@ -367,6 +367,7 @@ def run_network(params: Any, source: Source, keep_probabilities: bool) -> Segmen
             s.fill_crystal,
             s.smallest_body_um3,
             s.smallest_loop_um3,
+            s.crystal_bridge_um,
         ),
         source.energy_keV,
         keep,

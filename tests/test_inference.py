@@ -230,6 +230,35 @@ def test_the_main_body_is_the_surest_one_not_the_largest():
     np.testing.assert_array_equal(cleaned, drop())
 
 
+def test_what_hangs_on_by_a_bridge_is_no_crystal():
+    """A thin sheet from a block to a lump: both go, but for what is near, and the block stays whole."""
+    labels = np.ones((40, 40, 40), dtype=np.uint8)
+    labels[6:18, 6:18, 6:18] = 3
+    block = labels.copy()
+    labels[10:12, 8:16, 18:32] = 3  # the sheet, two voxels
+    labels[8:13, 8:16, 32:37] = 3  # what it leads to
+    p = sure(labels, np.ones(labels.shape))
+    cleaned, steps = clean(p, NAMES, 1.0)
+    assert np.all(cleaned[6:18, 6:18, 6:18] == 3)
+    assert np.all(cleaned[:, :, 26:] == 1)
+    assert set(changed(steps)) == {("crystal", "liquor")}
+    np.testing.assert_array_equal(most_probable(p), cleaned)
+    off = CleaningSettings(crystal_bridge_um=0.0)
+    np.testing.assert_array_equal(clean(sure(labels), NAMES, 1.0, off)[0], labels)
+    # lengths are in um: with voxels of 1/3 um the sheet is as thin, with those of 3 um it is thick
+    thick, _ = clean(sure(labels), NAMES, 27.0)
+    np.testing.assert_array_equal(thick, labels)
+    np.testing.assert_array_equal(clean(sure(block), NAMES, 1.0)[0], block)
+
+
+@pytest.mark.parametrize("half", [(2, 12, 12), (20, 3, 3)])
+def test_plates_and_needles_are_left_whole(half):
+    labels = np.ones((50, 40, 40), dtype=np.uint8)
+    x, y, z = (abs(i - n // 2) for i, n in zip(np.indices(labels.shape), labels.shape, strict=True))
+    labels[(x <= half[0]) & (y <= half[1]) & (z <= half[2])] = 3
+    np.testing.assert_array_equal(clean(sure(labels), NAMES, 1.0)[0], labels)
+
+
 def test_crystal_in_air_is_air():
     labels = drop()
     labels[26:29, 26:29, 26:29] = 3

@@ -27,6 +27,7 @@ from anacor_dials.segmentation.training import (  # noqa: E402
     soft_dice,
     train,
     validation_scores,
+    without_class_weights,
 )
 from anacor_dials.segmentation.training_data import TrainingVolume  # noqa: E402
 
@@ -130,7 +131,8 @@ def test_bad_settings(choices, what):
 
 def test_it_learns(volumes, settings, tmp_path):
     path = tmp_path / "w.safetensors"
-    card = train(volumes, replace(settings, steps=50, validate_every=50, mean_steps=10), path)
+    few = replace(settings, steps=50, validate_every=50, mean_steps=10, weights_taken_off=0.0)
+    card = train(volumes, few, path)
     assert card["validation"]["dice"]["background"] > 0.9
     assert card["validation"]["dice"]["crystal"] > 0.8
     # what is written is what was scored
@@ -256,3 +258,21 @@ def test_threads_share_a_step():
         torch.testing.assert_close(s, (a + b) / 2)
     with pytest.raises(ValueError, match="share"):
         TrainingSettings(batch=1, threads=2)
+
+
+def test_class_weights_are_taken_off_the_logits():
+    """A network that can only learn frequencies, by weighted cross-entropy: it comes to say the frequencies."""
+    weights, frequency = torch.tensor([0.2, 1.0, 2.0, 0.8]), torch.tensor([0.7, 0.1, 0.05, 0.15])
+    learned = torch.log(weights * frequency)  # where its gradient is zero
+    logits = learned[None, :, None, None].repeat(1, 1, 1, 100).requires_grad_()
+    target = torch.repeat_interleave(torch.arange(4), (100 * frequency).round().long())
+    entropy, _ = segmentation_loss(logits, target[None, None], weights)
+    (slope,) = torch.autograd.grad(entropy, logits)
+    assert float(slope.sum(dim=(0, 2, 3)).abs().max()) < 1e-6
+    network = build_network(NetworkSettings("unet", "tiny", 1)).eval()
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.head.bias.copy_(learned)
+        without_class_weights(network, weights)
+        found = torch.softmax(network(torch.zeros(1, 1, 16, 16)), 1)[0, :, 3, 4]
+    torch.testing.assert_close(found, frequency)

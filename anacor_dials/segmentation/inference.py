@@ -259,10 +259,13 @@ class CleaningSettings:
     """Which things that cannot be are put right; every step can be switched off.
 
     one_crystal: only the main body of crystal is crystal, the one with the largest sum of log odds against
-    what is next probable (a large body of little conviction gives way to a smaller sure one). crystal_in_air: allow bodies of crystal
-    that touch nothing but air. fill_crystal: holes enclosed by crystal become crystal. smallest_body_um3:
-    smaller islands of anything in air become air; smallest_loop_um3: smaller islands of loop become what is
-    next probable; 0 switches the step off.
+    what is next probable (a large body of little conviction gives way to a smaller sure one).
+    crystal_in_air: allow bodies of crystal that touch nothing but air. fill_crystal: holes enclosed by
+    crystal become crystal. smallest_body_um3: smaller islands of anything in air become air;
+    smallest_loop_um3: smaller islands of loop become what is next probable; 0 switches the step off.
+    crystal_bridge_um: with one_crystal, the body is cut where it is thinner than twice this, and what lies
+    further from its main part than three times this becomes what is next probable (loop and fringes that
+    were taken for crystal hang on to it by bridges); 0 switches the step off.
     """
 
     one_crystal: bool = True
@@ -270,12 +273,14 @@ class CleaningSettings:
     fill_crystal: bool = True
     smallest_body_um3: float = 2000.0
     smallest_loop_um3: float = 400.0
+    crystal_bridge_um: float = 2.5
 
     def __post_init__(self) -> None:
-        for name in ("smallest_body_um3", "smallest_loop_um3"):
+        for name in ("smallest_body_um3", "smallest_loop_um3", "crystal_bridge_um"):
             value = getattr(self, name)
+            unit = "length in um" if name.endswith("_um") else "volume in um^3"
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}; it is a volume in um^3, 0 for none.")
+                raise ValueError(f"{name} is {value}; it is a {unit}, 0 for none.")
 
 
 @dataclass(frozen=True)
@@ -346,6 +351,33 @@ def _weightiest(
     return int(evidence.argmax())
 
 
+def _beyond_bridges(
+    crystal: NDArray[np.bool_],
+    probabilities: NDArray[np.uint8],
+    label: int,
+    bridge: float,
+) -> NDArray[np.bool_]:
+    """What of a mask (nx, ny, nz) hangs on to its weightiest part by bridges; bridge: voxels.
+
+    The mask is worn off by `bridge` (two fifths of its depth at most: thin plates stay) and falls into parts; of the
+    mask, what lies further than three times that from the main part is beyond (the tip of a wedge of 40
+    degrees is still within).
+    """
+    beyond = np.zeros_like(crystal)
+    boxes = scipy.ndimage.find_objects(crystal.astype(np.uint8))
+    if not boxes:
+        return beyond
+    box = boxes[0]
+    there = np.pad(crystal[box], 1)
+    depth = scipy.ndimage.distance_transform_edt(there)
+    worn = min(bridge, 0.4 * float(depth.max()))
+    parts, n = scipy.ndimage.label((depth > worn)[1:-1, 1:-1, 1:-1])
+    main = _weightiest(parts, n, probabilities[(slice(None), *box)], label)
+    far = scipy.ndimage.distance_transform_edt(parts != main) > 3.0 * worn
+    beyond[box] = crystal[box] & far
+    return beyond
+
+
 def clean(
     probabilities: NDArray[np.uint8],
     names: Sequence[str],
@@ -396,6 +428,14 @@ def clean(
         here = c.labels == crystal
         c.relabel(scipy.ndimage.binary_fill_holes(here) & ~here, crystal)
         c.done("holes in the crystal become crystal")
+    if settings.one_crystal:
+        bridge = settings.crystal_bridge_um / voxel_volume_um3 ** (1 / 3)
+        if bridge > 0:
+            c.relabel(_beyond_bridges(c.labels == crystal, probabilities, crystal, bridge), None)
+            bodies, n = scipy.ndimage.label(c.labels == crystal)
+            main = _weightiest(bodies, n, probabilities, crystal)
+            c.relabel((c.labels == crystal) & (bodies != main), None)
+        c.done("crystal that hangs on to the main body by bridges becomes what is next probable")
     return c.labels, c.steps
 
 

@@ -68,7 +68,8 @@ class TrainingSettings:
     mean_steps: over how many steps the weights are averaged. validate_every: steps. minutes: stop (and
     leave a checkpoint to go on from) after this long, None not to; within_minutes: the learning rate falls
     with the time so that all is over after this long, with as many steps as there was time for, `steps` at most.
-    begin_with: weights of an earlier training to begin from, "" for random ones. threads: on a CPU, how many
+    begin_with: weights of an earlier training to begin from, "" for random ones. weights_taken_off: how much of
+    the logarithms of the classes' weights is taken off the logits in the end, 0 to 1. threads: on a CPU, how many
     share a step, each with some of its crops and its own statistics of them. device: auto, cpu, cuda.
     """
 
@@ -86,6 +87,7 @@ class TrainingSettings:
     minutes: float | None = None
     within_minutes: float | None = None
     begin_with: str = ""
+    weights_taken_off: float = 1.0
     threads: int = 1
     device: str = "auto"
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -149,6 +151,17 @@ def segmentation_loss(
         target = target[:, step // 2 :: step, step // 2 :: step]
     cross_entropy = F.cross_entropy(logits.float(), target.long(), weight=weights)
     return cross_entropy, 1.0 - soft_dice(logits, target).mean()
+
+
+@torch.no_grad()  # type: ignore[misc, unused-ignore]
+def without_class_weights(network: SliceNetwork, weights: torch.Tensor) -> None:
+    """Takes the logarithms of the classes' weights (c,) off the logits, for the time after training.
+
+    Weighted cross-entropy is least where the probabilities are those of the classes times their weights, and
+    rare classes are then found too large (Menon et al., ICLR 2021, on logit adjustment).
+    """
+    assert network.head.bias is not None
+    network.head.bias -= torch.log(weights).to(network.head.bias)
 
 
 # ---- the mean of the weights ----------------------------------------------------------------------
@@ -467,6 +480,7 @@ def train(
                 }
                 if validation and (done % settings.validate_every == 0 or finished):
                     averaged.load_state_dict(mean.state)
+                    without_class_weights(averaged, per_class**settings.weights_taken_off)
                     entropy_v, dice_v = validation_scores(averaged, validation, device)
                     row["validation_cross_entropy"] = round(entropy_v, 5)
                     for name, value in zip(settings.network.names, dice_v, strict=True):
@@ -487,6 +501,7 @@ def train(
                 break
 
     averaged.load_state_dict(mean.state)
+    without_class_weights(averaged, per_class**settings.weights_taken_off)
     scores = {}
     if validation:
         entropy_v, dice_v = validation_scores(averaged, validation, device)

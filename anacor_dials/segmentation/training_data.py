@@ -132,11 +132,11 @@ def read_training_volume(
     values = binned_values(sample.tomogram.values, factors, scale)
     true = binned_labels(labels_on_grid(ordered, sample.tomogram), factors, len(names))
     box = sample_box(values, AIR_KEPT)
-    values, true = values[box].astype(np.float16), np.ascontiguousarray(true[box])
+    half, true = values[box].astype(np.float16), np.ascontiguousarray(true[box])
     name = tomogram.name.removesuffix(TOMO)
     record = read_record(tomogram)
     x, y, z = (sample.tomogram.voxel_size_um * np.array(factors)).tolist()
-    return TrainingVolume(name, values, true, (x, y, z), tuple(names), dict(record))
+    return TrainingVolume(name, half, true, (x, y, z), tuple(names), dict(record))
 
 
 def find_training_files(folders: Sequence[Path]) -> list[tuple[Path, Path | None]]:
