@@ -293,7 +293,7 @@ def sections(result: Result, work: WorkingFolder) -> list[Section]:
         )
         factors += [Text(f"{one.crystal.name}: {w}", "warning") for w in summary["warnings"]]
     factors.insert(
-        0, Table(rows, ("crystal", "sweeps", "labels", "mu (1/mm)", "transmission of reflections"))
+        0, Table(rows, ("crystal", "files", "labels", "mu (1/mm)", "transmission of reflections"))
     )
     steps = [
         (step.name, f"{step.seconds:.0f} s", step.finished, links(step.folder, root))
@@ -450,7 +450,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
                 refuse_unknown_crystals(crystals, settings)
             for crystal in crystals:
                 logger.info(
-                    "%s: %d sweeps, tomography %s",
+                    "%s: %d integrated files, tomography %s",
                     crystal.name,
                     len(crystal.sweeps),
                     crystal.tomography,

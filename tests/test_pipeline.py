@@ -211,7 +211,9 @@ def test_steps_side_by_side(folder: Path):
         (folder / "bad.txt",),
         ("out.txt",),
     )
-    outcomes = work_in(folder).run_all([good[0], bad, *good[1:]], 2)
+    work = work_in(folder)
+    outcomes = work.run_all([good[0], bad, *good[1:]], 2)
+    assert [step.name for step in work.finished] == ["step0", "step1", "step2"]
     assert [getattr(o, "name", "failed") for o in outcomes] == ["step0", "failed", "step1", "step2"]
     assert outcomes[1].log == folder / "work/bad.failed.log"
     assert set(json.loads((folder / "work/steps.json").read_text())["steps"]) == {

@@ -198,6 +198,11 @@ class WorkingFolder:
 
     def run(self, step: Step) -> FinishedStep:
         """The step's outputs, made now or before. Raises StepError with the reason and the log."""
+        done = self._run(step)
+        self.finished.append(done)
+        return done
+
+    def _run(self, step: Step) -> FinishedStep:
         inputs = {str(path): self._hash(path) for path in step.inputs}
         folder = self.path / step.name
         why = self._why_to_run(step, inputs)
@@ -211,8 +216,6 @@ class WorkingFolder:
             self.tell(f"\n{step.name} ({why})\n  {said}")
             done = replace(self._make(step, inputs, folder), why=why)
             self.tell(f"  {step.name}: {done.seconds:.0f} s")
-        with self._lock:
-            self.finished.append(done)
         return done
 
     def run_all(self, steps: Sequence[Step], at_a_time: int = 1) -> list[FinishedStep | StepError]:
@@ -220,17 +223,19 @@ class WorkingFolder:
 
         def outcome(step: Step) -> FinishedStep | StepError:
             try:
-                return self.run(step)
+                return self._run(step)
             except StepError as error:
                 self.tell(f"  {step.name} failed: {error}")
                 return error
 
         with ThreadPoolExecutor(max(1, min(at_a_time, len(steps)))) as executor:
             try:
-                return list(executor.map(outcome, steps))
+                outcomes = list(executor.map(outcome, steps))
             except BaseException:
                 executor.shutdown(wait=False, cancel_futures=True)
                 raise
+        self.finished += [one for one in outcomes if isinstance(one, FinishedStep)]
+        return outcomes
 
     def _why_to_run(self, step: Step, inputs: Mapping[str, str]) -> str | None:
         """The reason for which a step has to be run; None where its record is good.
