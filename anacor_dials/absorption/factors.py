@@ -52,7 +52,7 @@ PILOT_REFLECTIONS = 32
 IMPORTANCE_POINTS = 8192
 IMPORTANCE_REFLECTIONS = 96
 LEAST_IMPORTANCE = 0.1
-PATH_POINTS = 1024
+PATH_POINTS = 512
 PATH_STEP_DEG = 10.0
 # Shares of the tolerance, in quadrature; what is left is for chance.
 POINT_SHARE = 0.6
@@ -67,7 +67,7 @@ TWO_LEVELS_FROM = 6144
 MOST_FINE_POINTS = 100_000
 COARSE_RATIO = 2.0
 LARGEST_CHUNK = 8192
-MOST_EXACT_POINTS = 40_000
+MOST_EXACT_POINTS = 15_000
 MOST_POINTS = 2_000_000
 # Points that no beam reaches are left out: looked at from so many directions of each sweep, through a
 # beam wider by the margin, as the directions between them are not looked at.

@@ -14,6 +14,7 @@ from anacor_dials.sample.volumes import LabelVolume
 COLOURS = ("#ffffff", "#9ecae9", "#e0a458", "#c0504d", "#7aa974", "#8c7ab8", "#c9c24e", "#7f7f7f")
 LARGEST_PICTURE = 400  # pixels on edge
 CELLS_3D = 72  # along the longest edge of the 3-D view
+SAMPLES_OF_CELL = 4
 
 
 def colour(label: int) -> str:
@@ -117,21 +118,25 @@ def _note(x: float, y: float, text: str, anchor: str) -> dict[str, Any]:
 def view_3d(labels: LabelVolume) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(traces, layout) of the surfaces of all materials but the background, and the rotation axis.
 
-    Surfaces are drawn from a coarse copy of the volume (CELLS_3D along its longest edge); the outer
-    ones are transparent.
+    Surfaces are drawn from a coarse copy of the volume (CELLS_3D along its longest edge, each the mean of
+    up to SAMPLES_OF_CELL^3 voxels or a few more); the outer ones are transparent.
     """
     from skimage.measure import marching_cubes
 
     size = labels.size_um
     cell = float(size.max()) / CELLS_3D
     step = np.maximum(1, np.round(cell / labels.voxel_size_um)).astype(int)
-    coarse_shape = [-(-n // s) for n, s in zip(labels.shape, step, strict=True)]
+    apart = np.maximum(1, step // SAMPLES_OF_CELL)  # voxels from one that is looked at to the next
+    of_cell = np.maximum(1, np.round(step / apart)).astype(int)
+    step = apart * of_cell
+    thinned = labels.values[tuple(slice(a // 2, None, a) for a in apart)]
+    coarse_shape = [-(-n // s) for n, s in zip(thinned.shape, of_cell, strict=True)]
     traces: list[dict[str, Any]] = []
     for label in range(1, len(labels.names)):
         share = np.zeros(coarse_shape)
         for i in range(coarse_shape[0]):
-            slab = labels.values[i * step[0] : (i + 1) * step[0]] == label
-            share[i] = _block_mean(slab.mean(axis=0), step[1], step[2])
+            slab = thinned[i * of_cell[0] : (i + 1) * of_cell[0]] == label
+            share[i] = _block_mean(slab.mean(axis=0), of_cell[1], of_cell[2])
         if share.max() <= 0.3:
             continue
         padded = np.pad(share, 1)

@@ -143,8 +143,9 @@ class LabelVolume(Volume):
     @cached_property
     def _counts(self) -> NDArray[np.int64]:
         counts = np.zeros(len(self.names), dtype=np.int64)
-        for plane in self.values:  # plane by plane: bincount would copy the whole to int64
-            counts += np.bincount(plane.ravel(), minlength=len(self.names))
+        for plane in self.values:  # plane by plane, so that nothing large is copied
+            for label in range(len(self.names)):
+                counts[label] += np.count_nonzero(plane == label)
         return counts
 
     def edge_fraction(self, name: str = "crystal") -> float:
