@@ -96,9 +96,7 @@ def load_source(name: str, params: Any, energy_keV: float | None = None) -> Sour
     if is_hdf5 and is_sample_file(path):
         sample = read_sample_file(path, labels=False)
         if sample.tomogram is None:
-            raise ValueError(
-                f"{path} holds no reconstruction, so there is nothing to segment."
-            )
+            raise ValueError(f"{path} holds no reconstruction, so there is nothing to segment.")
         energy = energy_keV
         if energy is None and sample.projections is not None and sample.projections.exists():
             try:
