@@ -437,25 +437,6 @@ def test_stills_and_scaled_models_are_warned_of(
 # ---- samples without labels -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def network_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the network: the class whose level, relative to most of the sample, is nearest."""
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    pytest.importorskip("torchvision", reason="torchvision is not installed")
-    from anacor_dials.command_line import anacor_segment
-    from anacor_dials.segmentation.network import NetworkSettings, SliceNetwork
-
-    class ByValue(SliceNetwork):
-        def __init__(self) -> None:
-            super().__init__(NetworkSettings("unet", n_slices=1))
-
-        def forward(self, slices):
-            levels = torch.tensor([0.0, 1.0, 0.6, 1.5])[:, None, None]
-            return -100.0 * (slices - levels) ** 2
-
-    monkeypatch.setattr(anacor_segment, "load_network", lambda weights: ByValue())
-
-
 GIVEN_MU = [
     f"materials.{name}.mu=0.0{i}" for i, name in enumerate(("liquor", "loop", "crystal"), 1)
 ]

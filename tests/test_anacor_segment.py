@@ -15,25 +15,12 @@ pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 pytest.importorskip("dials.util.options", reason="DIALS is not installed")
 
-import torch
 from dials.util import Sorry
 
 from anacor_dials.command_line import anacor_segment
-from anacor_dials.segmentation.network import NetworkSettings, SliceNetwork
 
 LEVELS = (0.0, 1.0, 0.6, 1.5)
 CENTRE = np.array([10.0, 19.0, 22.5])
-
-
-class ByValue(SliceNetwork):
-    """The class whose level is nearest to a voxel's value."""
-
-    def __init__(self):
-        super().__init__(NetworkSettings("unet", n_slices=1))
-
-    def forward(self, slices):
-        levels = torch.tensor(LEVELS)[:, None, None]
-        return -100.0 * (slices - levels) ** 2
 
 
 @pytest.fixture
@@ -47,10 +34,9 @@ def labels():
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, labels):
+def folder(tmp_path, monkeypatch, network_by_value, labels):
     """tomo.h5 and truth.h5; the truth on a larger grid, as a scan's is after a crop."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(anacor_segment, "load_network", lambda weights: ByValue())
     rng = np.random.default_rng(0)
     values = 0.012 * (np.array(LEVELS)[labels] + 0.01 * rng.standard_normal(labels.shape))
     write_sample_file("given.h5", tomogram=Tomogram(values, 1.2, CENTRE), projections="scan.nxs")

@@ -21,6 +21,7 @@ from dials.array_family import flex
 
 from anacor_dials.diffraction.merging import (
     MergingStatistics,
+    ScaledIntensities,
     block_width,
     common_resolution,
     comparison_table,
@@ -212,11 +213,7 @@ def compare(
 
     outcomes = scale_all(jobs, nproc, finished)
     _refuse_if_all_failed(outcomes)
-    scaled = in_one_cell(
-        [load_scaled(o.label, o.experiments, o.reflections) for o in outcomes if _succeeded(o)]
-    )
-    limits = common_resolution(scaled, d_min)
-    width = block_width(scaled)
+    scaled, limits, width = load_to_compare(outcomes, d_min)
     statistics = []
     for one in scaled:
         try:
@@ -226,6 +223,19 @@ def compare(
         tell(f"{one.label} merged")
     _refuse_if_all_failed(outcomes)
     return Comparison(tuple(outcomes), tuple(statistics), *limits, n_bins)
+
+
+def load_to_compare(
+    outcomes: Sequence[ScaledData | FailedScaling], d_min: float | None
+) -> tuple[list[ScaledIntensities], tuple[float, float], int]:
+    """(data of the runs that succeeded, common d_max and d_min in A, images per block), to merge alike.
+
+    d_min (A): None takes the finest that all reach. Raises ValueError where they cannot be compared.
+    """
+    scaled = in_one_cell(
+        [load_scaled(o.label, o.experiments, o.reflections) for o in outcomes if _succeeded(o)]
+    )
+    return scaled, common_resolution(scaled, d_min), block_width(scaled)
 
 
 def _succeeded(outcome: ScaledData | FailedScaling) -> bool:

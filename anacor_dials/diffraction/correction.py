@@ -108,7 +108,7 @@ def _materials(
     wavelengths: Sequence[float],
     names: Sequence[str],
     given: Sequence[Mapping[str, MaterialInput]],
-    file_mu: FloatArray | None,
+    file_mu: FloatArray,
     file_energy_keV: float | None,
     fit: CoefficientFit | None = None,
     fit_before_file: bool = False,
@@ -127,7 +127,7 @@ def _materials(
                     f"The experiments have {n} wavelengths ({listed}) and materials.{name}.mu one "
                     f"value; give {n} values, or the composition."
                 )
-        if file_mu is not None and file_energy_keV is None:
+        if file_energy_keV is None:
             unsaid = [m for i, m in enumerate(names) if i and m not in given[0] and file_mu[i] > 0]
             if unsaid:
                 raise ValueError(

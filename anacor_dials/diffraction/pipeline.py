@@ -33,14 +33,8 @@ import h5py
 from dials.util.export_mtz import match_wavelengths
 from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
 
-from anacor_dials.diffraction.comparison import Comparison, as_dict
-from anacor_dials.diffraction.merging import (
-    block_width,
-    common_resolution,
-    in_one_cell,
-    load_scaled,
-    merging_statistics,
-)
+from anacor_dials.diffraction.comparison import Comparison, as_dict, load_to_compare
+from anacor_dials.diffraction.merging import merging_statistics
 from anacor_dials.diffraction.scaling import (
     FailedScaling,
     ScaledData,
@@ -840,10 +834,7 @@ def compare_scaled(
     outcomes: Sequence[ScaledData | FailedScaling], d_min: float | None, n_bins: int
 ) -> Comparison:
     """Data that are scaled already, merged at one common resolution (A); see `comparison.compare`."""
-    done = [one for one in outcomes if isinstance(one, ScaledData)]
-    scaled = in_one_cell([load_scaled(o.label, o.experiments, o.reflections) for o in done])
-    limits = common_resolution(scaled, d_min)
-    width = block_width(scaled)
+    scaled, limits, width = load_to_compare(outcomes, d_min)
     statistics = tuple(merging_statistics(one, *limits, n_bins, width) for one in scaled)
     return Comparison(tuple(outcomes), statistics, *limits, n_bins)
 

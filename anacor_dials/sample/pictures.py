@@ -90,20 +90,27 @@ def slice_figures(
             notes.append(_note(edge[2][1], 0.0, "beam \u2190", "bottom"))
         layout = {
             "title": {"text": f"{AXIS_NAMES[normal].upper()} = {at:.1f} um"},
-            "xaxis": {
-                "title": {"text": f"{AXIS_NAMES[across].upper()} (um)"},
-                "constrain": "domain",
-            },
-            "yaxis": {
-                "title": {"text": f"{AXIS_NAMES[up].upper()} (um)"},
-                "scaleanchor": "x",
-                "constrain": "domain",
-            },
+            **plane_axes(across, up),
             "shapes": shapes,
             "annotations": notes,
         }
         figures.append((traces, layout, f"Slice at right angles to {AXIS_NAMES[normal].upper()}"))
     return figures
+
+
+def plane_axes(across: int, up: int) -> dict[str, Any]:
+    """The layout's axes of a picture in um, X, Y or Z (0, 1, 2) across and up it, at one scale."""
+    return {
+        "xaxis": {
+            "title": {"text": f"{AXIS_NAMES[across].upper()} (um)"},
+            "constrain": "domain",
+        },
+        "yaxis": {
+            "title": {"text": f"{AXIS_NAMES[up].upper()} (um)"},
+            "scaleanchor": "x",
+            "constrain": "domain",
+        },
+    }
 
 
 def _line(x0: float, y0: float, x1: float, y1: float, dash: str) -> dict[str, Any]:

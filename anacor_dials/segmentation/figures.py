@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import AXIS_NAMES
-from anacor_dials.sample.pictures import colour
+from anacor_dials.sample.pictures import colour, plane_axes
 from anacor_dials.sample.volumes import LabelVolume, Volume
 
 SLICES = 16  # that can be scrolled through, per axis
@@ -96,15 +96,9 @@ def scrolled_slices(
         visible = [i // n == k for i in range(n * len(chosen))]
         at = (index - float(labels.centre[axis])) * float(labels.voxel_size_um[axis])
         steps.append({"method": "restyle", "label": f"{at:.0f}", "args": ["visible", visible]})
-    names = [AXIS_NAMES[a].upper() for a in across]
     layout = {
         "title": {"text": f"across {AXIS_NAMES[axis].upper()}"},
-        "xaxis": {"title": {"text": f"{names[1]} (um)"}, "constrain": "domain"},
-        "yaxis": {
-            "title": {"text": f"{names[0]} (um)"},
-            "scaleanchor": "x",
-            "constrain": "domain",
-        },
+        **plane_axes(across[1], across[0]),
         "sliders": [
             {
                 "active": shown,
@@ -147,15 +141,7 @@ def uncertainty_maps(
         ]
         layout = {
             "title": {"text": f"seen along {AXIS_NAMES[axis].upper()}"},
-            "xaxis": {
-                "title": {"text": f"{AXIS_NAMES[across[1]].upper()} (um)"},
-                "constrain": "domain",
-            },
-            "yaxis": {
-                "title": {"text": f"{AXIS_NAMES[across[0]].upper()} (um)"},
-                "scaleanchor": "x",
-                "constrain": "domain",
-            },
+            **plane_axes(across[1], across[0]),
         }
         figures.append((traces, layout))
     return figures
