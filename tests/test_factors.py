@@ -658,6 +658,21 @@ def test_a_gaussian_beam_on_a_block(device):
     assert found.transmission[0] == pytest.approx(mean_exp(LIT_MU, (0, 44)) * out, rel=2e-3)
 
 
+def test_a_thin_beam_is_not_taken_for_one_that_misses():
+    """So thin that of some thousand points of the crystal none may lie in it."""
+    values = np.zeros((70, 70, 70), dtype=np.uint8)
+    values[5:65, 5:65, 5:65] = 3
+    cube = LabelVolume(values, 1.0)
+    beam = BeamProfile("tophat", (0.5, 0.5))
+    sources = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0], [0.0, -1.0, 0.0]])
+    through = Directions.of_one_sweep(sources, -sources)
+    found = absorption_factors(
+        cube, [0.0, 0.0, 0.0, 0.02], through, beam=beam, tolerance=1e-2, device="cpu"
+    )
+    # in and out along one line of 60 um, wherever on it a point lies
+    np.testing.assert_allclose(found.transmission, np.exp(-0.02 * 60), rtol=2e-3)
+
+
 @pytest.mark.parametrize("shape", ["tophat", "gaussian"])
 def test_weights_are_those_of_a_sum_by_hand(shape):
     beam = BeamProfile(shape, (14.0, 9.0), (2.0, -1.5))

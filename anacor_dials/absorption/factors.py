@@ -13,11 +13,11 @@ of points, so a fine grid is traced from some points only, and on a coarse grid 
 log A = log A_some (fine grid) + log (A_all / A_some) (coarse grid).
 
 The error is measured in every run. (1) For random reflections A is computed by exact voxel traversal
-from the same points (from a part of them where they are very many). The mean of the differences, a common scale that marching leaves, is taken out;
-their spread is the error of marching and interpolation. (2) The spread of
-the pairs of points gives the error of taking points instead of the whole crystal, without bias. Their
-sum in quadrature is compared with the tolerance, and the grid or the points are refined until it
-holds.
+from the same points (from a part of them where they are very many). The mean of the differences, a
+common scale that marching leaves, is taken out; their spread is the error of marching and
+interpolation. (2) The spread of the pairs of points gives the error of taking points instead of the
+whole crystal, without bias. Their sum in quadrature is compared with the tolerance, and the grid or the
+points are refined until it holds.
 """
 
 from __future__ import annotations
@@ -433,7 +433,8 @@ class _Computation:
 
         As the rms over reflections of f(x) / A, f the transmission to and from a point, A its mean: what
         one point's chance place does to log A is in proportion to it. In a strongly absorbing crystal
-        that is its skin; without absorption it is the same everywhere.
+        that is its skin; without absorption it is the same everywhere. Taken for the whole crystal in the
+        beam: few of these points, or none, lie in a thin one.
         """
         points = self.crystal.draw(IMPORTANCE_POINTS, self.rng)
         chosen = self.rng.permutation(len(self.directions))[:IMPORTANCE_REFLECTIONS]
@@ -443,14 +444,12 @@ class _Computation:
             f = self.engine.march_transmission(self.volume, points.voxels, some.to_source)
             f = f * self.engine.march_transmission(self.volume, points.voxels, some.exit)
             f = self.engine.to_numpy(f).astype(np.float64)
-            if self.beam is not None:
-                f *= self._reflection_weights(points, some)
             f /= np.maximum(f.mean(axis=1, keepdims=True), SMALLEST_TRANSMISSION)
             squares += (f**2).sum(axis=0).reshape(-1, 2).mean(axis=1)
         importance = np.sqrt(squares)
         smooth = np.convolve(np.pad(importance, 1, mode="edge"), np.ones(3) / 3, "valid")
         floored = np.maximum(smooth, LEAST_IMPORTANCE * smooth.mean() + SMALLEST_TRANSMISSION)
-        # in steps of a twelfth, so that the last digits of another device lead to the same points
+        # in steps of a tenth, so that the last digits of another device lead to the same points
         return 2.0 ** (np.round(8 * np.log2(floored)) / 8)
 
     def _draw(self, n: int) -> SampledPoints:
@@ -473,8 +472,8 @@ class _Computation:
                     lit |= beam.weights(positions, source[None], axis)[0] > LEAST_LIGHT
             pair = np.repeat(lit[::2] | lit[1::2], 2)
             share = float(pair.mean())
-            _require_light(np.array([share]))
             if pair.sum() >= 0.8 * n or n_drawn >= MOST_POINTS:
+                _require_light(np.array([share]))
                 return points[pair]
             n_drawn = 2 * math.ceil(min(1.1 * n_drawn / max(share, 1e-3), MOST_POINTS) / 2)
 
@@ -505,9 +504,7 @@ class _Computation:
     ) -> tuple[FloatArray, FloatArray]:
         exact, error = np.empty(len(directions)), np.empty(len(directions))
         size = len(directions)
-        if (
-            self.beam is not None
-        ):  # the beam's weights are (reflections, points) in double precision
+        if self.beam is not None:  # its weights are (reflections, points) in double precision
             size = max(1, int(0.1 * self.memory_bytes / (8 * len(points))))
         for start in range(0, len(directions), size):
             part = slice(start, start + size)
