@@ -5,7 +5,9 @@ Scale the same data with several corrections for absorption and compare the resu
 Each strategy is one run of dials.scale: without any absorption correction, with spherical harmonics of
 low, medium or high level, with the analytical factors that dials.anacor_absorption wrote, or with both.
 Everything else in scaling is the same. The scaled data are then merged at one common resolution, and
-their statistics stand side by side, the best value of each row marked.
+their statistics stand side by side, the best value of each row marked. dials.scale rejects outliers, and most
+where absorption is left uncorrected, which flatters the rest: the last rows are of the same observations
+for all strategies, those that at least one of them keeps.
 
 A strategy that fails is shown as failed with its reason; the others stand. Each keeps its scaled.expt,
 scaled.refl and log in a folder of its own, and its command line is printed, to be repeated by hand.
@@ -39,6 +41,7 @@ from anacor_dials.diffraction.comparison import (
     compare,
     data_sources,
     figures,
+    rows_of_same_observations,
     scaling_jobs,
 )
 from anacor_dials.diffraction.merging import comparison_table, format_table
@@ -67,11 +70,18 @@ def dials_scale_options(params: phil.scope_extract) -> list[str]:
 def report(comparison: Comparison) -> list[Section]:
     """The sections of the HTML report."""
     statistics, failed = comparison.statistics, comparison.failed
-    rows = comparison_table(statistics)
+    rows = [*comparison_table(statistics), *rows_of_same_observations(comparison)]
+    same = (
+        f" Of the same observations: of the {comparison.same.observations} that at least one of the strategies "
+        "keeps, as each of them rejects outliers of its own, most where absorption is left uncorrected."
+        if comparison.same
+        else ""
+    )
     table = Table(
         [[row.name, *row.cells, *["failed"] * len(failed)] for row in rows],
         header=["", *(one.label for one in statistics), *failed],
-        caption="Overall (outer shell). Marked: the best overall value of each row. Resolution in Å.",
+        caption="Overall (outer shell). Marked: the best overall value of each row. Resolution in Å."
+        + same,
         marked=frozenset(
             (i, j + 1) for i, row in enumerate(rows) for j, best in enumerate(row.best) if best
         ),
@@ -168,7 +178,13 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
 
             for outcome in comparison.outcomes:
                 logger.info("\n%s:\n  %s", outcome.label, outcome.command_line)
-            logger.info("\n%s\n", format_table(comparison.statistics, comparison.failed))
+            further = rows_of_same_observations(comparison)
+            logger.info("\n%s", format_table(comparison.statistics, comparison.failed, further))
+            if comparison.same:
+                logger.info(
+                    "same observations: the %d that at least one of them keeps; judge by these",
+                    comparison.same.observations,
+                )
             if numbers:
                 write_json(numbers, as_dict(comparison))
             if html:

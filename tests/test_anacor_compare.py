@@ -116,6 +116,24 @@ def test_json_and_printed_table_say_that_the_correction_helped(finished_run):
     }
 
 
+def test_statistics_of_the_same_observations_stand_below(finished_run):
+    folder, printed = finished_run
+    result = json.loads((folder / "anacor_compare.json").read_text())
+    same = result["same_observations"]
+    none, analytical = result["strategies"]
+    # all that both have, less what both reject: more than either keeps
+    assert same["observations"] >= max(
+        s["table_1"]["Total observations"][0] for s in (none, analytical)
+    )
+    r_meas = [same["values"][label]["r_meas"] for label in result["columns"]]
+    assert r_meas[0] >= none["table_1"]["Rmeas(I)"][0]
+    assert r_meas[0] > 1.5 * r_meas[1]
+    (line,) = (line for line in printed.splitlines() if line.startswith("Rmeas, same observations"))
+    assert line.split()[-2:] == [f"{r_meas[0]:.3f}", f"{r_meas[1]:.3f}*"]
+    assert f"the {same['observations']} that at least one of them keeps" in printed
+    assert "Rmeas, same observations" in (folder / "anacor_compare.html").read_text()
+
+
 def test_log_has_the_changed_parameters_and_the_command_lines(finished_run):
     _, printed = finished_run
     assert "strategies = *none sh_low" in printed

@@ -93,6 +93,38 @@ def test_every_strategy_is_judged_on_what_any_of_them_keeps(tmp_path: Path) -> N
     assert choose_strategy([values]).strategy.name == "analytical"
 
 
+def test_files_may_list_their_sweeps_in_any_order(tmp_path: Path) -> None:
+    """Two sweeps, swapped in the second file: an observation is known by its sweep's identifier."""
+    scales = 1 + 0.05 * np.random.default_rng(5).normal(size=12)
+    data = {}
+    for name, order in (("none", "ab"), ("analytical", "ba")):
+        expt, refl = scaled(tmp_path, name, scales, [], np.arange(12))
+        (model,) = ExperimentList.from_file(str(expt), check_format=False)
+        table = flex.reflection_table.from_file(str(refl))
+        first = np.arange(12) % 2 == 0  # sweep a
+        table["id"] = flex.int(np.where(first, order.index("a"), order.index("b")).tolist())
+        both = ExperimentList()
+        for number, identifier in enumerate(order):
+            table.experiment_identifiers()[number] = identifier
+            both.append(Experiment(beam=model.beam, crystal=model.crystal, identifier=identifier))
+        both.as_file(str(expt))
+        table.as_file(str(refl))
+        data[name] = (expt, refl)
+    values, n = statistics_of_same_observations(data, 50.0, 1.0)
+    assert n == 12
+    assert values["none"] == values["analytical"]
+
+
+def test_data_with_nothing_in_common_are_refused(tmp_path: Path) -> None:
+    ones, order = np.ones(12), np.arange(12)
+    data = {name: scaled(tmp_path, name, ones, [], order) for name in ("none", "analytical")}
+    table = flex.reflection_table.from_file(str(data["none"][1]))
+    table["xyzobs.px.value"] = table["xyzobs.px.value"] + flex.vec3_double(12, (0, 0, 500))
+    table.as_file(str(data["none"][1]))
+    with pytest.raises(ValueError, match="none, analytical have no observations in common"):
+        statistics_of_same_observations(data, 50.0, 1.0)
+
+
 def test_what_is_excluded_or_out_of_range_does_not_count(tmp_path: Path) -> None:
     ones = np.ones(12)
     data = {name: scaled(tmp_path, name, ones, [], np.arange(12)) for name in ("none", "sh_low")}

@@ -8,11 +8,12 @@ AnACorNet + SAM-2); strategies that do not use the factors are then run once.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from dials.array_family import flex
 from anacor_dials.diffraction.merging import (
     MergingStatistics,
     ScaledIntensities,
+    TableRow,
     block_width,
     common_resolution,
     comparison_table,
     in_one_cell,
     load_scaled,
     merging_statistics,
+    plain_row,
 )
 from anacor_dials.diffraction.scaling import (
     FailedScaling,
@@ -36,6 +39,9 @@ from anacor_dials.diffraction.scaling import (
     Strategy,
     scale_all,
 )
+from anacor_dials.diffraction.selection import STATISTICS, statistics_of_same_observations
+
+logger = logging.getLogger("dials.anacor_dials.comparison")
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,22 @@ class DataSource:
 
 
 @dataclass(frozen=True)
+class SameObservations:
+    """How many observations at least one run keeps, and {label: {statistic: overall value}} of these.
+
+    See :mod:`anacor_dials.diffraction.selection`, whose STATISTICS they are.
+    """
+
+    observations: int
+    values: Mapping[str, Mapping[str, float | None]]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Outcomes of all runs in the order asked for, and the statistics of those that succeeded.
 
-    d_max, d_min: the common limits (A); n_bins: number of resolution shells.
+    d_max, d_min: the common limits (A); n_bins: number of resolution shells. same: statistics of the same
+    observations; None where they were not asked for, or cannot be had.
     """
 
     outcomes: tuple[ScaledData | FailedScaling, ...]
@@ -59,6 +77,7 @@ class Comparison:
     d_max: float
     d_min: float
     n_bins: int
+    same: SameObservations | None = None
 
     @property
     def failed(self) -> dict[str, str]:
@@ -222,7 +241,20 @@ def compare(
             outcomes = [_not_merged(o, error) if o.label == one.label else o for o in outcomes]
         tell(f"{one.label} merged")
     _refuse_if_all_failed(outcomes)
-    return Comparison(tuple(outcomes), tuple(statistics), *limits, n_bins)
+    same = _same_observations(outcomes, limits) if len(statistics) > 1 else None
+    return Comparison(tuple(outcomes), tuple(statistics), *limits, n_bins, same)
+
+
+def _same_observations(
+    outcomes: Sequence[ScaledData | FailedScaling], limits: tuple[float, float]
+) -> SameObservations | None:
+    files = {o.label: (o.experiments, o.reflections) for o in outcomes if isinstance(o, ScaledData)}
+    try:
+        values, n = statistics_of_same_observations(files, *limits)
+    except ValueError as error:
+        logger.warning("No statistics of the same observations: %s", error)
+        return None
+    return SameObservations(n, values)
 
 
 def load_to_compare(
@@ -263,6 +295,23 @@ def _refuse_if_all_failed(outcomes: Sequence[ScaledData | FailedScaling]) -> Non
 
 
 # ---- showing it -----------------------------------------------------------------------------------
+
+SAME_FORMATS = {"i_over_sigma": ".1f"}
+
+
+def rows_of_same_observations(comparison: Comparison) -> list[TableRow]:
+    """Rows to stand below those of `merging.comparison_table`; none where they are not known."""
+    if comparison.same is None:
+        return []
+    return [
+        plain_row(
+            f"{row.removesuffix('(I)')}, same observations",
+            [comparison.same.values[one.label][statistic] for one in comparison.statistics],
+            SAME_FORMATS.get(statistic, ".3f"),
+            sign,
+        )
+        for statistic, (row, sign) in STATISTICS.items()
+    ]
 
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:
@@ -307,8 +356,12 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
                     if best
                 ],
             }
-            for row in comparison_table(comparison.statistics)
+            for row in (
+                *comparison_table(comparison.statistics),
+                *rows_of_same_observations(comparison),
+            )
         ],
+        "same_observations": None if comparison.same is None else asdict(comparison.same),
         "strategies": strategies,
     }
 

@@ -366,13 +366,22 @@ def comparison_table(statistics: Sequence[MergingStatistics]) -> list[TableRow]:
             f"{text} ({_text(value[2], row.form)})" if len(value) == 3 else text
             for text, value in zip(overall, values, strict=True)
         ]
-        numbers = [row.best * float(t) if t != "-" else -np.inf for t in overall]
-        top = max(numbers, default=0.0)
-        best = [row.best != 0 and n == top and np.isfinite(n) for n in numbers]
-        if all(best):
-            best = [False] * len(best)
-        rows.append(TableRow(row.name, tuple(cells), tuple(best)))
+        rows.append(TableRow(row.name, tuple(cells), _best(overall, row.best)))
     return rows
+
+
+def plain_row(name: str, values: Sequence[float | None], form: str, best: int) -> TableRow:
+    """A row of single values; form and best as of :class:`Row`."""
+    cells = tuple(_text(value, form) for value in values)
+    return TableRow(name, cells, _best(cells, best))
+
+
+def _best(texts: Sequence[str], sign: int) -> tuple[bool, ...]:
+    """Which of the printed values are the best; none where all tie."""
+    numbers = [sign * float(t) if t != "-" else -np.inf for t in texts]
+    top = max(numbers, default=0.0)
+    best = tuple(sign != 0 and n == top and bool(np.isfinite(n)) for n in numbers)
+    return (False,) * len(best) if all(best) else best
 
 
 def _text(value: float | None, form: str) -> str:
@@ -383,21 +392,23 @@ def _text(value: float | None, form: str) -> str:
 
 
 def format_table(
-    statistics: Sequence[MergingStatistics], failed: Mapping[str, str] | None = None
+    statistics: Sequence[MergingStatistics],
+    failed: Mapping[str, str] | None = None,
+    further: Sequence[TableRow] = (),
 ) -> str:
     """The table as plain text, the best value of each row marked by an asterisk.
 
     failed: {label: reason} of data sets that could not be scaled; each is a column of dashes, its
-    reason below the table.
+    reason below the table. further: rows below the others.
     """
     failed = failed or {}
-    columns: list[list[str]] = [["", "Resolution limit", *(row.name for row in ROWS)]]
-    table = comparison_table(statistics)
+    table = [*comparison_table(statistics), *further]
+    columns: list[list[str]] = [["", *(row.name for row in table)]]
     for i, one in enumerate(statistics):
         columns.append(
             [one.label, *(row.cells[i] + ("*" if row.best[i] else " ") for row in table)]
         )
-    columns += [[label, *["failed "] * (1 + len(ROWS))] for label in failed]
+    columns += [[label, *["failed "] * len(table)] for label in failed]
     widths = [max(len(text) for text in column) for column in columns]
     lines = [
         "  ".join(

@@ -58,12 +58,17 @@ def statistics_of_same_observations(
 ) -> tuple[dict[str, dict[str, float | None]], int]:
     """({name: {statistic: overall value}}, number of observations) between d_max and d_min (A).
 
-    data: {name: (scaled.expt, scaled.refl)}, the same sweeps scaled in several ways. The observations are
-    those that at least one of them keeps and that have a positive scale in all.
+    data: {name: (scaled.expt, scaled.refl)}, the same sweeps scaled in several ways, in any order. The
+    observations are those that at least one of them keeps and that have a positive scale in all. Raises
+    ValueError where they have none in common, or too few to be merged.
     """
     tables = {name: _scaled_rows(refl) for name, (_, refl) in data.items()}
     keys = {name: _keys(table) for name, table in tables.items()}
     common = reduce(np.intersect1d, keys.values())
+    if not common.size:
+        raise ValueError(
+            f"{', '.join(data)} have no observations in common; are they of the same data?"
+        )
     rows = {
         name: np.intersect1d(common, mine, return_indices=True)[2] for name, mine in keys.items()
     }
@@ -108,9 +113,15 @@ def _keys(table: flex.reflection_table) -> NDArray[np.void]:
     """What an observation is known by: experiment, index, and the image (to 0.1) of its centre."""
     column = "xyzobs.px.value" if "xyzobs.px.value" in table else "xyzcal.px"
     image = np.rint(10 * flumpy.to_numpy(table[column])[:, 2]).astype(np.int64)
+    names = dict(table.experiment_identifiers())
+    place = {name: i for i, name in enumerate(sorted(names.values()))}
+    numbers_of = {number: place[name] for number, name in names.items()}
+    sweeps, rows = np.unique(flumpy.to_numpy(table["id"]), return_inverse=True)
+    # files need not list their sweeps in the same order
+    sweep = np.array([numbers_of.get(int(i), int(i)) for i in sweeps], dtype=np.int64)[rows]
     numbers = np.column_stack(
         [
-            flumpy.to_numpy(table["id"]),
+            sweep,
             flumpy.to_numpy(table["miller_index"]).reshape(-1, 3),
             image,
         ]
