@@ -212,7 +212,11 @@ def test_sam2_itself_with_random_weights(labels, values):
     assert all(f.shape == masks.shape and np.isfinite(f).all() for f in found.values())
     found = dict(predictor.follow(values, 15, masks, 1, reverse=True))
     assert sorted(found) == [14, 15]
+    encoded = []
+    plain = predictor.model.forward_image
+    predictor.model.forward_image = lambda image: encoded.append(1) or plain(image)
     p = chances(labels, right=0.6)
-    settings = Sam2Settings(checkpoint="x", where="all", key_frames=15, image_size=256)
-    result = refined(values[:6], p[:, :6], predictor, settings)
-    assert result.shape == p[:, :6].shape
+    settings = Sam2Settings(checkpoint="x", where="all", key_frames=5, image_size=256)
+    result = refined(values[:12], p[:, :12], predictor, settings)
+    assert result.shape == p[:, :12].shape
+    assert len(encoded) == 12  # though most slices are followed from two key frames

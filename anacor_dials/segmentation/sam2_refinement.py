@@ -13,6 +13,7 @@ The film is cropped to the sample and read lazily: no pictures are written. What
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -189,7 +190,8 @@ def refined(
             masks = p[:, key].argmax(axis=0) == np.arange(1, n)[:, None, None]
             before = keys[number - 1] if number else first - 1
             after = keys[number + 1] if number + 1 < len(keys) else last
-            for end, reverse in ((after, False), (before, True)):
+            # backward first: the slices since the last key frame have just been encoded
+            for end, reverse in ((before, True), (after, False)):
                 length = abs(end - key)
                 if length < 1:
                     continue
@@ -249,12 +251,30 @@ class _Images:
 
 
 class Sam2Predictor:
-    """A :class:`SlicePredictor` by the sam2 package. model: its SAM2VideoPredictor."""
+    """A :class:`SlicePredictor` by the sam2 package. model: its SAM2VideoPredictor.
 
-    def __init__(self, model: Any) -> None:
+    Every slice is followed from the key frames on both sides of it and encoded once: sam2 keeps the features
+    of its last frame, and here those of the last `frames_kept` are kept (30 MB each at 1024 pixels).
+    """
+
+    def __init__(self, model: Any, frames_kept: int = 48) -> None:
         self.model = model
         self._state: Any = None
         self._frames: Frames | None = None
+        self._features: OrderedDict[int, Any] = OrderedDict()
+        encode = model._get_image_feature
+
+        def kept(inference_state: Any, frame_idx: int, batch_size: int) -> Any:
+            if frame_idx in self._features:
+                self._features.move_to_end(frame_idx)
+                inference_state["cached_features"] = {frame_idx: self._features[frame_idx]}
+            features = encode(inference_state, frame_idx, batch_size)
+            self._features[frame_idx] = inference_state["cached_features"][frame_idx]
+            if len(self._features) > frames_kept:
+                self._features.popitem(last=False)
+            return features
+
+        model._get_image_feature = kept
 
     @classmethod
     def from_settings(cls, settings: Sam2Settings, device: str = "auto") -> Sam2Predictor:
@@ -288,13 +308,14 @@ class Sam2Predictor:
                 f"{HOW_TO_GET}; sam2.model={settings.model} must be the checkpoint's."
             ) from None
         model.fill_hole_area = 0  # needs sam2's own CUDA code
-        return cls(model)
+        return cls(model, 2 * settings.key_frames)
 
     def _state_of(self, frames: Frames) -> Any:
         """sam2's state of a film; the same one while the film is the same."""
         if self._state is None or self._frames is not frames:
             images = _Images(frames, int(self.model.image_size))
             height, width = np.asarray(frames[0]).shape
+            self._features.clear()
             with _frames_instead_of_files(images, height, width):
                 self._state = self.model.init_state("")
             self._frames = frames
