@@ -126,6 +126,8 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
             minutes=t.minutes,
             within_minutes=t.within_minutes,
             begin_with=t.begin_with or "",
+            threads=t.threads,
+            precision=choice(t.precision),
             device=choice(params.device),
         )
         made, tests = make_samples(params)

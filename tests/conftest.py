@@ -280,6 +280,6 @@ def network_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def forward(self, slices: Any) -> Any:
             levels = torch.tensor([0.0, 1.0, 0.6, 1.5])[:, None, None]
-            return -100.0 * (slices - levels) ** 2
+            return -100.0 * (slices[:, :1] - levels) ** 2
 
     monkeypatch.setattr(anacor_segment, "load_network", lambda weights: ByValue())

@@ -16,6 +16,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed")
 
 from anacor_dials.sample.tomogram_files import write_sample_file  # noqa: E402
 from anacor_dials.sample.volumes import LabelVolume, Tomogram  # noqa: E402
+from anacor_dials.segmentation.fringes import views  # noqa: E402
 from anacor_dials.segmentation.network import NetworkSettings, build_network, load_weights  # noqa: E402
 from anacor_dials.segmentation.training import (  # noqa: E402
     Crew,
@@ -42,7 +43,8 @@ def ball(seed):
     a, b, c = rng.uniform(4, 8, 3)
     labels[(abs(x) < a) & (abs(y) < b) & (abs(z) < c)] = 3
     values = np.array([0.0, 1.0, 0.5, 1.4])[labels] + 0.03 * rng.standard_normal(labels.shape)
-    return TrainingVolume(f"ball-{seed}", values.astype(np.float16), labels, (1.2, 1.2, 1.2))
+    seen = views(values.astype(np.float32), np.float16)
+    return TrainingVolume(f"ball-{seed}", seen, labels, (1.2, 1.2, 1.2))
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +220,7 @@ def test_as_a_program(volumes, tmp_path, capsys):
     for volume in volumes[:2]:
         write_sample_file(
             tmp_path / f"{volume.name}.h5",
-            tomogram=Tomogram(0.01 * volume.values.astype(np.float32), 1.2),
+            tomogram=Tomogram(0.01 * volume.views[0].astype(np.float32), 1.2),
             labels=LabelVolume(volume.labels, np.full(3, 1.2)),
         )
     path = tmp_path / "w.safetensors"
@@ -237,7 +239,7 @@ def test_threads_share_a_step():
     """Two threads with half of the crops each: the mean of their gradients, and of their statistics."""
     torch.manual_seed(3)
     network = build_network(NetworkSettings("unet", "tiny", 1))
-    x, target = torch.randn(4, 1, 32, 32), torch.randint(0, 4, (4, 32, 32))
+    x, target = torch.randn(4, 3, 32, 32), torch.randint(0, 4, (4, 32, 32))
     weights = torch.ones(4)
     before = {k: v.clone() for k, v in network.state_dict().items()}
     expected, statistics = [], []
@@ -274,5 +276,5 @@ def test_class_weights_are_taken_off_the_logits():
         network.head.weight.zero_()
         network.head.bias.copy_(learned)
         without_class_weights(network, weights)
-        found = torch.softmax(network(torch.zeros(1, 1, 16, 16)), 1)[0, :, 3, 4]
+        found = torch.softmax(network(torch.zeros(1, 3, 16, 16)), 1)[0, :, 3, 4]
     torch.testing.assert_close(found, frequency)

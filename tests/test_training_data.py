@@ -10,6 +10,7 @@ import pytest
 
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Tomogram, Volume
+from anacor_dials.segmentation.fringes import LENGTHS, N_VIEWS, smoothed, views
 from anacor_dials.segmentation.training_data import (
     Augmentation,
     CropSource,
@@ -52,7 +53,14 @@ def drop_with_crystal(n=48):
 def volume():
     labels = drop_with_crystal()
     values = intensity_scale(sample_values(labels)).normalised(sample_values(labels))
-    return TrainingVolume("a", values.astype(np.float16), labels, (1.0, 1.0, 1.0))
+    return TrainingVolume("a", views(values, np.float16), labels, (1.0, 1.0, 1.0))
+
+
+def with_levels(volume, *levels):
+    """The volume with every view of one level."""
+    seen = np.empty(volume.views.shape, np.float16)
+    seen[...] = np.array(levels)[:, None, None, None]
+    return replace(volume, views=seen)
 
 
 # ---- the scale ------------------------------------------------------------------------------------
@@ -161,8 +169,8 @@ def test_pairs_are_read(tmp_path):
     assert volume.family == "needle"
     assert volume.record["seed"] == [1, 2]
     np.testing.assert_array_equal(volume.labels, labels)
-    assert float(volume.values[labels == 1].mean(dtype=float)) == pytest.approx(1.0, abs=0.02)
-    assert float(volume.values[labels == 0].mean(dtype=float)) == pytest.approx(0.0, abs=0.02)
+    assert float(volume.views[0][labels == 1].mean(dtype=float)) == pytest.approx(1.0, abs=0.02)
+    assert float(volume.views[0][labels == 0].mean(dtype=float)) == pytest.approx(0.0, abs=0.02)
 
 
 def test_air_far_from_the_sample_is_left_out(tmp_path):
@@ -179,7 +187,9 @@ def test_air_far_from_the_sample_is_left_out(tmp_path):
     there = tuple(slice(a, a + n) for a, n in zip(first, size, strict=True))
     np.testing.assert_array_equal(volume.labels[there], labels[part])
     assert np.count_nonzero(volume.labels) == np.count_nonzero(labels)
-    assert float(volume.values[volume.labels == 1].mean(dtype=float)) == pytest.approx(1, abs=0.02)
+    assert float(volume.views[0][volume.labels == 1].mean(dtype=float)) == pytest.approx(
+        1, abs=0.02
+    )
 
 
 def test_a_labelled_tomogram_is_read_as_a_real_sample(tmp_path):
@@ -235,7 +245,7 @@ def test_rare_classes_weigh_more(volume):
 
 # ---- crops ----------------------------------------------------------------------------------------
 
-PLAIN = Augmentation(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, turn=False)
+PLAIN = Augmentation(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, turn=False)
 
 
 def test_crops_depend_on_the_generator_alone(volume):
@@ -245,7 +255,7 @@ def test_crops_depend_on_the_generator_alone(volume):
     np.testing.assert_array_equal(a[1], b[1])
     c = source.batch(np.random.default_rng([1, 6]), 4)
     assert np.any(a[0] != c[0])
-    assert a[0].shape == (4, 3, 32, 32)
+    assert a[0].shape == (4, 3 * N_VIEWS, 32, 32)
     assert a[0].dtype == np.float32
     assert a[1].shape == (4, 32, 32)
 
@@ -259,7 +269,7 @@ def test_labels_are_never_interpolated(volume):
 
 def test_values_and_labels_stay_together(volume):
     """With each label's number as the value, and no change of values, crops are their own labels."""
-    named = replace(volume, values=volume.labels.astype(np.float16))
+    named = replace(volume, views=np.repeat(volume.labels[None].astype(np.float16), N_VIEWS, 0))
     source = CropSource([named], 32, 3, PLAIN)
     slices, labels = source.batch(np.random.default_rng(3), 12)
     # half a voxel may lie between the nearest and the interpolated one
@@ -278,8 +288,7 @@ def test_rare_classes_are_seen(volume):
 
 
 def test_the_crystals_contrast_is_varied(volume):
-    flat = replace(volume, values=np.ones(volume.labels.shape, np.float16))
-    source = CropSource([flat], 32, 1, replace(PLAIN, contrast=0.05))
+    source = CropSource([with_levels(volume, 1, 1, 1)], 32, 1, replace(PLAIN, contrast=0.05))
     differences = []
     rng = np.random.default_rng(4)
     for _ in range(80):
@@ -289,6 +298,34 @@ def test_the_crystals_contrast_is_varied(volume):
     assert min(differences) < -0.01
     assert max(differences) > 0.01
     assert max(np.abs(differences)) < 0.055
+    # the same change in all views, softer in those that are smoothed
+    plain, short, long = np.abs(slices - 1).max(axis=(1, 2))
+    assert plain >= short >= long
+
+
+def test_fringes_are_partly_undone_in_some_crops(volume):
+    """Of one level in each view: what lies between the first two is in the crops of the plain view alone."""
+    source = CropSource([with_levels(volume, 1, 0, 3)], 32, 1, replace(PLAIN, fringes=0.5))
+    rng = np.random.default_rng(5)
+    plain, short, long = np.array([source.draw(rng)[0].mean(axis=(1, 2)) for _ in range(60)]).T
+    assert np.all(short == 0)
+    assert np.all(long == 3)
+    assert 15 < np.count_nonzero(plain < 1) < 45
+    assert 0.2 <= plain.min() < 0.5
+
+
+def test_noise_is_what_the_views_filter_leaves_of_it(volume):
+    """Against white noise that goes through the filter itself."""
+    source = CropSource([with_levels(volume, 1, 1, 1)], 64, 1, replace(PLAIN, noise=0.1))
+    rng = np.random.default_rng(6)
+    crops = np.array([source.draw(rng)[0] for _ in range(20)])
+    shares = crops.std(axis=(2, 3)) / crops.std(axis=(2, 3))[:, :1]
+    noise = rng.standard_normal((80, 80, 80)).astype(np.float32)
+    expected = [smoothed(noise, length).std() for length in LENGTHS]
+    # half of the plain crops' noise is that of a smoothing reconstruction, and about as strong
+    np.testing.assert_allclose(shares[:, 1:].mean(axis=0), expected, rtol=0.25)
+    steps = np.diff(crops[:, 1:], axis=3).std(axis=(2, 3))
+    assert np.all(steps < 0.6 * crops[:, 1:].std(axis=(2, 3)))
 
 
 def test_bad_crops(volume):

@@ -1,9 +1,10 @@
 """From a tomogram to labels: tiles through the network, probabilities, clean-up.
 
-The tomogram is averaged to the working grid and scaled (:mod:`.working_grid`); slices are taken through
-the network in tiles that overlap and are blended, only where there is sample; the probabilities are
-cleaned of what cannot be, interpolated back to the tomogram's own voxels, and the most probable label
-is taken. Memory: the working grid, its probabilities as bytes, and a few slices.
+The tomogram is averaged to the working grid and scaled (:mod:`.working_grid`), and views without fringes are
+made of it (:mod:`.fringes`); slices of all views are taken through the network in tiles that overlap and are
+blended, only where there is sample; the probabilities are cleaned of what cannot be, interpolated
+back to the tomogram's own voxels, and the most probable label is taken. Memory: the working grid; its views in
+half precision and probabilities as bytes, where there is sample; a few slices.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.materials import typical_composition
 from anacor_dials.sample.tomogram_files import require_memory
 from anacor_dials.sample.volumes import LabelVolume, Tomogram, Volume
+from anacor_dials.segmentation.fringes import views
 from anacor_dials.segmentation.working_grid import (
     COARSEST_UM,
     IntensityScale,
@@ -42,6 +44,7 @@ logger = logging.getLogger("dials.anacor_dials.segmentation.inference")
 
 SHIPPED_WEIGHTS = "anacornet-tiny.safetensors"
 SAMPLE_LEVEL = 0.3  # of the smoothed, normalised values: what counts as sample
+AIR_AROUND = 16  # voxels of air around the sample that the network sees
 PLAUSIBLE_MU = (0.6, 1.6)  # of what the material typically has
 
 
@@ -139,18 +142,20 @@ def _ramp(n: int, overlap: int, first: bool, last: bool) -> NDArray[np.float32]:
 
 def _along_first_axis(
     network: SliceNetwork,
-    values: NDArray[np.float32],
+    seen: NDArray[np.float16],
     settings: InferenceSettings,
     progress: bool,
     what: str,
 ) -> NDArray[np.uint8]:
-    """Probabilities uint8 (n, nx, ny, nz) from slices across the first axis."""
+    """Probabilities uint8 (n, nx, ny, nz) from slices across the first axis of all views (v, nx, ny, nz)."""
     import torch
+
+    from anacor_dials.segmentation.network import memory_layout
 
     device = next(network.parameters()).device
     on_gpu = device.type == "cuda"
     n, half = network.settings.n_classes, network.settings.n_slices // 2
-    nx, ny, nz = values.shape
+    nx, ny, nz = seen.shape[1:]
     out = np.empty((n, nx, ny, nz), dtype=np.uint8)
     ys, zs = (tile_starts(m, settings.tile, settings.overlap) for m in (ny, nz))
     hy, hz = min(ny, settings.tile), min(nz, settings.tile)
@@ -163,14 +168,13 @@ def _along_first_axis(
         for first in range(0, nx, batch):
             planes = np.arange(first, min(first + batch, nx))
             near = np.clip(planes[:, None] + np.arange(-half, half + 1), 0, nx - 1)  # (b, n_slices)
-            stack = torch.from_numpy(values[near])
+            stack = torch.from_numpy(np.concatenate([view[near] for view in seen], axis=1)).float()
             total = torch.zeros((len(planes), n, ny, nz))
             weight = torch.zeros((ny, nz))
             for i, y in enumerate(ys):
                 for j, z in enumerate(zs):
                     tile = stack[:, :, y : y + hy, z : z + hz]
-                    layout = torch.channels_last if on_gpu else torch.contiguous_format
-                    tile = tile.to(device).contiguous(memory_format=layout)
+                    tile = tile.to(device).contiguous(memory_format=memory_layout(device))
                     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=on_gpu):
                         logits = network(tile)
                     p = torch.softmax(logits.float(), dim=1).cpu()
@@ -202,28 +206,30 @@ def class_probabilities(
     """
     import torch
 
+    from anacor_dials.segmentation.network import memory_layout
+
     settings = settings or InferenceSettings()
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda was asked for and torch sees no GPU; take device=cpu.")
     cuda = settings.device != "cpu" and torch.cuda.is_available()
-    # channels_last is the faster layout on a GPU and the slower one on a CPU (by a fifth)
-    layout = torch.channels_last if cuda else torch.contiguous_format
-    network = network.to("cuda" if cuda else "cpu", memory_format=layout).eval()
+    device = torch.device("cuda" if cuda else "cpu")
+    network = network.to(device, memory_format=memory_layout(device)).eval()
     n = network.settings.n_classes
     require_memory(n * values.size * (3 if len(settings.axes) > 1 else 1), "The probabilities")
     out = np.zeros((n, *values.shape), dtype=np.uint8)
     out[0] = 255
-    box = sample_box(values)
+    box = sample_box(values, AIR_AROUND)
     inside = np.ascontiguousarray(values[box])
     if not inside.size:
         return out
+    seen = views(inside, np.float16)
     total: NDArray[np.uint16] | None = None
     for axis in settings.axes:
         order = {"x": (0, 1, 2), "y": (1, 0, 2), "z": (2, 0, 1)}[axis]
         back = tuple(np.argsort(order))
         p = _along_first_axis(
             network,
-            np.ascontiguousarray(inside.transpose(order)),
+            np.ascontiguousarray(seen.transpose(0, *(1 + k for k in order))),
             settings,
             progress,
             f"Segmenting slices across {axis.upper()}",

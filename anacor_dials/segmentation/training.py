@@ -5,9 +5,9 @@ not installed; ``dials.anacor_train`` elsewhere.
 
 The loss is class-weighted cross-entropy plus 1 - Dice (Milletari et al., 3DV 2016), the latter averaged
 over the classes, with deep supervision at 1/2 and 1/4. AdamW with a warm-up and a cosine; the weights
-kept are the exponential mean of the last few hundred steps. On a GPU in bfloat16, the deformable
-convolutions in float32; on a CPU in float32, where bfloat16 is far slower. The crops of a step depend
-on the seed and the step alone, so that a training that is taken up again sees the same ones.
+kept are the exponential mean of the last few hundred steps. On GPUs, and on CPUs with AMX, in bfloat16, the
+deformable convolutions in float32; on other CPUs in float32, where bfloat16 is far slower. The crops of a step
+depend on the seed and the step alone, so that a training that is taken up again sees the same ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ from anacor_dials.segmentation.network import (
     NetworkSettings,
     SliceNetwork,
     build_network,
+    has_fast_bfloat16,
     load_weights,
+    memory_layout,
     n_parameters,
     save_weights,
 )
@@ -71,6 +73,7 @@ class TrainingSettings:
     begin_with: weights of an earlier training to begin from, "" for random ones. weights_taken_off: how much of
     the logarithms of the classes' weights is taken off the logits in the end, 0 to 1. threads: on a CPU, how many
     share a step, each with some of its crops and its own statistics of them. device: auto, cpu, cuda.
+    precision: float32, bfloat16 (mixed), or auto for what is faster on the device.
     """
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
@@ -90,6 +93,7 @@ class TrainingSettings:
     weights_taken_off: float = 1.0
     threads: int = 1
     device: str = "auto"
+    precision: str = "auto"
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -106,6 +110,10 @@ class TrainingSettings:
             raise ValueError(f"within_minutes is {self.within_minutes}; it must be > 0.")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"The device {self.device!r} is unknown; choose auto, cpu or cuda.")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(
+                f"The precision {self.precision!r} is unknown; choose auto, float32 or bfloat16."
+            )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device=cuda was asked for and torch sees no GPU; take device=cpu.")
 
@@ -113,6 +121,13 @@ class TrainingSettings:
     def torch_device(self) -> torch.device:
         cuda = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
         return torch.device("cuda" if cuda else "cpu")
+
+    @property
+    def mixed_precision(self) -> bool:
+        """Whether what stands it is computed in bfloat16."""
+        if self.precision == "auto":
+            return has_fast_bfloat16(self.torch_device)
+        return self.precision == "bfloat16"
 
     def learning_rate_at(self, step: int, seconds: float = 0.0) -> float:
         """Linear warm-up, then half a cosine down to 2 % over the steps or the time, what is over sooner."""
@@ -189,14 +204,18 @@ class MeanWeights:
 
 
 def gradients(
-    network: SliceNetwork, slices: torch.Tensor, target: torch.Tensor, weights: torch.Tensor
+    network: SliceNetwork,
+    slices: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor,
+    mixed: bool = False,
 ) -> tuple[list[torch.Tensor], tuple[float, float]]:
     """(gradients of the loss by the parameters, (cross-entropy, Dice loss)) of a batch.
 
-    slices (n, s, h, w), target (n, h, w), weights (c,) of the classes; the network in training mode.
+    slices (n, n_planes, h, w), target (n, h, w), weights (c,) of the classes; mixed: in bfloat16 where that will
+    do. The network is in training mode.
     """
-    device = slices.device.type
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+    with torch.autocast(slices.device.type, dtype=torch.bfloat16, enabled=mixed):
         outputs = network(slices)
     cross_entropy, dice_loss = segmentation_loss(outputs[0], target, weights)
     loss = cross_entropy + dice_loss
@@ -211,9 +230,11 @@ class Crew:
 
     torch's own threads wait for each other in every layer, which on a busy machine is slower than one
     of them; these meet once in a step. Statistics of batches (buffers) are the mean of the threads'.
+    mixed: as of :func:`gradients`.
     """
 
-    def __init__(self, network: SliceNetwork, n: int) -> None:
+    def __init__(self, network: SliceNetwork, n: int, mixed: bool = False) -> None:
+        self.mixed = mixed
         shared = {id(p): p for p in network.parameters()}
         self.networks = [network, *(copy.deepcopy(network, dict(shared)) for _ in range(n - 1))]
         self.pool = ThreadPoolExecutor(max_workers=n)
@@ -224,9 +245,9 @@ class Crew:
         """As :func:`gradients`; the means of the threads', by how many crops each of them had."""
         n = len(self.networks)
         if n == 1:
-            return gradients(self.networks[0], slices, target, weights)
+            return gradients(self.networks[0], slices, target, weights, self.mixed)
         parts = zip(self.networks, slices.tensor_split(n), target.tensor_split(n), strict=True)
-        jobs = [self.pool.submit(gradients, net, x, t, weights) for net, x, t in parts]
+        jobs = [self.pool.submit(gradients, net, x, t, weights, self.mixed) for net, x, t in parts]
         done = [job.result() for job in jobs]
         shares = [len(x) / len(slices) for x in slices.tensor_split(n)]
         total = [
@@ -265,9 +286,10 @@ def validation_scores(
     both, total, loss, seen = np.zeros(n), np.zeros(n), 0.0, 0
     network.eval()
     for volume in volumes:
-        values = np.pad(volume.values, ((half, half), (0, 0), (0, 0)), mode="edge")
+        views = np.pad(volume.views, ((0, 0), (half, half), (0, 0), (0, 0)), mode="edge")
         for x in range(every // 2, volume.labels.shape[0], every):
-            slices = torch.from_numpy(values[x : x + 2 * half + 1].astype(np.float32))[None]
+            near = views[:, x : x + 2 * half + 1].reshape(-1, *views.shape[2:])
+            slices = torch.from_numpy(near.astype(np.float32))[None]
             logits = network(slices.to(device)).float()
             target = torch.from_numpy(volume.labels[x].astype(np.int64))[None].to(device)
             loss += float(F.cross_entropy(logits, target, reduction="sum"))
@@ -333,7 +355,15 @@ def plot_log(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
 def _fingerprint(settings: TrainingSettings, volumes: Sequence[TrainingVolume]) -> dict[str, Any]:
     """What must be the same for a training to be taken up; more steps stretch what is left of it."""
     kept = asdict(settings)
-    for name in ("steps", "minutes", "within_minutes", "device", "validate_every", "threads"):
+    for name in (
+        "steps",
+        "minutes",
+        "within_minutes",
+        "device",
+        "precision",
+        "validate_every",
+        "threads",
+    ):
         kept.pop(name)
     return json.loads(json.dumps({"settings": kept, "samples": [v.name for v in volumes]}))
 
@@ -355,8 +385,7 @@ def train(
     training, validation = split_samples(volumes, settings.n_validation, settings.seed)
     device = settings.torch_device
     on_gpu = device.type == "cuda"
-    # channels_last helps a GPU, and slows training on a CPU by a sixth
-    layout = torch.channels_last if on_gpu else torch.contiguous_format
+    layout = memory_layout(device)
     network = build_network(settings.network)
     if settings.begin_with:
         earlier = load_weights(settings.begin_with)
@@ -423,7 +452,7 @@ def train(
                 temporary,
             )
 
-    crew = Crew(network, 1 if on_gpu else settings.threads)
+    crew = Crew(network, 1 if on_gpu else settings.threads, settings.mixed_precision)
     crew.train()
     averaged = build_network(settings.network).to(device, memory_format=layout)
     window: list[tuple[float, float]] = []
@@ -523,6 +552,7 @@ def train(
             "finished": finished,
             "seconds": round(seconds_before + time.perf_counter() - start, 1),
             "device": str(device),
+            "mixed_precision": settings.mixed_precision,
             "torch": torch.__version__,
             "class_weights": [round(float(w), 4) for w in weights_of_classes],
             "samples": [_described(v) for v in training],
@@ -576,6 +606,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--within-minutes", type=float, default=None, help="be ready by then")
     parser.add_argument("--begin-with", default="", help="weights of an earlier training")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--restart", action="store_true", help="ignore a checkpoint")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -588,7 +619,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for name in (
                     "steps", "batch", "crop", "warm_up", "mean_steps", "validate_every",
                     "n_validation", "threads", "seed", "learning_rate", "minutes",
-                    "within_minutes", "begin_with", "device",
+                    "within_minutes", "begin_with", "device", "precision",
                 )
             },
         )  # fmt: skip

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from anacor_dials.sample.tomogram_files import read_sample_file
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Volume
+from anacor_dials.segmentation.fringes import LENGTHS, N_VIEWS, views
 from anacor_dials.segmentation.inference import sample_box
 from anacor_dials.segmentation.working_grid import (
     bin_factors,
@@ -43,21 +44,22 @@ AIR_KEPT = 24  # voxels of air around the sample
 class TrainingVolume:
     """One sample: normalised values and true labels on the working grid, as far as the sample reaches.
 
-    values: float16 (nx, ny, nz), air 0 and sample 1; labels: uint8, same shape; voxel_size_um: (3,).
+    views: float16 (N_VIEWS, nx, ny, nz), air 0 and sample 1: the tomogram, then without its fringes
+    (:mod:`.fringes`); labels: uint8 (nx, ny, nz); voxel_size_um: (3,).
     record: how the sample was made (seed, shape, contrast ...), where that is known.
     """
 
     name: str
-    values: NDArray[np.float16]
+    views: NDArray[np.floating]
     labels: NDArray[np.uint8]
     voxel_size_um: tuple[float, float, float]
     names: tuple[str, ...] = DEFAULT_NAMES
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.values.shape != self.labels.shape or self.values.ndim != 3:
+        if self.views.shape != (N_VIEWS, *self.labels.shape) or self.labels.ndim != 3:
             raise ValueError(
-                f"{self.name}: values {self.values.shape} and labels {self.labels.shape} differ."
+                f"{self.name}: {N_VIEWS} views of shape {self.views.shape} and labels {self.labels.shape} differ."
             )
 
     @property
@@ -132,11 +134,13 @@ def read_training_volume(
     values = binned_values(sample.tomogram.values, factors, scale)
     true = binned_labels(labels_on_grid(ordered, sample.tomogram), factors, len(names))
     box = sample_box(values, AIR_KEPT)
-    half, true = values[box].astype(np.float16), np.ascontiguousarray(true[box])
+    values, true = np.ascontiguousarray(values[box]), np.ascontiguousarray(true[box])
     name = tomogram.name.removesuffix(TOMO)
     record = read_record(tomogram)
     x, y, z = (sample.tomogram.voxel_size_um * np.array(factors)).tolist()
-    return TrainingVolume(name, half, true, (x, y, z), tuple(names), dict(record))
+    return TrainingVolume(
+        name, views(values, np.float16), true, (x, y, z), tuple(names), dict(record)
+    )
 
 
 def find_training_files(folders: Sequence[Path]) -> list[tuple[Path, Path | None]]:
@@ -210,14 +214,17 @@ class Augmentation:
     """How far crops are changed; every limit is that of a uniform distribution unless it is said.
 
     zoom: factor on lengths, both ways; gain, offset: of the values, on top of the normalisation;
-    contrast: change of the crystal's value; cupping: a slow change of values across the crop; noise: standard
-    deviation added, from 0 to this; turn: whether crops are turned by any angle.
+    contrast: change of the crystal's value; fringes: the share of crops whose fringes are partly undone,
+    as those of a scintillator nearer to the sample; cupping: a slow change of values across the crop; noise:
+    standard deviation added, from 0 to this, and little of it to the views without fringes; turn: whether
+    crops are turned by any angle.
     """
 
     zoom: float = 1.35
     gain: float = 0.06
     offset: float = 0.03
     contrast: float = 0.05
+    fringes: float = 0.3
     cupping: float = 0.04
     noise: float = 0.06
     turn: bool = True
@@ -257,7 +264,7 @@ class CropSource:
             self._centres.append(per_class)
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """(slices (n_slices, crop, crop), labels (crop, crop) of the middle one)."""
+        """(slices (N_VIEWS n_slices, crop, crop) as the network takes them, labels (crop, crop) of the middle)."""
         a = self.augmentation
         which = int(rng.integers(len(self.volumes)))
         volume = self.volumes[which]
@@ -273,7 +280,8 @@ class CropSource:
         order = np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1]])[int(rng.integers(3))]
         centre = centre[order]
         centre[1:] += rng.uniform(-0.25, 0.25, 2) * self.crop
-        values, labels = volume.values.transpose(order), volume.labels.transpose(order)
+        seen = volume.views.transpose(0, *(1 + order))
+        labels = volume.labels.transpose(order)
         zoom = float(np.exp(rng.uniform(-1, 1) * np.log(a.zoom)))
         angle = rng.uniform(0, 2 * np.pi) if a.turn else 0.5 * np.pi * int(rng.integers(4))
         mirror = 1.0 if rng.random() < 0.5 else -1.0
@@ -283,16 +291,19 @@ class CropSource:
         cos, sin = np.cos(angle), np.sin(angle)
         y, z = centre[1] + cos * u - sin * v, centre[2] + sin * u + cos * v
         half = self.n_slices // 2
-        slices = np.empty((self.n_slices, self.crop, self.crop), dtype=np.float32)
+        slices = np.empty((N_VIEWS, self.n_slices, self.crop, self.crop), dtype=np.float32)
         # neighbours stay one voxel apart, at the nearest plane where the zoom moves them
         for k in range(self.n_slices):
             x = int(round(centre[0])) + round(upside * (k - half) / zoom)
-            plane = values[min(max(x, 0), values.shape[0] - 1)].astype(np.float32)
-            slices[k] = scipy.ndimage.map_coordinates(plane, (y, z), order=1, mode="nearest")
+            for view, values in enumerate(seen):
+                plane = values[min(max(x, 0), values.shape[0] - 1)].astype(np.float32)
+                slices[view, k] = scipy.ndimage.map_coordinates(
+                    plane, (y, z), order=1, mode="nearest"
+                )
         middle = labels[min(max(int(round(centre[0])), 0), labels.shape[0] - 1)]
         target = scipy.ndimage.map_coordinates(middle, (y, z), order=0, mode="nearest")
         self._change_values(slices, target, volume, rng)
-        return slices, target
+        return slices.reshape(-1, self.crop, self.crop), target
 
     def _change_values(
         self,
@@ -302,23 +313,34 @@ class CropSource:
         rng: np.random.Generator,
     ) -> None:
         a = self.augmentation
+        softness = (0.0, *LENGTHS)  # of what is added to each view
+        plain = slices[0]
+        if rng.random() < a.fringes:
+            plain += rng.uniform(0, 0.8) * (slices[1] - plain)
         if rng.random() < 0.5:
             crystal = (target == volume.names.index("crystal")).astype(np.float32)
-            slices += rng.uniform(-1, 1) * a.contrast * scipy.ndimage.gaussian_filter(crystal, 0.8)
+            change = rng.uniform(-1, 1) * a.contrast
+            for view, length in zip(slices, softness, strict=True):
+                view += change * scipy.ndimage.gaussian_filter(crystal, max(0.8, length))
         ramp = np.linspace(-1, 1, self.crop, dtype=np.float32)
         field_ = rng.uniform(-1, 1, 3) * a.cupping
         slow = field_[0] * ramp[:, None] + field_[1] * ramp[None, :]
         slow = slow + field_[2] * (ramp[:, None] ** 2 + ramp[None, :] ** 2)
         slices *= 1.0 + slow + rng.uniform(-1, 1) * a.gain
         slices += rng.uniform(-1, 1) * a.offset
-        noise = rng.standard_normal(slices.shape).astype(np.float32)
+        noise = rng.standard_normal(plain.shape).astype(np.float32)
         if rng.random() < 0.5:  # of a smoothing reconstruction
             noise = 2.0 * scipy.ndimage.gaussian_filter(noise, (0, 0.7, 0.7))
-        slices += rng.uniform(0, a.noise) * noise
+        amount = rng.uniform(0, a.noise)
+        plain += amount * noise
+        for view, length in zip(slices[1:], LENGTHS, strict=True):
+            soft = scipy.ndimage.gaussian_filter(rng.standard_normal(noise.shape[1:]), length)
+            left = amount / np.sqrt(8 * np.pi * length**3)  # of white noise, by the views' filter
+            view += (left * soft / soft.std()).astype(np.float32)
 
     def batch(
         self, rng: np.random.Generator, size: int
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """(slices (size, n_slices, crop, crop), labels (size, crop, crop))."""
+        """(slices (size, N_VIEWS n_slices, crop, crop), labels (size, crop, crop))."""
         drawn = [self.draw(rng) for _ in range(size)]
         return np.stack([s for s, _ in drawn]), np.stack([t for _, t in drawn])
