@@ -4,6 +4,7 @@
     tools/dials-env python benchmarks/segmentation.py evaluate FOLDER [--weights A.safetensors ...] [--card]
     tools/dials-env python benchmarks/segmentation.py tables FOLDER [--weights A.safetensors ...] [--results FILE]
     tools/dials-env python benchmarks/segmentation.py speed [--slices 8] [--threads 2] [--device D]
+    tools/dials-env python benchmarks/segmentation.py sam2 [--slices 8] [--threads 2] [--device D] [--size 1024]
 
 make: virtual samples of the shape families that the shipped weights were not trained on (cluster,
     bipyramid), from seeds of their own: contrast within 10 % of the liquor's mu, noise and fringes.
@@ -12,6 +13,8 @@ evaluate: scores of weights on the samples of a folder, and the rms difference o
     scale. --card puts the scores into the weights' model card; tables go to benchmarks/RESULTS-segmentation.md
     (--results), pictures of the worst sample beside it.
 speed: seconds for 1000 slices of 512 x 512, from a few of them.
+sam2: the same for the refinement of three classes by SAM-2 (sam2.where=all), with random weights, which take
+    as long as any others; slices are scaled to --size.
 """
 
 from __future__ import annotations
@@ -237,11 +240,40 @@ def measure_speed(given: argparse.Namespace) -> None:
             )
 
 
+def measure_sam2(given: argparse.Namespace) -> None:
+    import torch
+
+    from anacor_dials.segmentation.sam2_refinement import Sam2Predictor, Sam2Settings, refined
+
+    torch.set_num_threads(given.threads)
+    settings = Sam2Settings(model=given.model, where="all", image_size=given.size)
+    predictor = Sam2Predictor.from_settings(settings, given.device)
+    # three boxes in one another, of every class some
+    labels = np.zeros((given.slices, 256, 256), dtype=np.uint8)
+    for label, edge in ((1, 40), (2, 70), (3, 100)):
+        labels[:, edge:-edge, edge:-edge] = label
+    values = np.array([0.0, 1.0, 0.8, 1.1], dtype=np.float32)[labels]
+    values += 0.1 * np.random.default_rng(0).standard_normal(values.shape).astype(np.float32)
+    chances = np.uint8(255) * (labels == np.arange(4)[:, None, None, None]).astype(np.uint8)
+    encoded: list[int] = []
+    plain = predictor.model.forward_image
+    predictor.model.forward_image = lambda image: encoded.append(1) or plain(image)
+    start, cpu = time.perf_counter(), time.process_time()
+    refined(values, chances, predictor, settings)
+    wall = (time.perf_counter() - start) / given.slices
+    cpu = (time.process_time() - cpu) / given.slices
+    print(
+        f"SAM-2 {given.model}, {given.slices} slices at {given.size}, 3 classes, {given.threads} threads: "
+        f"{wall:.2f} s per slice ({cpu:.2f} processor-s), {len(encoded) / given.slices:.2f} encodings per slice, "
+        f"1000 slices {1000 * wall / 60:.1f} min"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("make", "evaluate", "tables", "speed"))
+    parser.add_argument("what", choices=("make", "evaluate", "tables", "speed", "sam2"))
     parser.add_argument("folder", type=Path, nargs="?", default=Path("segmentation_test"))
     parser.add_argument("--samples", type=int, default=6, help="of each shape family")
     parser.add_argument("--weights", type=Path, nargs="+", default=[SHIPPED / SHIPPED_WEIGHTS])
@@ -252,6 +284,8 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--model", default="tiny", help="of SAM-2")
+    parser.add_argument("--size", type=int, default=1024, help="SAM-2 sees slices at this size")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if given.what == "make":
@@ -262,6 +296,8 @@ def main() -> None:
         evaluate_weights(given)
     elif given.what == "tables":
         write_tables(given)
+    elif given.what == "sam2":
+        measure_sam2(given)
     else:
         measure_speed(given)
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from anacor_dials.segmentation.inference import sample_box
 
@@ -183,7 +184,14 @@ def refined(
     wanted = unsure_slices(p) if settings.where == "uncertain" else np.ones(p.shape[1], dtype=bool)
     film = _Film(inside)
     n_changed = 0
-    for first, last in runs(wanted, settings.key_frames // 2):
+    stretches = runs(wanted, settings.key_frames // 2)
+    bar = tqdm(
+        total=sum(last - first for first, last in stretches),
+        desc="SAM-2",
+        unit="slice",
+        disable=None,
+    )
+    for first, last in stretches:
         keys = key_slices(p, first, last, settings.key_frames)
         answers: dict[int, tuple[NDArray[np.float32], float]] = {}
         for number, key in enumerate(keys):
@@ -200,6 +208,7 @@ def refined(
                     chances = exclusive(logits)
                     if x == key and x in answers:
                         continue  # both directions begin with the key frame
+                    bar.update(x not in answers)
                     held, weight = answers.get(x, (np.zeros_like(chances), 0.0))
                     answers[x] = (held + near * chances, weight + near)
         for x, (total, weight) in answers.items():
@@ -212,6 +221,7 @@ def refined(
             before_labels = p[:, x].argmax(axis=0)
             p[:, x] = np.rint(255.0 * new).astype(np.uint8)
             n_changed += int(np.count_nonzero(p[:, x].argmax(axis=0) != before_labels))
+    bar.close()
     logger.info(
         "SAM-2 looked at %d of %d slices and changed %d voxels",
         int(wanted.sum()),
@@ -326,12 +336,15 @@ class Sam2Predictor:
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         import torch
 
+        from anacor_dials.segmentation.network import has_fast_bfloat16
+
         state = self._state_of(frames)
         self.model.reset_state(state)
-        on_gpu = torch.device(self.model.device).type == "cuda"
+        device = torch.device(self.model.device)
         with (
             torch.inference_mode(),
-            torch.autocast("cuda" if on_gpu else "cpu", dtype=torch.bfloat16, enabled=on_gpu),
+            torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device)),
+            _without_its_bars(),
         ):
             present = [k for k in range(len(masks)) if masks[k].any()]
             if not present:
@@ -346,6 +359,19 @@ class Sam2Predictor:
                 for row, k in enumerate(ids):
                     logits[k] = found[row, 0].float().cpu().numpy()
                 yield int(x), logits
+
+
+@contextmanager
+def _without_its_bars() -> Iterator[None]:
+    """Within the block sam2 shows no progress bar of its own for every key frame."""
+    import sam2.sam2_video_predictor as module
+
+    original = module.tqdm
+    module.tqdm = lambda frames, **_: frames
+    try:
+        yield
+    finally:
+        module.tqdm = original
 
 
 @contextmanager
