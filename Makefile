@@ -17,6 +17,9 @@ demo: ## the main job from end to end on a small virtual sample (under 3 minutes
 docs: ## the manual; start at build/docs/index.html
 	$(RUN) python -m sphinx -E -W --keep-going -q -b html docs build/docs
 
+# two workers of two threads each would wait for each other in every layer of a network
+test test-all: export OMP_NUM_THREADS = 1
+
 test: ## all tests but the slow ones
 	$(RUN) python -m pytest -m "not slow" $(WORKERS) $(PYTEST)
 

@@ -131,7 +131,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
             device=choice(params.device),
         )
         made, tests = make_samples(params)
-        volumes = read_training_volumes([*given, *made], network.names)
+        volumes = read_training_volumes([*given, *made], network.names, sys.stderr.isatty())
         card = train(volumes, settings, weights, resume=not t.restart, progress=sys.stderr.isatty())
         if tests and card["training"]["finished"]:
             card["evaluation"] = evaluate_weights(weights, tests, choice(params.device))

@@ -623,7 +623,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
             },
         )  # fmt: skip
-        volumes = read_training_volumes(given.data, network.names)
+        volumes = read_training_volumes(given.data, network.names, progress=True)
         train(volumes, settings, given.weights, resume=not given.restart, progress=True)
     except ValueError as error:
         parser.exit(1, f"{error}\n")
