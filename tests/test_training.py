@@ -16,6 +16,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed")
 
 from anacor_dials.sample.tomogram_files import write_sample_file  # noqa: E402
 from anacor_dials.sample.volumes import LabelVolume, Tomogram  # noqa: E402
+from anacor_dials.segmentation import training  # noqa: E402
 from anacor_dials.segmentation.fringes import views  # noqa: E402
 from anacor_dials.segmentation.network import NetworkSettings, build_network, load_weights  # noqa: E402
 from anacor_dials.segmentation.training import (  # noqa: E402
@@ -141,6 +142,36 @@ def test_it_learns(volumes, settings, tmp_path):
     held = [v for v in volumes if v.name == card["validation"]["samples"][0]["name"]]
     _, dice = validation_scores(load_weights(path), held, torch.device("cpu"))
     assert dice[3] == pytest.approx(card["validation"]["dice"]["crystal"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "entropies"),
+    # when every step is an interruption, what there is after the first is looked at, too
+    [(None, (0.5, 0.2, 0.3)), (1e-9, (0.9, 0.5, 0.2, 0.3))],
+)
+def test_the_best_weights_are_kept(volumes, settings, tmp_path, monkeypatch, minutes, entropies):
+    """Those that labelled the samples left out best, not the last ones."""
+    looked_at = {}
+
+    def scores(network, *_):
+        state = {k: v.clone() for k, v in network.state_dict().items()}
+        number, _ = looked_at.setdefault(
+            state["head.bias"].numpy().tobytes(), (len(looked_at), state)
+        )
+        return entropies[number], np.zeros(4)
+
+    monkeypatch.setattr(training, "validation_scores", scores)
+    path, calls = tmp_path / "w.safetensors", 1
+    checked = replace(settings, validate_every=2, minutes=minutes)
+    while not train(volumes, checked, path)["training"]["finished"]:
+        calls += 1
+    assert calls == (6 if minutes else 1)
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert (card["training"]["kept_step"], card["training"]["steps_done"]) == (4, 6)
+    assert card["validation"]["cross_entropy"] == 0.2
+    weights = load_weights(path).state_dict()
+    _, best = list(looked_at.values())[-2]
+    assert all(torch.equal(weights[k], best[k]) for k in weights)
 
 
 def test_what_is_written(volumes, settings, tmp_path):

@@ -5,7 +5,8 @@ not installed; ``dials.anacor_train`` elsewhere.
 
 The loss is class-weighted cross-entropy plus 1 - Dice (Milletari et al., 3DV 2016), the latter averaged
 over the classes, with deep supervision at 1/2 and 1/4. AdamW with a warm-up and a cosine; the weights
-kept are the exponential mean of the last few hundred steps. On GPUs, and on CPUs with AMX, in bfloat16, the
+looked at are the exponential mean of the last few hundred steps, and those are kept whose cross-entropy on the
+samples left out of training was the lowest. On GPUs, and on CPUs with AMX, in bfloat16, the
 deformable convolutions in float32; on other CPUs in float32, where bfloat16 is far slower. The crops of a step
 depend on the seed and the step alone, so that a training that is taken up again sees the same ones.
 """
@@ -377,6 +378,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains a network and writes its weights; returns the model card.
 
+    The weights are those of the step (kept_step in the card) whose cross-entropy on the samples left out was
+    the lowest of all that were looked at; those of the last step where none are left out.
+
     Beside NAME.safetensors come NAME.json (the card), NAME.csv and NAME.png (the course) and, until the
     last step is done, NAME.checkpoint.pt, from which training goes on when it is called again with
     the same settings and samples. Raises ValueError where a checkpoint belongs to another training.
@@ -410,6 +414,7 @@ def train(
     )
     mean = MeanWeights(network, settings.mean_steps)
     rows: list[dict[str, Any]] = []
+    best: dict[str, Any] = {"step": 0, "cross_entropy": math.inf, "state": {}}
     first, seconds_before = 0, 0.0
     checkpoint = weights.with_suffix(".checkpoint.pt")
     fingerprint = _fingerprint(settings, volumes)
@@ -424,7 +429,7 @@ def train(
         optimiser.load_state_dict(kept["optimiser"])
         mean.state, mean.n = kept["mean"], int(kept["mean_n"])
         first, seconds_before = int(kept["step"]), float(kept["seconds"])
-        rows = json.loads(kept["rows"])
+        rows, best = json.loads(kept["rows"]), kept["best"]
         logger.info("Training goes on from step %d", first)
 
     logger.info(
@@ -445,6 +450,7 @@ def train(
                     "optimiser": optimiser.state_dict(),
                     "mean": mean.state,
                     "mean_n": mean.n,
+                    "best": best,
                     "step": step,
                     "seconds": seconds_before + time.perf_counter() - start,
                     "rows": json.dumps(rows),
@@ -511,6 +517,9 @@ def train(
                     averaged.load_state_dict(mean.state)
                     without_class_weights(averaged, per_class**settings.weights_taken_off)
                     entropy_v, dice_v = validation_scores(averaged, validation, device)
+                    if entropy_v < best["cross_entropy"]:
+                        state = {k: v.clone() for k, v in mean.state.items()}
+                        best = {"step": done, "cross_entropy": entropy_v, "state": state}
                     row["validation_cross_entropy"] = round(entropy_v, 5)
                     for name, value in zip(settings.network.names, dice_v, strict=True):
                         row[f"validation_dice_{name}"] = round(float(value), 5)
@@ -529,7 +538,8 @@ def train(
                 logger.info("%.1f minutes are over after step %d", settings.minutes, done)
                 break
 
-    averaged.load_state_dict(mean.state)
+    kept_step = best["step"] or step + 1
+    averaged.load_state_dict(best["state"] or mean.state)
     without_class_weights(averaged, per_class**settings.weights_taken_off)
     scores = {}
     if validation:
@@ -549,6 +559,7 @@ def train(
         "training": {
             **{k: v for k, v in asdict(settings).items() if k != "network"},
             "steps_done": step + 1,
+            "kept_step": kept_step,
             "finished": finished,
             "seconds": round(seconds_before + time.perf_counter() - start, 1),
             "device": str(device),
