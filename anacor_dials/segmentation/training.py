@@ -5,8 +5,8 @@ not installed; ``dials.anacor_train`` elsewhere.
 
 The loss is class-weighted cross-entropy plus 1 - Dice (Milletari et al., 3DV 2016), the latter averaged
 over the classes, with deep supervision at 1/2 and 1/4. AdamW with a warm-up and a cosine; the weights
-looked at are the exponential mean of the last few hundred steps, and those are kept whose cross-entropy on the
-samples left out of training was the lowest. On GPUs, and on CPUs with AMX, in bfloat16, the
+looked at are the exponential mean of the last few hundred steps, and those are kept whose loss on the samples
+left out of training was the lowest. On GPUs, and on CPUs with AMX, in bfloat16, the
 deformable convolutions in float32; on other CPUs in float32, where bfloat16 is far slower. The crops of a step
 depend on the seed and the step alone, so that a training that is taken up again sees the same ones.
 """
@@ -378,8 +378,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains a network and writes its weights; returns the model card.
 
-    The weights are those of the step (kept_step in the card) whose cross-entropy on the samples left out was
-    the lowest of all that were looked at; those of the last step where none are left out.
+    The weights are those of the step (kept_step in the card) whose loss on the samples left out (cross-entropy
+    without weights, plus 1 - Dice) was the lowest of all that were looked at; those of the last step where
+    none are left out.
 
     Beside NAME.safetensors come NAME.json (the card), NAME.csv and NAME.png (the course) and, until the
     last step is done, NAME.checkpoint.pt, from which training goes on when it is called again with
@@ -414,7 +415,7 @@ def train(
     )
     mean = MeanWeights(network, settings.mean_steps)
     rows: list[dict[str, Any]] = []
-    best: dict[str, Any] = {"step": 0, "cross_entropy": math.inf, "state": {}}
+    best: dict[str, Any] = {"step": 0, "loss": math.inf, "state": {}}
     first, seconds_before = 0, 0.0
     checkpoint = weights.with_suffix(".checkpoint.pt")
     fingerprint = _fingerprint(settings, volumes)
@@ -517,9 +518,10 @@ def train(
                     averaged.load_state_dict(mean.state)
                     without_class_weights(averaged, per_class**settings.weights_taken_off)
                     entropy_v, dice_v = validation_scores(averaged, validation, device)
-                    if entropy_v < best["cross_entropy"]:
+                    loss_v = entropy_v + 1.0 - float(np.mean(dice_v))
+                    if loss_v < best["loss"]:
                         state = {k: v.clone() for k, v in mean.state.items()}
-                        best = {"step": done, "cross_entropy": entropy_v, "state": state}
+                        best = {"step": done, "loss": loss_v, "state": state}
                     row["validation_cross_entropy"] = round(entropy_v, 5)
                     for name, value in zip(settings.network.names, dice_v, strict=True):
                         row[f"validation_dice_{name}"] = round(float(value), 5)

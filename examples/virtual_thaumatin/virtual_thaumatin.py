@@ -201,7 +201,7 @@ def origin(given: argparse.Namespace) -> str:
     trained = ""
     if card.is_file():
         content = json.loads(card.read_text(encoding="utf-8"))
-        trained = f" ({content['training']['steps_done']} steps of training)"
+        trained = f" (trained at commit {content['commit']})"
     options = ", ".join(f"`{option}`" for option in (*SIMULATION, *SETTINGS[given.setting]))
     return (
         f"Made on {date.today()} by anacor_dials {__version__} and {dials_version()}, weights "
