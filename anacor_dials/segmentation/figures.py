@@ -97,7 +97,7 @@ def scrolled_slices(
         at = (index - float(labels.centre[axis])) * float(labels.voxel_size_um[axis])
         steps.append({"method": "restyle", "label": f"{at:.0f}", "args": ["visible", visible]})
     layout = {
-        "title": {"text": f"across {AXIS_NAMES[axis].upper()}"},
+        "title": {"text": f"across {AXIS_NAMES[axis].upper()}", "x": 0.02},
         **plane_axes(across[1], across[0]),
         "sliders": [
             {
@@ -107,7 +107,7 @@ def scrolled_slices(
                 "pad": {"t": 45},
             }
         ],
-        "legend": {"orientation": "h", "y": 1.12},
+        "legend": {"orientation": "h", "x": 0.12, "y": 1.07},  # right of the title
     }
     return traces, layout
 

@@ -1,0 +1,1 @@
+``dials.anacor_train`` keeps the weights of the lowest loss on the samples left out, reads samples several at a time, and computes in bfloat16 on processors with AMX (``training.precision``, ``training.threads``).
