@@ -134,6 +134,28 @@ def test_nothing_but_the_sample_is_looked_at():
     assert class_probabilities(network, np.zeros((5, 6, 7), np.float32))[0].min() == 255
 
 
+def test_threads_share_the_slices_and_are_given_back():
+    _, values = phantom()
+    before, found, used = torch.get_num_threads(), [], []
+
+    class Watched(ByValue):
+        def forward(self, slices):
+            used.append(torch.get_num_threads())
+            return super().forward(slices)
+
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            found.append(
+                class_probabilities(Watched(3, "mean"), values, InferenceSettings(device="cpu"))
+            )
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(*found)
+    assert set(used) == {1}
+
+
 def test_one_slice_will_do():
     labels, values = phantom()
     p = class_probabilities(ByValue(3), values[20:21], InferenceSettings(device="cpu"))

@@ -12,7 +12,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -140,6 +142,27 @@ def _ramp(n: int, overlap: int, first: bool, last: bool) -> NDArray[np.float32]:
     return ramp
 
 
+@contextmanager
+def _threads_apart(on_gpu: bool) -> Iterator[ThreadPoolExecutor]:
+    """On a CPU as many workers as torch has threads, each with one thread of torch's; one on a GPU.
+
+    Threads that share a slice wait for each other in every layer, and two are hardly faster than one.
+    """
+    import torch
+
+    n = torch.get_num_threads()
+    if on_gpu or n == 1:
+        with ThreadPoolExecutor(1) as pool:
+            yield pool
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(n) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(n)
+
+
 def _along_first_axis(
     network: SliceNetwork,
     seen: NDArray[np.float16],
@@ -161,36 +184,43 @@ def _along_first_axis(
     hy, hz = min(ny, settings.tile), min(nz, settings.tile)
     single = len(ys) == len(zs) == 1
     batch = settings.batch or (16 if on_gpu else 1)
+
+    def label_planes(first: int) -> int:
+        planes = np.arange(first, min(first + batch, nx))
+        near = np.clip(planes[:, None] + np.arange(-half, half + 1), 0, nx - 1)  # (b, n_slices)
+        stack = torch.from_numpy(np.concatenate([view[near] for view in seen], axis=1)).float()
+        total = torch.zeros((len(planes), n, ny, nz))
+        weight = torch.zeros((ny, nz))
+        for i, y in enumerate(ys):
+            for j, z in enumerate(zs):
+                tile = stack[:, :, y : y + hy, z : z + hz]
+                tile = tile.to(device).contiguous(memory_format=memory_layout(device))
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(device.type, dtype=torch.bfloat16, enabled=on_gpu),
+                ):
+                    logits = network(tile)
+                p = torch.softmax(logits.float(), dim=1).cpu()
+                if single:
+                    total = p
+                    continue
+                w = torch.from_numpy(
+                    _ramp(hy, settings.overlap, i == 0, i == len(ys) - 1)[:, None]
+                    * _ramp(hz, settings.overlap, j == 0, j == len(zs) - 1)
+                )
+                total[:, :, y : y + hy, z : z + hz] += w * p
+                weight[y : y + hy, z : z + hz] += w
+        if not single:
+            total = total / weight
+        out[:, planes] = (total * 255.0).round().to(torch.uint8).numpy().swapaxes(0, 1)
+        return len(planes)
+
     with (
-        torch.inference_mode(),
+        _threads_apart(on_gpu) as pool,
         tqdm(total=nx, unit="slice", desc=what, disable=None if progress else True) as bar,
     ):
-        for first in range(0, nx, batch):
-            planes = np.arange(first, min(first + batch, nx))
-            near = np.clip(planes[:, None] + np.arange(-half, half + 1), 0, nx - 1)  # (b, n_slices)
-            stack = torch.from_numpy(np.concatenate([view[near] for view in seen], axis=1)).float()
-            total = torch.zeros((len(planes), n, ny, nz))
-            weight = torch.zeros((ny, nz))
-            for i, y in enumerate(ys):
-                for j, z in enumerate(zs):
-                    tile = stack[:, :, y : y + hy, z : z + hz]
-                    tile = tile.to(device).contiguous(memory_format=memory_layout(device))
-                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=on_gpu):
-                        logits = network(tile)
-                    p = torch.softmax(logits.float(), dim=1).cpu()
-                    if single:
-                        total = p
-                        continue
-                    w = torch.from_numpy(
-                        _ramp(hy, settings.overlap, i == 0, i == len(ys) - 1)[:, None]
-                        * _ramp(hz, settings.overlap, j == 0, j == len(zs) - 1)
-                    )
-                    total[:, :, y : y + hy, z : z + hz] += w * p
-                    weight[y : y + hy, z : z + hz] += w
-            if not single:
-                total = total / weight
-            out[:, planes] = (total * 255.0).round().to(torch.uint8).numpy().swapaxes(0, 1)
-            bar.update(len(planes))
+        for done in pool.map(label_planes, range(0, nx, batch)):
+            bar.update(done)
     return out
 
 
