@@ -269,7 +269,7 @@ def report(
     sections = [Section("Materials", summary)]
     if evaluation is not None:
         sections.append(Section("Against the truth", [score_table(evaluation, seconds)]))
-    scale = intensity_scale(source.tomogram.values)
+    scale = intensity_scale(source.tomogram.values, source.tomogram.voxel_size_um)
     window = (scale.air - 0.1 * scale.sample, scale.air + 1.5 * (scale.sample - scale.air))
     slices = []
     for axis in range(3):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 from importlib.resources import files
 
 import numpy as np
@@ -134,26 +136,24 @@ def test_nothing_but_the_sample_is_looked_at():
     assert class_probabilities(network, np.zeros((5, 6, 7), np.float32))[0].min() == 255
 
 
-def test_threads_share_the_slices_and_are_given_back():
+def test_threads_share_the_slices_and_are_given_back(monkeypatch):
     _, values = phantom()
-    before, found, used = torch.get_num_threads(), [], []
+    whole = class_probabilities(ByValue(3, "mean"), values, InferenceSettings(device="cpu"))
+    changes, at_work = [], set()
 
     class Watched(ByValue):
         def forward(self, slices):
-            used.append(torch.get_num_threads())
+            at_work.add(threading.current_thread())
+            assert changes == [1]
+            time.sleep(0.002)
             return super().forward(slices)
 
-    try:
-        for n in (1, 3):
-            torch.set_num_threads(n)
-            found.append(
-                class_probabilities(Watched(3, "mean"), values, InferenceSettings(device="cpu"))
-            )
-            assert torch.get_num_threads() == n
-    finally:
-        torch.set_num_threads(before)
-    np.testing.assert_array_equal(*found)
-    assert set(used) == {1}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", changes.append)
+    shared = class_probabilities(Watched(3, "mean"), values, InferenceSettings(device="cpu"))
+    np.testing.assert_array_equal(shared, whole)
+    assert len(at_work) == 3
+    assert changes == [1, 3]
 
 
 def test_one_slice_will_do():

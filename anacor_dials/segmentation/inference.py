@@ -617,7 +617,7 @@ def segment(
     times: dict[str, float] = {}
     start = time.perf_counter()
     factors = bin_factors(tomogram.voxel_size_um)
-    scale = intensity_scale(tomogram.values)
+    scale = intensity_scale(tomogram.values, tomogram.voxel_size_um)
     values = binned_values(tomogram.values, factors, scale)
     grid = working_volume(tomogram, values, factors)
     names = network.settings.names

@@ -133,7 +133,7 @@ def read_training_volume(
         tuple(names),
     )
     factors = bin_factors(sample.tomogram.voxel_size_um)
-    scale = intensity_scale(sample.tomogram.values)
+    scale = intensity_scale(sample.tomogram.values, sample.tomogram.voxel_size_um)
     values = binned_values(sample.tomogram.values, factors, scale)
     true = binned_labels(labels_on_grid(ordered, sample.tomogram), factors, len(names))
     box = sample_box(values, AIR_KEPT)

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.ndimage
 from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials.sample.volumes import Volume
 
 FINEST_UM, COARSEST_UM = 0.9, 1.7  # voxels that the networks are trained on
 WORKING_UM = 1.2
+SMOOTH_UM = 6.0  # of the values by which sample and air are told apart
 VOXELS_LOOKED_AT = 2_000_000
 LEAST_SIGNIFICANCE = 3.0  # of the sample above air, in standard deviations of a voxel
 
@@ -44,16 +46,23 @@ class IntensityScale:
         return (np.asarray(values, dtype=np.float32) - np.float32(self.air)) * scale
 
 
-def intensity_scale(values: NDArray[Any]) -> IntensityScale:
+def intensity_scale(values: NDArray[Any], voxel_size_um: ArrayLike = WORKING_UM) -> IntensityScale:
     """The scale of mu values (nx, ny, nz) in 1/um.
 
-    Air and sample are told apart by Otsu's threshold (IEEE Trans. SMC 9 (1979) 62) between the 0.1 and
-    99.9 percentiles; the levels are the medians below and above. Raises ValueError where nothing stands out
-    by three standard deviations of the noise (a volume of air), and for values that are no numbers.
+    Air and sample are told apart where the values, smoothed over SMOOTH_UM across X, lie below and above
+    Otsu's threshold (IEEE Trans. SMC 9 (1979) 62) between their 0.1 and 99.9 percentiles: in fine voxels Fresnel
+    fringes are several times as strong as the sample. The levels are the medians of the plain values there.
+    Some planes are looked at. Raises ValueError where nothing stands out by three standard deviations of the noise
+    (a volume of air), and for values that are no numbers.
     """
+    size = np.broadcast_to(np.asarray(voxel_size_um, dtype=np.float64), (3,))
     step = max(1, round((values.size / VOXELS_LOOKED_AT) ** (1 / 3)))
-    thin = np.asarray(values[::step, ::step, ::step], dtype=np.float64).ravel()
-    if not np.all(np.isfinite(thin)):
+    planes = np.asarray(values[::step], dtype=np.float32)
+    box = (1, *(max(1, round(SMOOTH_UM / v)) for v in size[1:]))
+    smooth = scipy.ndimage.uniform_filter(planes, box, mode="nearest")
+    plain = planes[:, ::step, ::step].astype(np.float64).ravel()
+    thin = smooth[:, ::step, ::step].astype(np.float64).ravel()
+    if not np.all(np.isfinite(plain)):
         raise ValueError("The tomogram holds values that are not numbers; reconstruct it again.")
     low, high = np.percentile(thin, (0.1, 99.9))
     if not high > low:
@@ -68,7 +77,7 @@ def intensity_scale(values: NDArray[Any]) -> IntensityScale:
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
     threshold = edges[1 + int(np.nanargmax(np.where(above > 0, between, np.nan)))]
-    dark, bright = thin[thin < threshold], thin[thin >= threshold]
+    dark, bright = plain[thin < threshold], plain[thin >= threshold]
     if not (dark.size and bright.size):
         raise ValueError("The tomogram holds nothing but air: there is no sample to segment.")
     air, sample = float(np.median(dark)), float(np.median(bright))
