@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Tomogram, Volume
@@ -84,6 +85,20 @@ def test_the_scale_follows_offset_and_unit():
     np.testing.assert_allclose(
         first.normalised(values), second.normalised(1e3 * values - 2.0), atol=1e-3
     )
+
+
+def test_the_scale_withstands_fringes_stronger_than_the_sample():
+    """A ball in voxels of 0.4 um whose edge is ten times its own level, as in fine tomograms with fringes."""
+    x, y, z = np.indices((90, 90, 90)) - 44.5
+    ball = scipy.ndimage.gaussian_filter((x**2 + y**2 + z**2 < 32**2).astype(float), 1.0)
+    values = 0.01 * (ball - 36.0 * scipy.ndimage.laplace(ball))
+    assert values.max() > 5 * 0.01
+    scale = intensity_scale(values, 0.4)
+    assert scale.sample == pytest.approx(0.01, rel=0.03)
+    assert scale.air == pytest.approx(0.0, abs=1e-4)
+    assert (
+        intensity_scale(values, 6.0).sample > 2 * 0.01
+    )  # not smoothed: edges are taken for the sample
 
 
 def test_a_volume_of_air_is_refused():
