@@ -20,7 +20,7 @@ from anacor_dials.sample.volumes import Volume
 
 FINEST_UM, COARSEST_UM = 0.9, 1.7  # voxels that the networks are trained on
 WORKING_UM = 1.2
-SMOOTH_UM = 6.0  # of the values by which sample and air are told apart
+SMOOTH_UM = 4.0  # of the values by which sample and air are told apart
 VOXELS_LOOKED_AT = 2_000_000
 LEAST_SIGNIFICANCE = 3.0  # of the sample above air, in standard deviations of a voxel
 
