@@ -396,7 +396,8 @@ def memory_layout(device: torch.device) -> torch.memory_format:
 
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32: on GPUs and on CPUs with AMX; elsewhere it is far slower."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older torch
+    # old versions of torch do not tell
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cuda" or bool(capabilities.get("amx_bf16", False))
 
 
