@@ -17,11 +17,8 @@ import time
 
 import numpy as np
 
-from anacor_dials.tomography.backprojection import (
-    SliceGrid,
-    available_backends,
-    reconstruct_slices,
-)
+from anacor_dials.tomography.backprojection import available_backends, reconstruct_slices
+from anacor_dials.tomography.slice_grid import SliceGrid
 
 # (y, z, radius, mu) in fractions of the slice's edge, mu in 1/um at 1 um pixels
 DISKS = ((0.02, -0.03, 0.35, 0.010), (0.1, 0.12, 0.06, 0.004), (-0.2, 0.05, 0.04, -0.003), (0.05, -0.22, 0.03, 0.006))  # fmt: skip

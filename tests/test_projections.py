@@ -11,8 +11,9 @@ import pytest
 import tifffile
 
 from anacor_dials.sample.frames import ImageAxes
+from anacor_dials.tomography.image_stacks import ArrayFrames
 from anacor_dials.tomography.projections import Projections, mean_frame, read_projections
-from anacor_dials.tomography.scan_files import ArrayFrames, ScanDescription, find_scan
+from anacor_dials.tomography.scan_files import ScanDescription, find_scan
 
 QUANTISED = 2e-4  # counts are whole numbers
 

@@ -9,15 +9,8 @@ from anacor_dials.sample.tomogram_files import new_tomogram_file, read_sample_fi
 from anacor_dials.tomography import reconstruction
 from anacor_dials.tomography.backprojection import (
     BACKENDS,
-    SliceGrid,
-    angular_weights,
     available_backends,
-    centred,
     choose_backend,
-    is_full_turn,
-    largest_gap,
-    offset_weights,
-    ramp_filter,
     reconstruct_slices,
 )
 from anacor_dials.tomography.corrections import (
@@ -29,7 +22,9 @@ from anacor_dials.tomography.corrections import (
     retrieve_phase,
     zinger_threshold,
 )
+from anacor_dials.tomography.library_backends import centred
 from anacor_dials.tomography.projections import read_projections
+from anacor_dials.tomography.ramp_filter import ramp_filter
 from anacor_dials.tomography.reconstruction import (
     ReconstructionSettings,
     plan_reconstruction,
@@ -42,7 +37,14 @@ from anacor_dials.tomography.rotation_centre import (
     opposite_views_axis,
     vo_axis,
 )
+from anacor_dials.tomography.scan_angles import (
+    angular_weights,
+    is_full_turn,
+    largest_gap,
+    offset_weights,
+)
 from anacor_dials.tomography.scan_files import ScanDescription
+from anacor_dials.tomography.slice_grid import SliceGrid
 
 EXACT = ReconstructionSettings(rings="off", zinger_threshold=None, filter_name="ramp")
 

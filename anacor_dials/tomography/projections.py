@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials.sample.frames import FloatArray, ImageAxes
-from anacor_dials.tomography.scan_files import Frames, ScanDescription, find_scan
+from anacor_dials.tomography.image_stacks import Frames
+from anacor_dials.tomography.scan_files import ScanDescription, find_scan
 
 FloatImages = NDArray[np.float32]
 

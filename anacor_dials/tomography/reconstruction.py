@@ -22,16 +22,7 @@ from tqdm import tqdm
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.tomogram_files import available_memory_bytes, require_memory
 from anacor_dials.sample.volumes import Tomogram
-from anacor_dials.tomography.backprojection import (
-    FILTERS,
-    LANES,
-    Sinograms,
-    SliceGrid,
-    choose_backend,
-    is_full_turn,
-    largest_gap,
-    reconstruct_slices,
-)
+from anacor_dials.tomography.backprojection import LANES, choose_backend, reconstruct_slices
 from anacor_dials.tomography.corrections import (
     FloatImages,
     bridge_unusable,
@@ -44,8 +35,11 @@ from anacor_dials.tomography.corrections import (
     zinger_threshold,
 )
 from anacor_dials.tomography.projections import Projections, read_projections
+from anacor_dials.tomography.ramp_filter import FILTERS, Sinograms
 from anacor_dials.tomography.rotation_centre import RotationCentre, find_rotation_centre
+from anacor_dials.tomography.scan_angles import is_full_turn, largest_gap
 from anacor_dials.tomography.scan_files import ScanDescription
+from anacor_dials.tomography.slice_grid import SliceGrid
 
 logger = logging.getLogger("dials.anacor_dials.tomography.reconstruction")
 

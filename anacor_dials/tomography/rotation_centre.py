@@ -12,7 +12,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import FloatArray
-from anacor_dials.tomography.backprojection import is_full_turn
+from anacor_dials.tomography.scan_angles import is_full_turn
 
 Sinograms = NDArray[np.float32]
 

@@ -1,36 +1,35 @@
-"""The files of a tomography scan: where images, angles, flats and darks lie in them, read lazily.
+"""What the user says about a tomography scan, and what is found in its files; no image is read.
 
-Layouts, found in this order:
-
-* what the user names (:class:`ScanDescription`);
-* **NXtomo** (NeXus application definition), found by NX_class and ``definition``: Diamond, I23
-  included, ``entry1/tomo_entry``; ESRF and others; image_key 0 projection, 1 flat, 2 dark,
-  3 invalid (https://manual.nexusformat.org/classes/applications/NXtomo.html);
-* **GDA** scanning files (Diamond K11): an NXdata group with an external link to the images and an
-  ``image_key`` in the detector of the same name; links that are not needed may dangle;
-* **Data Exchange** (De Carlo et al., J. Synchrotron Rad. 21 (2014) 1224): ``/exchange/data``,
-  ``data_white``, ``data_dark``, ``theta``;
-* **TIFF**: a folder, a pattern, or a multi-page file; flats and darks likewise, angles in a text file
-  or as first angle and step.
+Images, angles, flats and darks are looked for in this order: where the user says
+(:class:`ScanDescription`); in the layouts of :mod:`anacor_dials.tomography.layouts`, for HDF5 files; in TIFF
+files: a folder, a pattern, or a multi-page file; flats and darks likewise, angles in a text file or as first
+angle and step.
 """
 
 from __future__ import annotations
 
-import glob
 import math
 import os
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import FloatArray
-from anacor_dials.sample.tomogram_files import UNITS_TO_UM, open_hdf5
+from anacor_dials.tomography.hdf5_items import as_text, open_scan, require_dataset
+from anacor_dials.tomography.image_stacks import (
+    FrameGroup,
+    Frames,
+    consecutive_groups,
+    hdf5_stack,
+    size_text,
+    tiff_files,
+    tiff_stack,
+)
+from anacor_dials.tomography.layouts import Layout, data_exchange, find_layout, gda, nxtomo
 
 PROJECTION, FLAT, DARK, INVALID = 0, 1, 2, 3
 FAST_AXIS, SLOW_AXIS = (
@@ -44,126 +43,6 @@ UNITS_TO_DEG = {
     "mrad": math.degrees(1e-3), "urad": math.degrees(1e-6), "gon": 0.9, "grad": 0.9,
     "arcmin": 1 / 60, "arcsec": 1 / 3600, "turn": 360.0, "rev": 360.0,
 }  # fmt: skip
-UNITS_TO_KEV = {"kev": 1.0, "ev": 1e-3, "mev": 1e3, "j": 1 / 1.602176634e-16}
-ANGLE_NAMES = ("theta", "rotation", "angle", "omega", "phi", "rot")
-
-
-class Frames(Protocol):
-    """All images of a file or folder, read only where asked for."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(n, rows, columns)"""
-
-    def read(
-        self, numbers: NDArray[np.intp], rows: slice = ..., columns: slice = ...
-    ) -> NDArray[Any]:
-        """Images (k, r, c), in the file's own type, of the frames with these numbers (k,)."""
-
-
-FrameGroup = tuple[Frames, NDArray[np.intp], float]  # where, which, when (in frame numbers)
-
-
-def _runs(numbers: NDArray[np.intp]) -> Iterator[tuple[int, int, int]]:
-    """(first, last + 1, place in numbers) of every run of consecutive numbers."""
-    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
-    for start, stop in zip([0, *breaks], [*breaks, len(numbers)], strict=True):
-        if stop > start:
-            yield int(numbers[start]), int(numbers[stop - 1]) + 1, int(start)
-
-
-def _length(window: slice, n: int) -> int:
-    return len(range(*window.indices(n)))
-
-
-@dataclass(frozen=True, eq=False)
-class ArrayFrames:
-    """Images (n, rows, columns) in memory."""
-
-    values: NDArray[Any]
-
-    def __post_init__(self) -> None:
-        if self.values.ndim != 3 or 0 in self.values.shape:
-            raise ValueError(
-                f"The scan has the shape {self.values.shape}; it must be (images, rows, columns)."
-            )
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        n, rows, columns = self.values.shape
-        return n, rows, columns
-
-    def read(
-        self,
-        numbers: NDArray[np.intp],
-        rows: slice = slice(None),
-        columns: slice = slice(None),
-    ) -> NDArray[Any]:
-        return self.values[numbers, rows, columns]
-
-
-@dataclass(frozen=True)
-class HDF5Frames:
-    """Images (n, rows, columns) of a data set in an HDF5 file; external links are followed."""
-
-    path: Path
-    dataset: str
-    shape: tuple[int, int, int]
-
-    def read(
-        self,
-        numbers: NDArray[np.intp],
-        rows: slice = slice(None),
-        columns: slice = slice(None),
-    ) -> NDArray[Any]:
-        _, n_rows, n_columns = self.shape
-        with open_scan(self.path) as file:
-            dataset = file[self.dataset]
-            size = (len(numbers), _length(rows, n_rows), _length(columns, n_columns))
-            out = np.empty(size, dtype=dataset.dtype)
-            for first, stop, place in _runs(numbers):
-                out[place : place + stop - first] = dataset[first:stop, rows, columns]
-        return out
-
-
-@dataclass(frozen=True)
-class TiffFrames:
-    """Images of TIFF files, one after the other; each page is an image.
-
-    first_page: (number of files,) the number of the first image of each file.
-    """
-
-    files: tuple[Path, ...]
-    first_page: tuple[int, ...]
-    shape: tuple[int, int, int]
-
-    def read(
-        self,
-        numbers: NDArray[np.intp],
-        rows: slice = slice(None),
-        columns: slice = slice(None),
-    ) -> NDArray[Any]:
-        import tifffile
-
-        images = []
-        for number in numbers:
-            which = int(np.searchsorted(self.first_page, number, side="right")) - 1
-            page = int(number) - self.first_page[which]
-            try:
-                image = tifffile.imread(self.files[which], key=page)
-            except (tifffile.TiffFileError, ValueError, OSError) as error:
-                raise ValueError(f"{self.files[which]} cannot be read ({error}).") from None
-            if image.shape != self.shape[1:]:
-                raise ValueError(
-                    f"{self.files[which]} has {_size(image.shape)} pixels and the scan's first "
-                    f"image {_size(self.shape[1:])}; leave other images out of the folder."
-                )
-            images.append(image[rows, columns])
-        return np.stack(images)
-
-
-def _size(shape: Sequence[int]) -> str:
-    return " x ".join(str(n) for n in shape)
 
 
 @dataclass(frozen=True)
@@ -235,286 +114,10 @@ class ScanContents:
     slow_axis: tuple[float, ...] = SLOW_AXIS
 
 
-# ---- HDF5 -----------------------------------------------------------------------------------------
-
-
-def open_scan(path: str | os.PathLike[str]) -> Any:
-    """An HDF5 file opened for reading, with the compression plug-ins of hdf5plugin where installed."""
-    with suppress(ImportError):
-        import hdf5plugin  # noqa: F401
-    return open_hdf5(path)
-
-
-def _get(file: h5py.Group, name: str | None) -> h5py.Dataset | None:
-    """The data set, or None where it is absent or its link dangles."""
-    if name is None:
-        return None
-    try:
-        item = file.get(name)
-    except (OSError, RuntimeError):  # a link into a damaged file
-        return None
-    return item if isinstance(item, h5py.Dataset) else None
-
-
-def _link_target(file: h5py.File, name: str) -> str | None:
-    """Where a link points to, in words; None where there is no link of that name."""
-    try:
-        link = file.get(name, getlink=True)
-    except (KeyError, OSError, RuntimeError):
-        return None
-    if isinstance(link, h5py.ExternalLink):
-        return f"{link.filename}:{link.path}"
-    return str(link.path) if isinstance(link, h5py.SoftLink) else None
-
-
-def _require(file: h5py.File, name: str, what: str) -> h5py.Dataset:
-    """The data set; ValueError where it is absent or its link dangles."""
-    found = _get(file, name)
-    if found is not None:
-        return found
-    target = _link_target(file, name)
-    if target is not None:
-        raise ValueError(
-            f"{file.filename}: the {what} at {name} are a link to {target}, which is missing or "
-            "damaged; copy the linked files beside the scan, with the folders between them."
-        )
-    raise ValueError(f"{file.filename} has no data set {name} for the {what}; name another.")
-
-
-def _text(value: Any) -> str:
-    value = np.ravel(value)[0] if np.size(value) else ""
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _quantity(
-    file: h5py.Group, names: Sequence[str], units: dict[str, float], default_unit: str, what: str
-) -> float | None:
-    """The first of some scalars that is there, in the unit of the table; None where there is none."""
-    for name in names:
-        dataset = _get(file, name)
-        if dataset is None or dataset.size < 1 or not np.issubdtype(dataset.dtype, np.number):
-            continue
-        unit = _text(dataset.attrs.get("units", default_unit)).strip()
-        factor = units.get(unit) or units.get(unit.lower())
-        if factor is None:
-            raise ValueError(
-                f"{file.file.filename}: the {what} at {name} has the unit {unit!r}, which is not "
-                f"one of {', '.join(units)}; give the {what} as a parameter."
-            )
-        value = float(np.ravel(dataset[()])[0]) * factor
-        if math.isfinite(value) and value != 0:
-            return value
-    return None
-
-
-def _is_class(group: Any, *names: str) -> bool:
-    return isinstance(group, h5py.Group) and _text(group.attrs.get("NX_class", "")) in names
-
-
-def _children(group: h5py.Group) -> Iterator[tuple[str, h5py.Group]]:
-    """Sub-groups that are part of the file itself: external links are left alone."""
-    for name in group:
-        if isinstance(group.get(name, getlink=True), h5py.HardLink):
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                yield f"{group.name.rstrip('/')}/{name}", item
-
-
-@dataclass
-class _Layout:
-    """Paths in an HDF5 file; metadata already in our units."""
-
-    name: str
-    data: str
-    image_key: str | None = None
-    angles: str | None = None
-    flats: list[str] = field(default_factory=list)
-    darks: list[str] = field(default_factory=list)
-    pixel_size_um: tuple[float, float] | None = None
-    energy_keV: float | None = None
-    distance_mm: float | None = None
-    fast_axis: tuple[float, ...] | None = None
-    slow_axis: tuple[float, ...] | None = None
-
-
-def _first(file: h5py.Group, names: Sequence[str]) -> str | None:
-    return next((name for name in names if _get(file, name) is not None), None)
-
-
-def _present(file: h5py.File, names: Sequence[str]) -> str | None:
-    """The first name that is there, a dangling link included (to be complained about)."""
-    return _first(file, names) or next((n for n in names if _link_target(file, n)), None)
-
-
-def _pair(x: float | None, y: float | None) -> tuple[float, float] | None:
-    if x is None and y is None:
-        return None
-    return (x or y or 0.0, y or x or 0.0)
-
-
-def _instrument(file: h5py.File, layout: _Layout, entry: str, detector: str) -> None:
-    """Pixel size, distance, energy, and image axes where they are said, of a NeXus entry."""
-    layout.fast_axis, layout.slow_axis = (
-        tuple(float(v) for v in axis[()]) if axis is not None and axis.shape == (3,) else None
-        for axis in (_get(file, f"{detector}/{name}") for name in ("fast_axis", "slow_axis"))
-    )
-    pixels = [
-        _quantity(file, [f"{detector}/{axis}_pixel_size"], UNITS_TO_UM, "m", f"{axis} pixel size")
-        for axis in "xy"
-    ]
-    layout.pixel_size_um = _pair(*pixels)
-    distance_um = _quantity(file, [f"{detector}/distance"], UNITS_TO_UM, "m", "distance")
-    layout.distance_mm = None if distance_um is None else distance_um * 1e-3
-    layout.energy_keV = _quantity(
-        file,
-        [
-            f"{entry}/{name}"
-            for name in (
-                "instrument/beam/incident_energy",
-                "beam/incident_energy",
-                "sample/beam/incident_energy",
-                "instrument/monochromator/energy",
-            )
-        ],
-        UNITS_TO_KEV,
-        "kev",
-        "energy",
-    )
-
-
-def _nxtomo(file: h5py.File) -> _Layout | None:
-    entries = []
-    for name, entry in _children(file):
-        entries.append(name)
-        entries += [n for n, g in _children(entry) if _is_class(g, "NXsubentry", "NXentry")]
-        entries.append(f"{name}/tomo_entry")
-    for entry in entries:
-        definition = _get(file, f"{entry}/definition")
-        named = definition is not None and _text(definition[()]).strip().lower() == "nxtomo"
-        if not named and not entry.endswith("tomo_entry"):
-            continue
-        if not isinstance(file.get(entry), h5py.Group):
-            continue
-        detectors = [f"{entry}/instrument/detector"]
-        instrument = file.get(f"{entry}/instrument")
-        if isinstance(instrument, h5py.Group):
-            detectors += [n for n, g in _children(instrument) if _is_class(g, "NXdetector")]
-        data = _present(file, [f"{entry}/data/data", *(f"{d}/data" for d in detectors)])
-        if data is None:
-            raise ValueError(
-                f"{file.filename}: the NXtomo entry {entry} has no images (data/data or "
-                "instrument/detector/data); the scan is incomplete, or name them by data=."
-            )
-        detector = next((d for d in detectors if _first(file, [f"{d}/image_key"])), detectors[0])
-        # image_key_control marks the ESRF's alignment images (-1), which image_key calls projections
-        layout = _Layout(
-            f"NXtomo ({entry})",
-            data,
-            _first(
-                file,
-                [
-                    f"{detector}/image_key_control",
-                    f"{detector}/image_key",
-                    f"{entry}/data/image_key",
-                ],
-            ),
-            _first(
-                file,
-                [
-                    f"{entry}/{name}"
-                    for name in ("data/rotation_angle", "sample/rotation_angle", "rotation_angle")
-                ],
-            ),
-        )
-        _instrument(file, layout, entry, detector)
-        return layout
-    return None
-
-
-def _gda(file: h5py.File) -> _Layout | None:
-    found = []
-    for entry, group in _children(file):
-        for name, data in _children(group):
-            key = f"{entry}/instrument/{name.rsplit('/', 1)[1]}/image_key"
-            if _is_class(data, "NXdata") and _get(file, key) is not None:
-                if _present(file, [f"{name}/data"]):
-                    found.append((entry, name, key))
-    # the group whose images are really there, else the first, to be complained about
-    found.sort(key=lambda item: _get(file, f"{item[1]}/data") is None)
-    for entry, name, key in found[:1]:
-        keys = file[key].size
-        group = file[name]
-        angles = [
-            f"{name}/{child}"
-            for child in group
-            if child != "data"
-            and any(part in child.lower() for part in ANGLE_NAMES)
-            and (dataset := _get(group, child)) is not None
-            and dataset.shape == (keys,)
-        ]
-        angles.sort(key=lambda n: n.endswith("_set"))  # where the motor was, not where it was sent
-        layout = _Layout(f"GDA ({name})", f"{name}/data", key, angles[0] if angles else None)
-        _instrument(file, layout, entry, key.rsplit("/", 1)[0])
-        return layout
-    return None
-
-
-def _data_exchange(file: h5py.File) -> _Layout | None:
-    if not isinstance(file.get("exchange"), h5py.Group):
-        return None
-    data = _present(file, ["exchange/data"])
-    if data is None:
-        raise ValueError(f"{file.filename}: the group exchange has no data; the scan is empty.")
-    detector = "measurement/instrument/detector"
-    pixels = [
-        _quantity(
-            file,
-            [f"{detector}/{name}" for name in names],
-            UNITS_TO_UM,
-            "um",
-            "pixel size",
-        )
-        for names in (
-            ("actual_pixel_size_x", "x_actual_pixel_size", "pixel_size_x", "x_pixel_size"),
-            ("actual_pixel_size_y", "y_actual_pixel_size", "pixel_size_y", "y_pixel_size"),
-        )
-    ]
-    return _Layout(
-        "Data Exchange",
-        data,
-        angles=_present(file, ["exchange/theta"]),
-        flats=[n for n in [_present(file, ["exchange/data_white"])] if n],
-        darks=[n for n in [_present(file, ["exchange/data_dark"])] if n],
-        pixel_size_um=_pair(*pixels),
-        energy_keV=_quantity(
-            file, ["measurement/instrument/monochromator/energy"], UNITS_TO_KEV, "kev", "energy"
-        ),
-    )
-
-
-def _frames_of(file: h5py.File, name: str, what: str) -> HDF5Frames:
-    dataset = _require(file, name, what)
-    shape: tuple[int, ...] = dataset.shape
-    if len(shape) == 2 and what != "projections":
-        raise ValueError(
-            f"{file.filename}: {name} has the shape {shape}; the {what} must be a stack of images."
-        )
-    if len(shape) != 3 or not np.issubdtype(dataset.dtype, np.number):
-        raise ValueError(
-            f"{file.filename}: {name} has the shape {shape} and the type {dataset.dtype}; a scan "
-            "is numbers of the shape (images, rows, columns)."
-        )
-    if 0 in shape:
-        raise ValueError(
-            f"{file.filename}: {name} is empty (shape {shape}); the scan was never written."
-        )
-    return HDF5Frames(Path(file.filename), name, (shape[0], shape[1], shape[2]))
-
-
 def _angles_of(dataset: h5py.Dataset, units: str | None) -> FloatArray:
     """Angles in degrees; without units, radians where they span half or one turn in radians."""
     values = np.asarray(dataset[()], dtype=np.float64).ravel()
-    unit = units or _text(dataset.attrs.get("units", "")).strip()
+    unit = units or as_text(dataset.attrs.get("units", "")).strip()
     return in_degrees(values, unit, f"{dataset.file.filename}: {dataset.name}")
 
 
@@ -536,8 +139,8 @@ def in_degrees(values: FloatArray, unit: str, where: str) -> FloatArray:
 def _from_hdf5(path: Path, description: ScanDescription) -> ScanContents:
     with open_scan(path) as file:
         if description.data is not None:
-            layout = _Layout("as described", description.data)
-            for find in (_nxtomo, _gda, _data_exchange):
+            layout = Layout("as described", description.data)
+            for find in (nxtomo, gda, data_exchange):
                 with suppress(ValueError):
                     other = find(file)
                     if other is not None:
@@ -545,7 +148,7 @@ def _from_hdf5(path: Path, description: ScanDescription) -> ScanContents:
                         layout.data = description.data
                         break
         else:
-            found = _nxtomo(file) or _gda(file) or _data_exchange(file)
+            found = find_layout(file)
             if found is None:
                 raise ValueError(
                     f"{path} is none of the known layouts (NXtomo, GDA, Data Exchange); name the "
@@ -556,24 +159,24 @@ def _from_hdf5(path: Path, description: ScanDescription) -> ScanContents:
         in_file = description.angles is not None and not Path(description.angles).is_file()
         if in_file:
             layout.angles = description.angles
-        frames = _frames_of(file, layout.data, "projections")
+        frames = hdf5_stack(file, layout.data, "projections")
         n = frames.shape[0]
         keys = np.zeros(n, dtype=np.int64)
         if layout.image_key is not None:
-            dataset = _require(file, layout.image_key, "image keys")
+            dataset = require_dataset(file, layout.image_key, "image keys")
             keys = np.asarray(dataset[()]).astype(np.int64).ravel()
             if keys.size != n:
                 raise ValueError(
                     f"{path} has {n} images and {keys.size} image keys ({layout.image_key}); the "
                     "scan was cut off, or the keys belong to another one."
                 )
-        flats: list[FrameGroup] = [(frames, *group) for group in _groups(keys == FLAT)]
-        darks: list[FrameGroup] = [(frames, *group) for group in _groups(keys == DARK)]
+        flats: list[FrameGroup] = [(frames, *group) for group in consecutive_groups(keys == FLAT)]
+        darks: list[FrameGroup] = [(frames, *group) for group in consecutive_groups(keys == DARK)]
         for name in layout.flats:
-            stack = _frames_of(file, name, "flats")
+            stack = hdf5_stack(file, name, "flats")
             flats.append((stack, np.arange(stack.shape[0]), 0.0))
         for name in layout.darks:
-            stack = _frames_of(file, name, "darks")
+            stack = hdf5_stack(file, name, "darks")
             darks.append((stack, np.arange(stack.shape[0]), 0.0))
         projections = np.flatnonzero(keys == PROJECTION)
         angles = None
@@ -583,71 +186,20 @@ def _from_hdf5(path: Path, description: ScanDescription) -> ScanContents:
                     f"{path} has no rotation angles; name them by projections.angles= (a path in "
                     "the file or a text file) or give projections.first_angle= and .angle_step=."
                 )
-            dataset = _require(file, layout.angles, "angles")
+            dataset = require_dataset(file, layout.angles, "angles")
             angles = _angles_of(dataset, description.angle_units)
     return _assembled(path, layout, description, frames, projections, angles, flats, darks)
 
 
-def _groups(chosen: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.intp], float]]:
-    """(numbers, middle) of every run of chosen frames."""
-    numbers = np.flatnonzero(chosen)
-    for first, stop, _ in _runs(numbers):
-        yield np.arange(first, stop), 0.5 * (first + stop - 1)
-
-
-# ---- TIFF -----------------------------------------------------------------------------------------
-
-
-def tiff_files(path: str | os.PathLike[str]) -> list[Path]:
-    """The TIFF files that a folder, a pattern (``scan/p_*.tif``) or a name stands for, sorted by name."""
-    text = os.fspath(path)
-    if Path(text).is_dir():
-        files = [f for f in Path(text).iterdir() if f.suffix.lower() in (".tif", ".tiff")]
-    elif any(c in text for c in "*?["):
-        files = [Path(f) for f in glob.glob(text)]
-    else:
-        files = [Path(text)] if Path(text).is_file() else []
-    return sorted(files)
-
-
-def _tiff_frames(path: str | os.PathLike[str], what: str) -> TiffFrames:
-    import tifffile
-
-    files = tiff_files(path)
-    if not files:
-        raise ValueError(f"There are no TIFF files at {path} for the {what}.")
-    starts, total = [], 0
-    try:
-        with tifffile.TiffFile(files[0]) as first:
-            shape = first.pages[0].shape
-            pages = len(first.pages)
-        # files of one image each are the rule: only where the first has more are all of them opened
-        for file in files:
-            starts.append(total)
-            if pages > 1 and file != files[0]:
-                with tifffile.TiffFile(file) as opened:
-                    total += len(opened.pages)
-            else:
-                total += pages
-    except (tifffile.TiffFileError, ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as TIFF ({error}).") from None
-    if len(shape) != 2:
-        raise ValueError(f"{files[0]} has the shape {shape}; {what} are images of one colour.")
-    return TiffFrames(tuple(files), tuple(starts), (total, shape[0], shape[1]))
-
-
 def _from_tiff(path: Path, description: ScanDescription) -> ScanContents:
-    frames = _tiff_frames(path, "projections")
+    frames = tiff_stack(path, "projections")
     projections = np.arange(frames.shape[0])
     if description.angle_step_deg is None and description.angles is None:
         raise ValueError(
             f"{path} is a TIFF stack, which has no rotation angles; give projections.angles= (a text "
             "file) or projections.first_angle= and .angle_step=."
         )
-    return _assembled(path, _Layout("TIFF", ""), description, frames, projections, None, [], [])
-
-
-# ---- both -----------------------------------------------------------------------------------------
+    return _assembled(path, Layout("TIFF", ""), description, frames, projections, None, [], [])
 
 
 def _other_frames(text: str, what: str) -> tuple[Frames, NDArray[np.intp]]:
@@ -655,12 +207,12 @@ def _other_frames(text: str, what: str) -> tuple[Frames, NDArray[np.intp]]:
     name, colon, dataset = text.partition(":")
     if not colon and (tiff_files(text) or not Path(text).exists()):
         if Path(text).suffix.lower() in (".tif", ".tiff") or Path(text).is_dir() or "*" in text:
-            frames: Frames = _tiff_frames(text, what)
+            frames: Frames = tiff_stack(text, what)
             return frames, np.arange(frames.shape[0])
     with open_scan(name) as file:
         keys = None
         if not dataset:
-            layout = _nxtomo(file) or _gda(file) or _data_exchange(file)
+            layout = find_layout(file)
             if layout is None:
                 raise ValueError(
                     f"{name}: where the {what} are in it is unknown; name them, {name}:/path."
@@ -668,7 +220,7 @@ def _other_frames(text: str, what: str) -> tuple[Frames, NDArray[np.intp]]:
             dataset = next(iter(layout.flats if what == "flats" else layout.darks), layout.data)
             if layout.image_key is not None:
                 keys = np.asarray(file[layout.image_key][()]).ravel()
-        frames = _frames_of(file, dataset, what)
+        frames = hdf5_stack(file, dataset, what)
     numbers = np.arange(frames.shape[0])
     wanted = FLAT if what == "flats" else DARK
     if keys is not None and keys.size == numbers.size and np.any(keys == wanted):
@@ -686,7 +238,7 @@ def _read_text_angles(path: str, units: str | None) -> FloatArray:
 
 def _assembled(
     path: Path,
-    layout: _Layout,
+    layout: Layout,
     description: ScanDescription,
     frames: Frames,
     projections: NDArray[np.intp],
@@ -730,8 +282,8 @@ def _assembled(
         for stack, _, _ in groups:
             if stack.shape[1:] != frames.shape[1:]:
                 raise ValueError(
-                    f"{path}: the {what} have {_size(stack.shape[1:])} pixels and the projections "
-                    f"{_size(frames.shape[1:])}; they must be of the same size."
+                    f"{path}: the {what} have {size_text(stack.shape[1:])} pixels and the projections "
+                    f"{size_text(frames.shape[1:])}; they must be of the same size."
                 )
     if not flats and not description.flat_corrected:
         raise ValueError(

@@ -1,0 +1,203 @@
+"""Stacks of images: arrays, HDF5 data sets and TIFF files, read only where asked for."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from anacor_dials.tomography.hdf5_items import open_scan, require_dataset
+
+
+class Frames(Protocol):
+    """All images of a file or folder, read only where asked for."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(n, rows, columns)"""
+
+    def read(
+        self, numbers: NDArray[np.intp], rows: slice = ..., columns: slice = ...
+    ) -> NDArray[Any]:
+        """Images (k, r, c), in the file's own type, of the frames with these numbers (k,)."""
+
+
+FrameGroup = tuple[Frames, NDArray[np.intp], float]  # where, which, when (in frame numbers)
+
+
+def _runs(numbers: NDArray[np.intp]) -> Iterator[tuple[int, int, int]]:
+    """(first, last + 1, place in numbers) of every run of consecutive numbers."""
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    for start, stop in zip([0, *breaks], [*breaks, len(numbers)], strict=True):
+        if stop > start:
+            yield int(numbers[start]), int(numbers[stop - 1]) + 1, int(start)
+
+
+def _length(window: slice, n: int) -> int:
+    return len(range(*window.indices(n)))
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayFrames:
+    """Images (n, rows, columns) in memory."""
+
+    values: NDArray[Any]
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 3 or 0 in self.values.shape:
+            raise ValueError(
+                f"The scan has the shape {self.values.shape}; it must be (images, rows, columns)."
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        n, rows, columns = self.values.shape
+        return n, rows, columns
+
+    def read(
+        self,
+        numbers: NDArray[np.intp],
+        rows: slice = slice(None),
+        columns: slice = slice(None),
+    ) -> NDArray[Any]:
+        return self.values[numbers, rows, columns]
+
+
+@dataclass(frozen=True)
+class HDF5Frames:
+    """Images (n, rows, columns) of a data set in an HDF5 file; external links are followed."""
+
+    path: Path
+    dataset: str
+    shape: tuple[int, int, int]
+
+    def read(
+        self,
+        numbers: NDArray[np.intp],
+        rows: slice = slice(None),
+        columns: slice = slice(None),
+    ) -> NDArray[Any]:
+        _, n_rows, n_columns = self.shape
+        with open_scan(self.path) as file:
+            dataset = file[self.dataset]
+            size = (len(numbers), _length(rows, n_rows), _length(columns, n_columns))
+            out = np.empty(size, dtype=dataset.dtype)
+            for first, stop, place in _runs(numbers):
+                out[place : place + stop - first] = dataset[first:stop, rows, columns]
+        return out
+
+
+@dataclass(frozen=True)
+class TiffFrames:
+    """Images of TIFF files, one after the other; each page is an image.
+
+    first_page: (number of files,) the number of the first image of each file.
+    """
+
+    files: tuple[Path, ...]
+    first_page: tuple[int, ...]
+    shape: tuple[int, int, int]
+
+    def read(
+        self,
+        numbers: NDArray[np.intp],
+        rows: slice = slice(None),
+        columns: slice = slice(None),
+    ) -> NDArray[Any]:
+        import tifffile
+
+        images = []
+        for number in numbers:
+            which = int(np.searchsorted(self.first_page, number, side="right")) - 1
+            page = int(number) - self.first_page[which]
+            try:
+                image = tifffile.imread(self.files[which], key=page)
+            except (tifffile.TiffFileError, ValueError, OSError) as error:
+                raise ValueError(f"{self.files[which]} cannot be read ({error}).") from None
+            if image.shape != self.shape[1:]:
+                raise ValueError(
+                    f"{self.files[which]} has {size_text(image.shape)} pixels and the scan's first "
+                    f"image {size_text(self.shape[1:])}; leave other images out of the folder."
+                )
+            images.append(image[rows, columns])
+        return np.stack(images)
+
+
+def size_text(shape: Sequence[int]) -> str:
+    return " x ".join(str(n) for n in shape)
+
+
+def hdf5_stack(file: h5py.File, name: str, what: str) -> HDF5Frames:
+    """The images of a data set, not read yet; `what` they are (projections, flats, darks) is for messages.
+
+    Raises ValueError where the data set is absent, empty, or no stack of numbers.
+    """
+    dataset = require_dataset(file, name, what)
+    shape: tuple[int, ...] = dataset.shape
+    if len(shape) == 2 and what != "projections":
+        raise ValueError(
+            f"{file.filename}: {name} has the shape {shape}; the {what} must be a stack of images."
+        )
+    if len(shape) != 3 or not np.issubdtype(dataset.dtype, np.number):
+        raise ValueError(
+            f"{file.filename}: {name} has the shape {shape} and the type {dataset.dtype}; a scan "
+            "is numbers of the shape (images, rows, columns)."
+        )
+    if 0 in shape:
+        raise ValueError(
+            f"{file.filename}: {name} is empty (shape {shape}); the scan was never written."
+        )
+    return HDF5Frames(Path(file.filename), name, (shape[0], shape[1], shape[2]))
+
+
+def consecutive_groups(chosen: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.intp], float]]:
+    """(numbers, middle) of every run of chosen frames."""
+    numbers = np.flatnonzero(chosen)
+    for first, stop, _ in _runs(numbers):
+        yield np.arange(first, stop), 0.5 * (first + stop - 1)
+
+
+def tiff_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The TIFF files that a folder, a pattern (``scan/p_*.tif``) or a name stands for, sorted by name."""
+    text = os.fspath(path)
+    if Path(text).is_dir():
+        files = [f for f in Path(text).iterdir() if f.suffix.lower() in (".tif", ".tiff")]
+    elif any(c in text for c in "*?["):
+        files = [Path(f) for f in glob.glob(text)]
+    else:
+        files = [Path(text)] if Path(text).is_file() else []
+    return sorted(files)
+
+
+def tiff_stack(path: str | os.PathLike[str], what: str) -> TiffFrames:
+    """The images of TIFF files (:func:`tiff_files`), not read yet. Raises ValueError where there are none."""
+    import tifffile
+
+    files = tiff_files(path)
+    if not files:
+        raise ValueError(f"There are no TIFF files at {path} for the {what}.")
+    starts, total = [], 0
+    try:
+        with tifffile.TiffFile(files[0]) as first:
+            shape = first.pages[0].shape
+            pages = len(first.pages)
+        # files of one image each are the rule: only where the first has more are all of them opened
+        for file in files:
+            starts.append(total)
+            if pages > 1 and file != files[0]:
+                with tifffile.TiffFile(file) as opened:
+                    total += len(opened.pages)
+            else:
+                total += pages
+    except (tifffile.TiffFileError, ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as TIFF ({error}).") from None
+    if len(shape) != 2:
+        raise ValueError(f"{files[0]} has the shape {shape}; {what} are images of one colour.")
+    return TiffFrames(tuple(files), tuple(starts), (total, shape[0], shape[1]))

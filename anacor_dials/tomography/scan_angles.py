@@ -1,0 +1,53 @@
+"""Rotation angles of a scan: the weight of each projection, gaps, half and whole turns."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anacor_dials.sample.frames import FloatArray
+
+
+def angular_weights(angles_deg: FloatArray, period_deg: float = 180.0) -> FloatArray:
+    """The weight (n,) in radians of each projection: half the way to its neighbours, pi in all.
+
+    Angles count modulo the period: 180, or 360 where opposite views both count, half each. A gap of more
+    than five steps and five degrees is the part of the turn that was not measured; it is left out.
+    """
+    n = len(angles_deg)
+    order = np.argsort(np.mod(angles_deg, period_deg), kind="stable")
+    ordered = np.mod(angles_deg, period_deg)[order]
+    gaps = np.diff(np.append(ordered, ordered[0] + period_deg))
+    positive = gaps[gaps > 1e-6]
+    step = float(np.median(positive)) if positive.size else period_deg
+    gaps = np.where(gaps > max(5 * step, 5.0), step, gaps)
+    weights = np.empty(n)
+    weights[order] = 0.5 * (gaps + np.roll(gaps, 1))
+    return np.deg2rad(weights) * (180.0 / period_deg)
+
+
+def largest_gap(angles_deg: FloatArray) -> float:
+    """The largest angle (degrees) without a projection, angles taken modulo half a turn."""
+    ordered = np.sort(np.mod(angles_deg, 180.0))
+    return float(np.max(np.diff(np.append(ordered, ordered[0] + 180.0))))
+
+
+def is_full_turn(angles_deg: FloatArray) -> bool:
+    """True where a scan covers 360 degrees, but for a step or two."""
+    span = float(np.ptp(angles_deg))
+    step = span / max(len(angles_deg) - 1, 1)
+    return span + 2.5 * step >= 360.0 and span > 270.0
+
+
+def offset_weights(n_u: int, axis: float) -> FloatArray:
+    """Weights (n_u,), 0 to 2, of detector pixels in a full scan whose axis is off the middle.
+
+    What only one of two opposite views sees counts twice, what both see is blended: w(u) + w(-u) = 2,
+    w = 1 + sin(pi u / 2 a) within the overlap |u| < a (Wang, Med. Phys. 29 (2002) 1634, parallel beam).
+    """
+    u = np.arange(n_u) - axis
+    overlap = min(axis, n_u - 1 - axis)
+    sign = 1.0 if n_u - 1 - axis > axis else -1.0
+    if overlap < 1:
+        return np.full(n_u, 2.0)
+    # the outermost pixels of the short side get weight zero, with a soft step before them
+    return 1.0 + np.sin(0.5 * np.pi * np.clip(sign * u / overlap, -1.0, 1.0))
