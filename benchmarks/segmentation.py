@@ -31,7 +31,7 @@ import numpy as np
 
 from anacor_dials.absorption.factors import Directions, absorption_factors
 from anacor_dials.command_line.training_scans import ScanRanges, write_training_scans
-from anacor_dials.report import write_json
+from anacor_dials.report.page import write_json
 from anacor_dials.sample.frames import scan_rotation, unit
 from anacor_dials.sample.tomogram_files import read_sample_file
 from anacor_dials.sample.volumes import LabelVolume
@@ -141,7 +141,7 @@ def draw_sample(path: Path, tomogram_file: Path, weights: Path) -> None:
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
-    from anacor_dials.sample.pictures import COLOURS
+    from anacor_dials.report.sample import COLOURS
 
     tomogram = read_sample_file(tomogram_file).tomogram
     name = tomogram_file.name.removesuffix(TOMO)

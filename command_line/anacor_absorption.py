@@ -71,7 +71,7 @@ from anacor_dials.diffraction.reflections import (
     write_factors,
 )
 from anacor_dials.phil import choice, parse_phil
-from anacor_dials.report import write_html, write_json
+from anacor_dials.report.page import write_html, write_json
 from anacor_dials.sample.materials import MaterialInput
 from anacor_dials.sample.output_files import OutputFiles
 from anacor_dials.sample.tomogram_files import (

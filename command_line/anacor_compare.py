@@ -47,7 +47,7 @@ from anacor_dials.diffraction.comparison import (
 from anacor_dials.diffraction.merging import comparison_table, format_table
 from anacor_dials.diffraction.scaling import FailedScaling, strategy_called
 from anacor_dials.phil import choice, parse_phil
-from anacor_dials.report import Figure, Section, Table, Text, write_html, write_json
+from anacor_dials.report.page import Figure, Section, Table, Text, write_html, write_json
 from anacor_dials.sample.output_files import OutputFiles
 
 logger = logging.getLogger("dials.anacor_compare")

@@ -37,11 +37,11 @@ from libtbx import phil
 
 from anacor_dials.command_line import begin_log
 from anacor_dials.phil import choice, parse_phil
-from anacor_dials.report import Figure, Section, Table, Text, write_html, write_json
+from anacor_dials.report.page import Figure, Section, Table, Text, write_html, write_json
+from anacor_dials.report.reconstruction import as_dict, figures
 from anacor_dials.sample.materials import typical_composition
 from anacor_dials.sample.output_files import OutputFiles
 from anacor_dials.sample.tomogram_files import is_sample_file, new_tomogram_file
-from anacor_dials.tomography.figures import as_dict, figures
 from anacor_dials.tomography.projections import read_projections
 from anacor_dials.tomography.reconstruction import (
     ReconstructionPlan,

@@ -42,9 +42,10 @@ from libtbx import phil
 from anacor_dials.command_line import begin_log
 from anacor_dials.command_line.anacor_reconstruct import reconstruction_settings, scan_description
 from anacor_dials.phil import choice, parse_phil
-from anacor_dials.report import Figure, Section, Table, Text, write_html, write_json
+from anacor_dials.report.page import Figure, Section, Table, Text, write_html, write_json
+from anacor_dials.report.sample import view_3d
+from anacor_dials.report.segmentation import scrolled_slices, uncertainty_maps
 from anacor_dials.sample.output_files import OutputFiles
-from anacor_dials.sample.pictures import view_3d
 from anacor_dials.sample.tomogram_files import (
     is_sample_file,
     read_label_stack,
@@ -53,7 +54,6 @@ from anacor_dials.sample.tomogram_files import (
 )
 from anacor_dials.sample.volumes import LabelVolume, Tomogram
 from anacor_dials.segmentation.evaluation import Evaluation, evaluate
-from anacor_dials.segmentation.figures import scrolled_slices, uncertainty_maps
 from anacor_dials.segmentation.inference import (
     CleaningSettings,
     InferenceSettings,

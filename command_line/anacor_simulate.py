@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 from anacor_dials.command_line import begin_log
 from anacor_dials.phil import choice, parse_phil
-from anacor_dials.report import Figure, Section, Table, write_html, write_json
+from anacor_dials.report.page import Figure, Section, Table, write_html, write_json
 from anacor_dials.sample.materials import energy_from_wavelength, wavelength_from_energy
 from anacor_dials.sample.output_files import OutputFiles
 from anacor_dials.sample.tomogram_files import read_sample_file, write_sample_file

@@ -33,7 +33,7 @@ from libtbx import phil
 from anacor_dials.command_line import begin_log
 from anacor_dials.command_line.training_scans import ScanRanges, write_training_scans
 from anacor_dials.phil import choice, parse_phil
-from anacor_dials.report import write_json
+from anacor_dials.report.page import write_json
 
 logger = logging.getLogger("dials.anacor_train")
 

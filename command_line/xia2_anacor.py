@@ -72,7 +72,7 @@ from anacor_dials.diffraction.pipeline import (
 from anacor_dials.diffraction.selection import STATISTICS
 from anacor_dials.diffraction.steps import FinishedStep, WorkingFolder
 from anacor_dials.phil import choice, parse_phil
-from anacor_dials.report import Item, Section, Table, Text, write_html, write_json
+from anacor_dials.report.page import Item, Section, Table, Text, write_html, write_json
 from anacor_dials.sample.output_files import OutputFiles
 
 logger = logging.getLogger("dials.xia2_anacor")

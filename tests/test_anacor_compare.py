@@ -25,7 +25,7 @@ from anacor_dials.diffraction.comparison import (
 )
 from anacor_dials.diffraction.merging import ImageSeries, MergingStatistics
 from anacor_dials.diffraction.scaling import STRATEGIES
-from anacor_dials.report import plain
+from anacor_dials.report.page import plain
 
 FAST = (
     "d_min=0.8",

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "absorption": {"sample"},
     "simulation": {"sample"},
     "diffraction": {"sample", "absorption", "report"},
-    "report": set(),
+    "report": {"sample", "tomography", "segmentation", "absorption"},
     "phil": set(),
     "command_line": {
         "sample", "tomography", "segmentation", "absorption", "simulation", "diffraction",

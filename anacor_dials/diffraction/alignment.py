@@ -57,7 +57,7 @@ from anacor_dials.diffraction.reflections import (
     tomo_to_datum,
     wavelength_groups,
 )
-from anacor_dials.report import Figure, Item, Table, Text
+from anacor_dials.report.page import Figure, Item, Table, Text
 from anacor_dials.sample.frames import FloatArray, rotation_about, transform
 from anacor_dials.sample.volumes import LabelVolume
 

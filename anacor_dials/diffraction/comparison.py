@@ -315,7 +315,7 @@ def rows_of_same_observations(comparison: Comparison) -> list[TableRow]:
 
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:
-    """The comparison for `anacor_dials.report.write_json`. Resolutions in A, seconds of scaling."""
+    """The comparison for `anacor_dials.report.page.write_json`. Resolutions in A, seconds of scaling."""
     by_label = {one.label: one for one in comparison.statistics}
     strategies = []
     for outcome in comparison.outcomes:

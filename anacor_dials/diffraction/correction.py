@@ -45,7 +45,8 @@ from anacor_dials.diffraction.reflections import (
     warnings_for_scaling,
     wavelength_groups,
 )
-from anacor_dials.report import Figure, Section, Table, Text
+from anacor_dials.report.page import Figure, Section, Table, Text
+from anacor_dials.report.sample import slice_figures, view_3d
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.materials import (
     Material,
@@ -54,7 +55,6 @@ from anacor_dials.sample.materials import (
     materials_at,
     mu_by_label,
 )
-from anacor_dials.sample.pictures import slice_figures, view_3d
 from anacor_dials.sample.volumes import LabelVolume
 
 logger = logging.getLogger("dials.anacor.correction")

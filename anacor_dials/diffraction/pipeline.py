@@ -51,7 +51,7 @@ from anacor_dials.diffraction.selection import (
     statistics_of_same_observations,
 )
 from anacor_dials.diffraction.steps import FinishedStep, Step, StepError, WorkingFolder
-from anacor_dials.report import write_json
+from anacor_dials.report.page import write_json
 from anacor_dials.sample.tomogram_files import is_sample_file
 
 logger = logging.getLogger("dials.anacor.pipeline")

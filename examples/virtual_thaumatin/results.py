@@ -26,9 +26,9 @@ from anacor_dials.diffraction.known_structure import (
     sites_of,
 )
 from anacor_dials.diffraction.merging import RESOLUTION_TOLERANCE, load_scaled
-from anacor_dials.report import Figure, Section, Table, Text, write_html, write_json
+from anacor_dials.report.page import Figure, Section, Table, Text, write_html, write_json
+from anacor_dials.report.sample import COLOURS, slice_figures
 from anacor_dials.sample.output_files import OutputFiles
-from anacor_dials.sample.pictures import COLOURS, slice_figures
 from anacor_dials.sample.tomogram_files import read_sample_file
 
 TRUTH = "truth"  # the label of the true labels

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anacor_dials.report.sample import colour, plane_axes
 from anacor_dials.sample.frames import AXIS_NAMES
-from anacor_dials.sample.pictures import colour, plane_axes
 from anacor_dials.sample.volumes import LabelVolume, Volume
 
 SLICES = 16  # that can be scrolled through, per axis

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anacor_dials.tomography.corrections import FloatImages
-from anacor_dials.tomography.reconstruction import ReconstructionPlan
+if TYPE_CHECKING:
+    from anacor_dials.tomography.corrections import FloatImages
+    from anacor_dials.tomography.reconstruction import ReconstructionPlan
 
 PlotlyFigure = dict[str, Any]
 
