@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from anacor_dials.absorption.factors import Directions, absorption_factors
-from anacor_dials.command_line.training_scans import ScanRanges, write_training_scans
+from anacor_dials.jobs.training_scans import ScanRanges, write_training_scans
 from anacor_dials.report.page import write_json
 from anacor_dials.sample.frames import scan_rotation, unit
 from anacor_dials.sample.tomogram_files import read_sample_file

@@ -56,7 +56,6 @@ from anacor_dials.absorption.coefficients import (
 from anacor_dials.absorption.factors import BeamProfile
 from anacor_dials.absorption.radiographs import UPRIGHT, Radiographs, spread_angles
 from anacor_dials.command_line import begin_log
-from anacor_dials.command_line.anacor_reconstruct import scan_description
 from anacor_dials.diffraction.alignment import choices_from
 from anacor_dials.diffraction.correction import (
     absorption_correction,
@@ -71,6 +70,12 @@ from anacor_dials.diffraction.reflections import (
     write_factors,
 )
 from anacor_dials.phil import choice, parse_phil
+from anacor_dials.phil.settings import (
+    names_of_labels,
+    reconstruction_settings,
+    scan_description,
+    segmentation_settings,
+)
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.sample.materials import MaterialInput
 from anacor_dials.sample.output_files import OutputFiles
@@ -156,7 +161,7 @@ def load_sample(
             name,
             params.labels.voxel_size_um,
             params.labels.axes,
-            [part.strip() for part in params.labels.names.split(",")],
+            names_of_labels(params.labels.names),
             params.labels.centre,
         )
         return SampleFile(Path(name), None, labels, None, None, None, None)
@@ -189,38 +194,34 @@ class NewLabels:
             raise ValueError(
                 f"output.tomogram={tomogram} is the file that was given; choose another name."
             )
-        from anacor_dials.command_line import anacor_segment
+        from anacor_dials.jobs.segment import load_source, segment_sample, write_segmented
+        from anacor_dials.report.segmentation import sections
 
         logger.info("%s has no labels yet: it is segmented first", name)
-        source = anacor_segment.load_source(name, self.params)
+        source = load_source(
+            name,
+            scan_description(self.params.projections),
+            reconstruction_settings(self.params.reconstruction),
+        )
         logger.info("%r", source.tomogram)
-        segmentation = anacor_segment.run_network(self.params, source, keep_probabilities=False)
-        labels = segmentation.labels
-        mu, more = anacor_segment.mu_of_tomogram(source, segmentation.mu_per_um)
-        warnings = [*segmentation.warnings, *more]
-        for warning in warnings:
+        sample = segment_sample(source, segmentation_settings(self.params, False))
+        for warning in sample.warnings:
             logger.warning("Segmentation: %s", warning)
         said = phil_scope.format(python_object=self.params).as_str()
 
         def write(outputs: OutputFiles) -> None:
             html = self.params.output.segmentation_html
             if tomogram:
-                anacor_segment.write_segmented(
-                    outputs.path(tomogram), source, labels, mu, None, said
-                )
+                write_segmented(outputs.path(tomogram), sample, said)
             if html:
-                seconds = sum(segmentation.seconds.values())
-                sections = anacor_segment.report(
-                    source, labels, mu, segmentation, None, warnings, seconds
-                )
-                write_html(outputs.path(html), "Segmentation", sections, subtitle=name)
+                write_html(outputs.path(html), "Segmentation", sections(sample), subtitle=name)
 
         self.write = write
         return SampleFile(
             Path(name),
             None,
-            labels,
-            mu,
+            sample.labels,
+            sample.mu_per_um,
             source.energy_keV,
             None,
             source.projections,

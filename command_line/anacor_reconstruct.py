@@ -28,121 +28,22 @@ from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
-from typing import Any
 
 from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser
 from libtbx import phil
 
 from anacor_dials.command_line import begin_log
-from anacor_dials.phil import choice, parse_phil
-from anacor_dials.report.page import Figure, Section, Table, Text, write_html, write_json
-from anacor_dials.report.reconstruction import as_dict, figures
-from anacor_dials.sample.materials import typical_composition
+from anacor_dials.jobs.reconstruct import plan_reconstruction, write_reconstruction
+from anacor_dials.phil import parse_phil
+from anacor_dials.phil.settings import reconstruction_settings, scan_description
+from anacor_dials.report.page import write_html, write_json
+from anacor_dials.report.reconstruction import numbers, sections
 from anacor_dials.sample.output_files import OutputFiles
-from anacor_dials.sample.tomogram_files import is_sample_file, new_tomogram_file
-from anacor_dials.tomography.projections import read_projections
-from anacor_dials.tomography.reconstruction import (
-    ReconstructionPlan,
-    ReconstructionSettings,
-    plan_reconstruction,
-    reconstruct,
-)
-from anacor_dials.tomography.scan_files import ScanDescription
 
 logger = logging.getLogger("dials.anacor_reconstruct")
 
 phil_scope = parse_phil("anacor_reconstruct.phil")
-
-
-def scan_description(projections: Any) -> ScanDescription:
-    """What the PHIL scope ``projections`` says about a scan."""
-    return ScanDescription(
-        data=projections.data,
-        image_key=projections.image_key,
-        angles=projections.angles,
-        first_angle_deg=projections.first_angle,
-        angle_step_deg=projections.angle_step,
-        angle_units=projections.angle_units,
-        flats=tuple(flat for flat in projections.flat if flat),
-        darks=tuple(dark for dark in projections.dark if dark),
-        flat_corrected=projections.flat_corrected,
-        pixel_size_um=tuple(projections.pixel_size) if projections.pixel_size else None,
-        energy_keV=projections.energy,
-        distance_mm=projections.distance,
-        fast_axis=tuple(projections.fast_axis) if projections.fast_axis else None,
-        slow_axis=tuple(projections.slow_axis) if projections.slow_axis else None,
-        saturation=projections.saturation,
-    )
-
-
-def reconstruction_settings(reconstruction: Any) -> ReconstructionSettings:
-    """The steps that the PHIL scope ``reconstruction`` asks for."""
-    crop: str | tuple[int, ...] = choice(reconstruction.crop) or "off"
-    if isinstance(crop, str) and crop not in ("off", "auto"):
-        try:
-            crop = tuple(int(number) for number in crop.replace(",", " ").split())
-        except ValueError:
-            raise ValueError(
-                f"crop is {crop!r}; it is off, auto, or six whole numbers (the first and last + 1 "
-                "voxel along X, Y and Z)."
-            ) from None
-    return ReconstructionSettings(
-        centre=reconstruction.centre,
-        centre_method=choice(reconstruction.centre_method),
-        beam_centre=reconstruction.beam_centre,
-        zinger_threshold=reconstruction.zinger_threshold if reconstruction.zingers else None,
-        least_transmission=reconstruction.least_transmission,
-        rings=reconstruction.rings,
-        paganin_delta_beta=reconstruction.paganin_delta_beta,
-        crop=crop,
-        filter_name=reconstruction.filter,
-        backend=choice(reconstruction.backend),
-        memory_gb=reconstruction.memory,
-    )
-
-
-def expected_mu(energy_keV: float | None) -> dict[str, float]:
-    """mu in 1/um of what samples are usually made of; nothing where the energy is unknown."""
-    if energy_keV is None:
-        return {}
-    compositions = {name: typical_composition(name) for name in ("crystal", "liquor", "loop")}
-    return {
-        name: composition.mu_per_um(energy_keV)
-        for name, composition in compositions.items()
-        if composition is not None
-    }
-
-
-def report(plan: ReconstructionPlan) -> list[Section]:
-    """The sections of the HTML report."""
-    d, p = plan.diagnostics, plan.projections
-    drawn = {
-        name: Figure(figure["data"], figure["layout"])
-        for name, figure in figures(plan, expected_mu(p.energy_keV)).items()
-    }
-    rows = [
-        ("scan", p.path),
-        ("layout", p.layout),
-        ("projections", f"{d.n_projections}, {d.angles_deg[0]:.2f} to {d.angles_deg[1]:.2f} deg"),
-        ("energy", "unknown" if p.energy_keV is None else f"{p.energy_keV:g} keV"),
-        ("voxels", " x ".join(str(n) for n in plan.shape) + " along X, Y, Z"),
-        ("voxel size", " x ".join(f"{v:g}" for v in plan.voxel_size_um) + " um"),
-        ("origin at voxel", ", ".join(f"{v:.2f}" for v in plan.centre)),
-        ("rotation axis", f"pixel {d.centre:.2f} ({d.centre_method})"),
-        ("clipped transmissions", f"{d.clipped_percent:.3f} %"),
-        ("unusable pixels", f"{d.unusable_percent:.3f} %"),
-        ("zingers", f"{d.zinger_percent:.3f} %"),
-        ("back-projection", f"{d.backend}, {d.seconds_per_slice:.3f} s per slice"),
-    ]
-    return [
-        Section("Summary", [Table(rows), *(Text(w, "warning") for w in d.warnings)]),
-        Section("Slices", [f for n, f in drawn.items() if n.startswith("slice_")]),
-        Section("Absorption coefficient", [f for n, f in drawn.items() if n == "histogram"]),
-        Section("Centre of rotation", [f for n, f in drawn.items() if n.startswith("centre_")]),
-        Section("Sinograms", [f for n, f in drawn.items() if n.startswith("sinogram_")]),
-    ]
 
 
 @show_mail_handle_errors()
@@ -169,33 +70,21 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
                 f"One scan at a time: {', '.join(scans)} were given (a pattern of TIFF files is put "
                 "in quotation marks)."
             )
-        scan = scans[0]
-        if Path(scan).is_file() and not scan.lower().endswith((".tif", ".tiff")):
-            if is_sample_file(scan):
-                raise ValueError(f"{scan} holds a tomogram already; give the scan's own file.")
-        settings = reconstruction_settings(params.reconstruction)
-        projections = read_projections(scan, scan_description(params.projections))
-        logger.info("%s: %s, %r", scan, projections.layout, projections)
-        plan = plan_reconstruction(projections, settings)
+        scan, output = scans[0], params.output
+        plan = plan_reconstruction(
+            scan,
+            scan_description(params.projections),
+            reconstruction_settings(params.reconstruction),
+        )
         with OutputFiles() as outputs:
-            tomogram = outputs.path(params.output.tomogram)
-            html = outputs.path(params.output.html) if params.output.html else None
-            numbers = outputs.path(params.output.json) if params.output.json else None
-            with new_tomogram_file(
-                tomogram,
-                plan.shape,
-                plan.voxel_size_um,
-                plan.centre,
-                projections=Path(scan).absolute(),
-                scan_centre=plan.scan_centre,
-                parameters=phil.format(python_object=params).as_str(),
-                paganin_delta_beta=settings.paganin_delta_beta,
-            ) as dataset:
-                reconstruct(plan, dataset)
+            tomogram = outputs.path(output.tomogram)
+            html = outputs.path(output.html) if output.html else None
+            json = outputs.path(output.json) if output.json else None
+            write_reconstruction(tomogram, plan, scan, phil.format(python_object=params).as_str())
             if html:
-                write_html(html, "Tomographic reconstruction", report(plan), subtitle=scan)
-            if numbers:
-                write_json(numbers, as_dict(plan))
+                write_html(html, "Tomographic reconstruction", sections(plan), subtitle=scan)
+            if json:
+                write_json(json, numbers(plan))
     except ValueError as error:
         raise Sorry(error) from None
 

@@ -24,58 +24,18 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser
 from libtbx import phil
 
 from anacor_dials.command_line import begin_log
-from anacor_dials.command_line.training_scans import ScanRanges, write_training_scans
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report.page import write_json
 
 logger = logging.getLogger("dials.anacor_train")
 
 phil_scope = parse_phil("anacor_train.phil")
-
-
-def make_samples(params: Any) -> tuple[list[Path], list[Path]]:
-    """(folders to train on, tomograms to evaluate on) that the PHIL scope ``simulate`` asks for."""
-    s = params.simulate
-    if set(s.shapes) & set(s.test_shapes) and s.test_samples:
-        both = ", ".join(sorted(set(s.shapes) & set(s.test_shapes)))
-        raise ValueError(f"{both} is both trained on and evaluated on; the two must be apart.")
-    ranges = {"crystal_size_um": tuple(s.crystal_size), "contrast": tuple(s.contrast)}
-    folder = Path(s.folder)
-    folders, tests = [], []
-    if s.samples:
-        write_training_scans(
-            folder, s.samples, params.seed, ScanRanges(shapes=tuple(s.shapes), **ranges)
-        )
-        folders.append(folder)
-    if s.test_samples:
-        tests = write_training_scans(
-            folder / "test",
-            s.test_samples,
-            params.seed + 1000,
-            ScanRanges(shapes=tuple(s.test_shapes), **ranges),
-            prefix="test",
-        )
-    return folders, tests
-
-
-def evaluate_weights(weights: Path, tomograms: list[Path], device: str) -> dict[str, Any]:
-    """Scores of samples that were never trained on, for the model card."""
-    from anacor_dials.segmentation.evaluation import evaluate_samples, mean_scores
-    from anacor_dials.segmentation.inference import InferenceSettings, load_network
-
-    rows = evaluate_samples(load_network(weights), tomograms, InferenceSettings(device=device))
-    return {
-        "samples": rows,
-        "mean": mean_scores(rows, cleaned=False),
-        "mean_cleaned": mean_scores(rows),
-    }
 
 
 @show_mail_handle_errors()
@@ -99,9 +59,9 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
 
     try:
         try:
+            from anacor_dials.jobs.train import SimulatedSamples, train_weights
             from anacor_dials.segmentation.network import NetworkSettings, model_card_path
-            from anacor_dials.segmentation.training import TrainingSettings, train
-            from anacor_dials.segmentation.training_data import read_training_volumes
+            from anacor_dials.segmentation.training import TrainingSettings
         except ImportError as error:
             raise ValueError(
                 f"Training needs torch, torchvision and safetensors ({error}); install them."
@@ -130,11 +90,21 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
             precision=choice(t.precision),
             device=choice(params.device),
         )
-        made, tests = make_samples(params)
-        volumes = read_training_volumes([*given, *made], network.names, sys.stderr.isatty())
-        card = train(volumes, settings, weights, resume=not t.restart, progress=sys.stderr.isatty())
-        if tests and card["training"]["finished"]:
-            card["evaluation"] = evaluate_weights(weights, tests, choice(params.device))
+        s = params.simulate
+        simulated = SimulatedSamples(
+            folder=Path(s.folder),
+            n_training=s.samples,
+            n_test=s.test_samples,
+            shapes=s.shapes,
+            test_shapes=s.test_shapes,
+            crystal_size_um=tuple(s.crystal_size),
+            contrast=tuple(s.contrast),
+            seed=params.seed,
+        )
+        card = train_weights(
+            given, settings, weights, simulated, restart=t.restart, progress=sys.stderr.isatty()
+        )
+        if "evaluation" in card:
             write_json(model_card_path(weights), card)
     except ValueError as error:
         raise Sorry(error) from None

@@ -265,13 +265,13 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def network_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands' network is a stand-in: the class whose level is nearest to a voxel's value.
+    """The jobs' network is a stand-in: the class whose level is nearest to a voxel's value.
 
     Air is 0 and most of the sample 1; loop 0.6, crystal 1.5.
     """
     torch = pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("torchvision", reason="torchvision is not installed")
-    from anacor_dials.command_line import anacor_segment
+    from anacor_dials.jobs import segment
     from anacor_dials.segmentation.network import NetworkSettings, SliceNetwork
 
     class ByValue(SliceNetwork):
@@ -282,4 +282,4 @@ def network_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
             levels = torch.tensor([0.0, 1.0, 0.6, 1.5])[:, None, None]
             return -100.0 * (slices[:, :1] - levels) ** 2
 
-    monkeypatch.setattr(anacor_segment, "load_network", lambda weights: ByValue())
+    monkeypatch.setattr(segment, "load_network", lambda weights: ByValue())

@@ -18,6 +18,7 @@ pytest.importorskip("dials.util.options", reason="DIALS is not installed")
 from dials.util import Sorry
 
 from anacor_dials.command_line import anacor_segment
+from anacor_dials.jobs import segment
 
 LEVELS = (0.0, 1.0, 0.6, 1.5)
 CENTRE = np.array([10.0, 19.0, 22.5])
@@ -106,7 +107,7 @@ def test_exports_hold_the_same_labels(folder, labels):
 
 
 def test_a_corrected_stack_replaces(folder, labels, monkeypatch):
-    monkeypatch.setattr(anacor_segment, "load_network", None)  # is not asked
+    monkeypatch.setattr(segment, "load_network", None)  # is not asked
     corrected = np.where(labels == 2, 1, labels).astype(np.uint8)
     np.save("corrected.npy", corrected.transpose(2, 0, 1))
     anacor_segment.run(["given.h5", "labels.file=corrected.npy", "labels.axes=z,x,y", "html=None"])

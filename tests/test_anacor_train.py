@@ -14,7 +14,7 @@ pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
-from anacor_dials.command_line.training_scans import (
+from anacor_dials.jobs.training_scans import (
     ScanRanges,
     materials_of_contrast,
     write_training_scans,

@@ -1,4 +1,4 @@
-"""The figures of a reconstruction's report, as plotly dictionaries, and its numbers."""
+"""The report of a reconstruction: its page, its figures (plotly dictionaries), its numbers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,56 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anacor_dials.report.page import Figure, Section, Table, Text
+from anacor_dials.sample.materials import typical_composition
+
 if TYPE_CHECKING:
     from anacor_dials.tomography.corrections import FloatImages
     from anacor_dials.tomography.reconstruction import ReconstructionPlan
 
 PlotlyFigure = dict[str, Any]
+
+
+def expected_mu(energy_keV: float | None) -> dict[str, float]:
+    """mu in 1/um of what samples are usually made of; nothing where the energy is unknown."""
+    if energy_keV is None:
+        return {}
+    compositions = {name: typical_composition(name) for name in ("crystal", "liquor", "loop")}
+    return {
+        name: composition.mu_per_um(energy_keV)
+        for name, composition in compositions.items()
+        if composition is not None
+    }
+
+
+def sections(plan: ReconstructionPlan) -> list[Section]:
+    """The sections of the HTML report."""
+    d, p = plan.diagnostics, plan.projections
+    drawn = {
+        name: Figure(figure["data"], figure["layout"])
+        for name, figure in figures(plan, expected_mu(p.energy_keV)).items()
+    }
+    rows = [
+        ("scan", p.path),
+        ("layout", p.layout),
+        ("projections", f"{d.n_projections}, {d.angles_deg[0]:.2f} to {d.angles_deg[1]:.2f} deg"),
+        ("energy", "unknown" if p.energy_keV is None else f"{p.energy_keV:g} keV"),
+        ("voxels", " x ".join(str(n) for n in plan.shape) + " along X, Y, Z"),
+        ("voxel size", " x ".join(f"{v:g}" for v in plan.voxel_size_um) + " um"),
+        ("origin at voxel", ", ".join(f"{v:.2f}" for v in plan.centre)),
+        ("rotation axis", f"pixel {d.centre:.2f} ({d.centre_method})"),
+        ("clipped transmissions", f"{d.clipped_percent:.3f} %"),
+        ("unusable pixels", f"{d.unusable_percent:.3f} %"),
+        ("zingers", f"{d.zinger_percent:.3f} %"),
+        ("back-projection", f"{d.backend}, {d.seconds_per_slice:.3f} s per slice"),
+    ]
+    return [
+        Section("Summary", [Table(rows), *(Text(w, "warning") for w in d.warnings)]),
+        Section("Slices", [f for n, f in drawn.items() if n.startswith("slice_")]),
+        Section("Absorption coefficient", [f for n, f in drawn.items() if n == "histogram"]),
+        Section("Centre of rotation", [f for n, f in drawn.items() if n.startswith("centre_")]),
+        Section("Sinograms", [f for n, f in drawn.items() if n.startswith("sinogram_")]),
+    ]
 
 
 def _rounded(image: NDArray[Any]) -> list[list[float]]:
@@ -173,7 +218,7 @@ def _vertical_line(x: float) -> dict[str, Any]:
     }
 
 
-def as_dict(plan: ReconstructionPlan) -> dict[str, Any]:
+def numbers(plan: ReconstructionPlan) -> dict[str, Any]:
     """The numbers of a reconstruction, for JSON; lengths in um, mu in 1/um, angles in degrees."""
     d, p = plan.diagnostics, plan.projections
     edges, counts = d.histogram if d.histogram is not None else (np.empty(0), np.empty(0))

@@ -1,22 +1,153 @@
-"""Figures of a segmentation: slices that can be scrolled, with outlines, and maps of the uncertainty.
+"""The report of a segmentation: its page, its figures (plotly dictionaries), its numbers.
 
-Everything is plotly in plain dictionaries.
+The figures are slices that can be scrolled through, with outlines, and maps of the uncertainty.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anacor_dials.report.sample import colour, plane_axes
+from anacor_dials.report.page import Figure, Item, Section, Table, Text
+from anacor_dials.report.sample import colour, plane_axes, view_3d
 from anacor_dials.sample.frames import AXIS_NAMES
-from anacor_dials.sample.volumes import LabelVolume, Volume
+from anacor_dials.sample.volumes import LabelVolume, Tomogram, Volume
+from anacor_dials.segmentation.working_grid import intensity_scale, working_volume
+
+if TYPE_CHECKING:
+    from anacor_dials.jobs.segment import SegmentedSample
+    from anacor_dials.segmentation.evaluation import Evaluation
+    from anacor_dials.segmentation.inference import Segmentation
 
 SLICES = 16  # that can be scrolled through, per axis
 PICTURE = 160  # pixels on the longer edge
 LEVELS = 99  # grey levels; whole numbers of two digits keep the file small
+
+
+def percent(value: float, digits: int = 2) -> str:
+    return "-" if not math.isfinite(value) else f"{100 * value:.{digits}f} %"
+
+
+def score_table(evaluation: Evaluation, seconds: float) -> Table:
+    """The published table's rows."""
+    rows = [
+        (
+            c.name,
+            percent(c.recall),
+            f"{c.dice:.4f}",
+            f"{c.dice_loss:.4f}",
+            "-" if not math.isfinite(c.hd95_um) else f"{c.hd95_um:.2f}",
+        )
+        for c in evaluation.classes
+    ]
+    entropy = evaluation.cross_entropy
+    caption = f"{seconds:.0f} s" + (
+        f", cross-entropy {entropy:.4f}" if math.isfinite(entropy) else ""
+    )
+    return Table(rows, ("", "accuracy (recall)", "Dice", "Dice loss", "HD95 (um)"), caption)
+
+
+def sections(sample: SegmentedSample) -> list[Section]:
+    """The sections of the HTML report."""
+    labels, mu, tomogram = sample.labels, sample.mu_per_um, sample.source.tomogram
+    counts = labels.counts()
+    rows = [
+        (
+            name,
+            f"{counts[label] * labels.voxel_volume_um3:.4g}",
+            "-" if not math.isfinite(mu[label]) else f"{mu[label]:.5f}",
+            "-" if not math.isfinite(mu[label]) else f"{1e3 * mu[label]:.3f}",
+        )
+        for label, name in enumerate(labels.names)
+    ]
+    summary: list[Item] = [
+        Table(rows, ("", "volume (um^3)", "mu (1/um)", "mu (1/mm)"), "Median within the material"),
+        *(Text(w, "warning") for w in sample.warnings),
+    ]
+    parts = [Section("Materials", summary)]
+    if sample.evaluation is not None:
+        table = score_table(sample.evaluation, sample.seconds)
+        parts.append(Section("Against the truth", [table]))
+    scale = intensity_scale(tomogram.values, tomogram.voxel_size_um)
+    window = (scale.air - 0.1 * scale.sample, scale.air + 1.5 * (scale.sample - scale.air))
+    slices = []
+    for axis in range(3):
+        traces, layout = scrolled_slices(tomogram.values, labels, axis, window)
+        slices.append(Figure(traces, layout, height=560))
+    parts.append(Section("Slices", slices))
+    traces, layout = view_3d(labels)
+    parts.append(Section("View", [Figure(traces, layout, width="full", height=560)]))
+    if sample.segmentation is not None:
+        parts += _network_sections(tomogram, sample.segmentation)
+    return parts
+
+
+def _network_sections(tomogram: Tomogram, segmentation: Segmentation) -> list[Section]:
+    """Where the network was unsure, and what the clean-up changed."""
+    grid = working_volume(tomogram, segmentation.working[0], segmentation.factors)
+    maps = uncertainty_maps(segmentation.working, grid)
+    changes = [
+        (step.name, f"{volume:.0f}", f"{a} to {b}")
+        for step in segmentation.steps
+        for (a, b), volume in step.changed_um3.items()
+    ]
+    table = Table(changes, ("step", "um^3", "what"), "What the clean-up changed")
+    nothing = Text("The clean-up changed nothing.")
+    return [
+        Section("Uncertainty", [Figure(traces, layout) for traces, layout in maps]),
+        Section("Clean-up", [table if changes else nothing]),
+    ]
+
+
+def numbers(sample: SegmentedSample) -> dict[str, Any]:
+    """The report's figures, for programs."""
+    labels, segmentation = sample.labels, sample.segmentation
+    counts = labels.counts()
+    content: dict[str, Any] = {
+        "materials": {
+            name: {
+                "label": label,
+                "voxels": int(counts[label]),
+                "volume_um3": float(counts[label] * labels.voxel_volume_um3),
+                "mu_per_um": float(sample.mu_per_um[label]),
+            }
+            for label, name in enumerate(labels.names)
+        },
+        "warnings": list(sample.warnings),
+    }
+    if segmentation is not None:
+        content["seconds"] = dict(segmentation.seconds)
+        content["bin_factors"] = list(segmentation.factors)
+        content["clean_up"] = [
+            {
+                "step": s.name,
+                "changed_um3": {f"{a} to {b}": v for (a, b), v in s.changed_um3.items()},
+            }
+            for s in segmentation.steps
+        ]
+    if sample.evaluation is not None:
+        content["evaluation"] = sample.evaluation.as_dict()
+    return content
+
+
+def log_lines(sample: SegmentedSample) -> list[str]:
+    """For each material its volume and mu, and its scores where there are true labels."""
+    labels = sample.labels
+    counts = labels.counts()
+    lines = [
+        f"{name:<12} {counts[label] * labels.voxel_volume_um3:12.0f} um^3  "
+        f"mu {sample.mu_per_um[label]:.5f} /um"
+        for label, name in enumerate(labels.names)
+    ]
+    if sample.evaluation is not None:
+        lines += [
+            f"{c.name:<12} accuracy {percent(c.recall)}, Dice {c.dice:.4f}, HD95 {c.hd95_um:.2f} um"
+            for c in sample.evaluation.classes
+        ]
+    return lines
 
 
 def _outline(mask: NDArray[np.bool_], step: int) -> tuple[list[Any], list[Any]]:

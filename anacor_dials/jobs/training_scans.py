@@ -1,7 +1,6 @@
 """Virtual scans for the segmentation: random samples, their scans, and our own reconstructions.
 
-No command of its own: ``dials.anacor_train`` and the benchmark call it. It hands the samples of
-``simulation`` to ``tomography`` and needs no DIALS. For every sample three files are written,
+The samples of ``simulation`` are handed to ``tomography``. For every sample three files are written,
 ``NAME.nxs`` (optional), ``NAME.truth.h5`` and ``NAME.tomo.h5``, and ``NAME.json`` with how it was made.
 """
 
@@ -30,7 +29,7 @@ from anacor_dials.tomography.reconstruction import (
     reconstruct,
 )
 
-logger = logging.getLogger("dials.anacor_dials.training_scans")
+logger = logging.getLogger("dials.anacor_dials.jobs.training_scans")
 
 POLYIMIDE = Composition.parse("C22H10N2O5", 1.42)
 NYLON = Composition.parse("C6H11NO", 1.14)

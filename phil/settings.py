@@ -1,0 +1,104 @@
+"""The settings that PHIL scopes ask for: here parameters become the typed settings of the jobs.
+
+A function for each scope that more than one command has; a command does its own scopes itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import libtbx
+
+from anacor_dials.jobs.segment import SegmentationSettings
+from anacor_dials.phil import choice
+from anacor_dials.segmentation.inference import CleaningSettings, InferenceSettings
+from anacor_dials.segmentation.sam2_refinement import Sam2Settings
+from anacor_dials.tomography.reconstruction import ReconstructionSettings
+from anacor_dials.tomography.scan_files import ScanDescription
+
+
+def scan_description(projections: Any) -> ScanDescription:
+    """What the PHIL scope ``projections`` says about a scan."""
+    return ScanDescription(
+        data=projections.data,
+        image_key=projections.image_key,
+        angles=projections.angles,
+        first_angle_deg=projections.first_angle,
+        angle_step_deg=projections.angle_step,
+        angle_units=projections.angle_units,
+        flats=tuple(flat for flat in projections.flat if flat),
+        darks=tuple(dark for dark in projections.dark if dark),
+        flat_corrected=projections.flat_corrected,
+        pixel_size_um=tuple(projections.pixel_size) if projections.pixel_size else None,
+        energy_keV=projections.energy,
+        distance_mm=projections.distance,
+        fast_axis=tuple(projections.fast_axis) if projections.fast_axis else None,
+        slow_axis=tuple(projections.slow_axis) if projections.slow_axis else None,
+        saturation=projections.saturation,
+    )
+
+
+def reconstruction_settings(reconstruction: Any) -> ReconstructionSettings:
+    """The steps that the PHIL scope ``reconstruction`` asks for."""
+    crop: str | tuple[int, ...] = choice(reconstruction.crop) or "off"
+    if isinstance(crop, str) and crop not in ("off", "auto"):
+        try:
+            crop = tuple(int(number) for number in crop.replace(",", " ").split())
+        except ValueError:
+            raise ValueError(
+                f"crop is {crop!r}; it is off, auto, or six whole numbers (the first and last + 1 "
+                "voxel along X, Y and Z)."
+            ) from None
+    return ReconstructionSettings(
+        centre=reconstruction.centre,
+        centre_method=choice(reconstruction.centre_method),
+        beam_centre=reconstruction.beam_centre,
+        zinger_threshold=reconstruction.zinger_threshold if reconstruction.zingers else None,
+        least_transmission=reconstruction.least_transmission,
+        rings=reconstruction.rings,
+        paganin_delta_beta=reconstruction.paganin_delta_beta,
+        crop=crop,
+        filter_name=reconstruction.filter,
+        backend=choice(reconstruction.backend),
+        memory_gb=reconstruction.memory,
+    )
+
+
+def segmentation_settings(params: Any, keep_probabilities: bool) -> SegmentationSettings:
+    """What the PHIL scopes ``segmentation`` and ``sam2`` and the parameter ``device`` ask for."""
+    s, sam2 = params.segmentation, params.sam2
+    return SegmentationSettings(
+        weights=s.weights,
+        inference=InferenceSettings(
+            tile=s.tile,
+            overlap=s.overlap,
+            batch=None if s.batch is libtbx.Auto else s.batch,
+            axes=s.axes,
+            device=choice(params.device),
+        ),
+        clean_up=s.clean_up,
+        cleaning=CleaningSettings(
+            s.one_crystal,
+            s.crystal_in_air,
+            s.fill_crystal,
+            s.smallest_body_um3,
+            s.smallest_loop_um3,
+            s.crystal_bridge_um,
+        ),
+        sam2=Sam2Settings(
+            checkpoint=sam2.checkpoint,
+            model=sam2.model,
+            where=sam2.where,
+            image_size=sam2.image_size,
+            key_frames=sam2.key_frames,
+            weight=sam2.weight,
+        ),
+        keep_probabilities=keep_probabilities,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def names_of_labels(text: str) -> list[str]:
+    """The names in ``labels.names``, with commas between."""
+    return [part.strip() for part in text.split(",")]
