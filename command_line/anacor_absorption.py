@@ -51,7 +51,6 @@ from dials.util.options import ArgumentParser, reflections_and_experiments_from_
 from anacor_dials.absorption.coefficients import (
     CoefficientFit,
     absorption_coefficients,
-    coefficients_text,
 )
 from anacor_dials.absorption.factors import BeamProfile
 from anacor_dials.absorption.radiographs import UPRIGHT, Radiographs, spread_angles
@@ -76,6 +75,7 @@ from anacor_dials.phil.settings import (
     scan_description,
     segmentation_settings,
 )
+from anacor_dials.report.coefficients import coefficients_text
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.sample.materials import MaterialInput
 from anacor_dials.sample.output_files import OutputFiles

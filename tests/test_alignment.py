@@ -28,13 +28,13 @@ from anacor_dials.diffraction.alignment import (
     MU_NODES,
     AlignmentFit,
     Equivalents,
-    alignment_summary,
     choices_from,
     fit_alignment,
     mu_weights,
     refine_alignment,
 )
 from anacor_dials.diffraction.reflections import Alignment, experiment_of_rows
+from anacor_dials.report.alignment import alignment_summary
 from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume

@@ -9,10 +9,7 @@ import pytest
 
 from anacor_dials.absorption.coefficients import (
     absorption_coefficients,
-    coefficients_summary,
-    coefficients_text,
     materials_from_fit,
-    residual_figures,
 )
 from anacor_dials.absorption.radiographs import (
     UPRIGHT,
@@ -21,6 +18,11 @@ from anacor_dials.absorption.radiographs import (
     spread_angles,
 )
 from anacor_dials.absorption.ray_tracing import parallel_path_lengths
+from anacor_dials.report.coefficients import (
+    coefficients_summary,
+    coefficients_text,
+    residual_figures,
+)
 from anacor_dials.sample.frames import ImageAxes
 from anacor_dials.sample.materials import Composition, MaterialInput, typical_composition
 from anacor_dials.sample.volumes import LabelVolume

@@ -19,15 +19,11 @@ from numpy.typing import NDArray
 from anacor_dials import __version__
 from anacor_dials.absorption.coefficients import (
     CoefficientFit,
-    coefficients_summary,
     materials_from_fit,
-    residual_figures,
 )
 from anacor_dials.absorption.factors import AbsorptionFactors, BeamProfile, absorption_factors
 from anacor_dials.diffraction.alignment import (
     AlignmentFit,
-    alignment_items,
-    alignment_summary,
     refine_alignment,
 )
 from anacor_dials.diffraction.reflections import (
@@ -45,6 +41,8 @@ from anacor_dials.diffraction.reflections import (
     warnings_for_scaling,
     wavelength_groups,
 )
+from anacor_dials.report.alignment import alignment_items, alignment_summary, alignment_text
+from anacor_dials.report.coefficients import coefficient_items, coefficients_summary
 from anacor_dials.report.page import Figure, Section, Table, Text
 from anacor_dials.report.sample import slice_figures, view_3d
 from anacor_dials.sample.frames import FloatArray
@@ -57,7 +55,7 @@ from anacor_dials.sample.materials import (
 )
 from anacor_dials.sample.volumes import LabelVolume
 
-logger = logging.getLogger("dials.anacor.correction")
+logger = logging.getLogger("dials.anacor_dials.diffraction.correction")
 
 EDGE_FRACTION = 0.01  # of the crystal's voxels at the volume's edge
 
@@ -255,6 +253,7 @@ def absorption_correction(
             nproc=nproc,
             device=device,
         )
+        logger.info("%s", alignment_text(alignment_fit))
         alignment = alignment_fit.after
         materials = [_scaled(m, alignment_fit.mu_scale) for m in materials]
         warnings.extend(alignment_fit.warnings)
@@ -473,7 +472,7 @@ def report_sections(
             )
         )
     if correction.coefficients is not None:
-        materials += _coefficient_items(correction.coefficients)
+        materials += coefficient_items(correction.coefficients)
     sections.append(Section("Materials", materials))
 
     if correction.alignment_fit is not None:
@@ -491,35 +490,6 @@ def report_sections(
     sections.append(Section("Factors", _factor_figures(correction, experiments, tables)))
     sections.append(Section("Accuracy", _accuracy_items(correction)))
     return sections
-
-
-def _coefficient_items(fit: CoefficientFit) -> list[Any]:
-    """What the projections say of mu: a table, and pictures of what is left unexplained."""
-    rows = [
-        (
-            name,
-            f"{fit.mu_per_um[label]:.6f}",
-            f"{fit.standard_error_per_um[label]:.6f}",
-            f"{fit.expected_per_um[label]:.6f}",
-            int(fit.n_rays[label]),
-            f"{fit.margin_um[label]:.1f}",
-        )
-        for label, name in enumerate(fit.names)
-        if label
-    ]
-    energy = "" if fit.energy_keV is None else f" at {fit.energy_keV:.4f} keV"
-    table = Table(
-        rows,
-        ("material", "mu (1/um)", "standard error", "from composition", "rays", "margin (um)"),
-        f"mu from the projections{energy}: least squares over {len(fit.angles_deg)} angles; -ln T of the "
-        f"rays used differs by {100 * fit.unexplained:.1f} % rms; condition number "
-        f"{fit.condition_number:.1f}.",
-    )
-    figures = [
-        Figure(traces, layout, caption, height=460)
-        for traces, layout, caption in residual_figures(fit)
-    ]
-    return [table, *figures]
 
 
 def _band(x: FloatArray, values: FloatArray, n_bins: int, name: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import numpy as np
 from cctbx import miller, xray
 from numpy.typing import NDArray
 
-logger = logging.getLogger("dials.anacor.known_structure")
+logger = logging.getLogger("dials.anacor_dials.diffraction.known_structure")
 
 FloatArray = NDArray[np.float64]
 

@@ -31,7 +31,7 @@ from dials.util.multi_dataset_handling import sort_tables_to_experiments_order
 from dxtbx.model.experiment_list import ExperimentListFactory
 from numpy.typing import NDArray
 
-logger = logging.getLogger("dials.anacor.merging")
+logger = logging.getLogger("dials.anacor_dials.diffraction.merging")
 
 FloatArray = NDArray[np.float64]
 

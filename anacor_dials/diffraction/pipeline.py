@@ -54,7 +54,7 @@ from anacor_dials.diffraction.steps import FinishedStep, Step, StepError, Workin
 from anacor_dials.report.page import write_json
 from anacor_dials.sample.tomogram_files import is_sample_file
 
-logger = logging.getLogger("dials.anacor.pipeline")
+logger = logging.getLogger("dials.anacor_dials.diffraction.pipeline")
 
 # ---- what goes in ---------------------------------------------------------------------------------
 

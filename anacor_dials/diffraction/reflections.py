@@ -28,7 +28,7 @@ from anacor_dials.sample.frames import (
     unit,
 )
 
-logger = logging.getLogger("dials.anacor.reflections")
+logger = logging.getLogger("dials.anacor_dials.diffraction.reflections")
 
 FACTOR_COLUMN = "analytical_correction"
 ERROR_COLUMN = "analytical_correction_error"

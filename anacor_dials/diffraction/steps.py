@@ -34,7 +34,7 @@ import procrunner
 
 from anacor_dials.sample.output_files import whole_file
 
-logger = logging.getLogger("dials.anacor.steps")
+logger = logging.getLogger("dials.anacor_dials.diffraction.steps")
 
 RECORD = "steps.json"
 PRINTED = "printed.log"
