@@ -57,6 +57,7 @@ setup(
     ],
     extras_require={
         "tomo": ["algotom>=1.6", "hdf5plugin"],
+        "volumes": ["mrcfile", "nibabel", "pynrrd"],
         "gpu": ["cupy-cuda12x"],
         "segment": ["safetensors", "torch", "torchvision"],
         "sam2": ["sam2==1.1.0"],

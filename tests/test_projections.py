@@ -225,6 +225,90 @@ def test_tiff_stack_with_flats_before_and_after(tmp_path, ellipsoid_scan, multip
     np.testing.assert_allclose(read_projections(target, steps).angles_deg, 5 + 18.0 * np.arange(10))
 
 
+def numbered_tiffs(folder, images, numbers):
+    folder.mkdir()
+    for number, image in zip(numbers, images, strict=True):
+        tifffile.imwrite(folder / f"p_{number:04d}.tif", image)
+    return folder
+
+
+@pytest.mark.parametrize("stride", [1, 5])
+def test_missing_files_of_a_tiff_series_are_named_and_the_others_keep_their_angles(
+    tmp_path, ellipsoid_scan, caplog, stride
+):
+    images = np.full((20, 4, 5), 100, np.uint16)
+    keep = np.setdiff1d(np.arange(20), [7, 8])
+    folder = numbered_tiffs(tmp_path / "scan", images[keep], 3 + stride * keep)
+    tifffile.imwrite(tmp_path / "flat.tif", images[0])
+    flats = (str(tmp_path / "flat.tif"),)
+    steps = ScanDescription(first_angle_deg=1.0, angle_step_deg=9.0, flats=flats)
+    np.testing.assert_allclose(find_scan(folder, steps).angles_deg, 1 + 9.0 * keep)
+    assert "2 of 20 files are missing in the numbered series (file 8, 9," in caplog.text
+    np.savetxt(tmp_path / "all.txt", 9.0 * np.arange(20) + 1)
+    np.savetxt(tmp_path / "these.txt", 9.0 * keep + 1)
+    for name in ("all.txt", "these.txt"):
+        description = ScanDescription(angles=str(tmp_path / name), flats=flats)
+        np.testing.assert_allclose(find_scan(folder, description).angles_deg, 1 + 9.0 * keep)
+    for number in (3, 12):
+        (folder / f"p_{3 + stride * number:04d}.tif").unlink()
+    with pytest.raises(ValueError, match=r"4 of 20 files are missing .* \(file 4, 8, 9, 13,"):
+        find_scan(folder, steps)
+
+
+def test_invalid_frames_keep_their_places_in_evenly_spaced_angles(tmp_path, ellipsoid_scan):
+    scan = small(ellipsoid_scan)
+    _, keys, _ = scan.frames()
+    keys[[14, 15]] = 3
+    changes = {"instrument/detector/image_key": keys, "data/rotation_angle": None}
+    path = scan.write_nxtomo(tmp_path / "scan.nxs", **changes)
+    found = find_scan(path, ScanDescription(first_angle_deg=0.0, angle_step_deg=18.0))
+    np.testing.assert_allclose(found.angles_deg, np.delete(scan.angles_deg, [4, 5]))
+
+
+def test_data_exchange_with_one_flat_one_dark_and_millidegrees(tmp_path, ellipsoid_scan):
+    scan = small(ellipsoid_scan)
+    images, keys, _ = scan.frames()
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file["exchange/data"] = images[keys == 0]
+        file["exchange/data_white"] = images[0]
+        file["exchange/data_dark"] = images[np.flatnonzero(keys == 2)[0]]
+        file["exchange/theta"] = 1000 * np.array(scan.angles_deg)
+        file["exchange/theta"].attrs["units"] = "mdeg"
+    projections = read_projections(path)
+    np.testing.assert_allclose(projections.angles_deg, scan.angles_deg)
+    np.testing.assert_allclose(projections.transmission(), scan.transmission(), atol=QUANTISED)
+
+
+@pytest.mark.parametrize("name", ["Blosc", "Zstd", "LZ4", "BZip2", "Bitshuffle"])
+def test_compressed_scans_are_read(tmp_path, ellipsoid_scan, name):
+    hdf5plugin = pytest.importorskip("hdf5plugin", reason="hdf5plugin is not installed")
+    scan = small(ellipsoid_scan)
+    images, _, _ = scan.frames()
+    path = scan.write_nxtomo(tmp_path / "scan.nxs", **{"instrument/detector/data": None})
+    with h5py.File(path, "a") as file:
+        file["entry1/tomo_entry/instrument/detector"].create_dataset(
+            "data", data=images, chunks=(1, *images.shape[1:]), **getattr(hdf5plugin, name)()
+        )
+        file["entry1/tomo_entry/data/data"] = h5py.SoftLink(
+            "/entry1/tomo_entry/instrument/detector/data"
+        )
+    projections = read_projections(path)
+    np.testing.assert_allclose(projections.transmission(), scan.transmission(), atol=QUANTISED)
+
+
+def test_a_filter_that_is_not_installed_is_named(tmp_path, ellipsoid_scan, monkeypatch):
+    hdf5plugin = pytest.importorskip("hdf5plugin", reason="hdf5plugin is not installed")
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("exchange/data", data=np.ones((8, 4, 4)), **hdf5plugin.Zstd())
+        file["exchange/theta"] = np.arange(8.0)
+        file["exchange/data_white"] = np.ones((4, 4))
+    monkeypatch.setattr("h5py.h5z.filter_avail", lambda number: number != 32015)
+    with pytest.raises(ValueError, match=r"compressed by zstd \(HDF5 filter 32015\).*hdf5plugin"):
+        read_projections(path)
+
+
 def test_flats_in_another_hdf5_file(tmp_path, ellipsoid_scan):
     scan = small(ellipsoid_scan)
     images, keys, angles = scan.frames()

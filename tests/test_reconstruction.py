@@ -39,6 +39,7 @@ from anacor_dials.tomography.rotation_centre import (
 )
 from anacor_dials.tomography.scan_angles import (
     angular_weights,
+    gaps_of,
     is_full_turn,
     largest_gap,
     offset_weights,
@@ -165,10 +166,26 @@ def test_weights_add_up_to_half_a_turn(n):
     np.testing.assert_allclose(angular_weights(2 * angles, 360.0), np.pi / n)
 
 
-def test_a_missing_wedge_is_not_filled_up():
+def test_the_neighbours_of_a_gap_stand_for_it():
     angles = np.arange(0, 150, 1.0)
-    assert angular_weights(angles).sum() == pytest.approx(np.deg2rad(150), rel=0.01)
+    weights = np.rad2deg(angular_weights(angles))
+    np.testing.assert_allclose(weights[1:-1], 1.0)
+    np.testing.assert_allclose(weights[[0, -1]], 16.0)
     assert largest_gap(angles) == pytest.approx(31.0)
+    assert gaps_of(angles, 5.0) == [(149.0, 180.0)]
+
+
+@pytest.mark.parametrize(("step", "first", "width"), [(1.5, 46.5, 9.0), (1.25, 100.0, 15.0)])
+def test_a_gap_leaves_mu_as_it_is(step, first, width):
+    angles = np.arange(0, 180, step)
+    angles = angles[(angles <= first) | (angles >= first + width)]
+    disk = ((8.0, 5.0, 50.0, 0.01),)
+    image = reconstruct_slices(disk_sinogram(angles, 192, 95.5, disk)[None], angles, 95.5, 1.0)[0]
+    r = np.hypot(np.arange(192)[:, None] - 95.5 - 8, np.arange(192)[None] - 95.5 - 5)
+    assert image[r < 45].mean() == pytest.approx(0.01, rel=0.01)
+
+
+def test_scans_of_half_and_whole_turns_are_told_apart():
     assert not is_full_turn(np.arange(0, 180, 1.0))
     assert is_full_turn(np.arange(0, 360, 1.0))
     assert not is_full_turn(np.arange(0, 300, 1.0))

@@ -35,6 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials import __version__
 from anacor_dials.sample.frames import FloatArray, axis_map_determinant, to_tomo_axes
+from anacor_dials.sample.hdf5_files import open_hdf5, require_filters
 from anacor_dials.sample.output_files import whole_file
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
 
@@ -85,32 +86,6 @@ def require_memory(needed_bytes: float, what: str) -> None:
         )
 
 
-@contextmanager
-def open_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    """An HDF5 file opened for reading; ValueError where it is absent, truncated or no HDF5 file.
-
-    Reading errors inside the block (a truncated data set, a missing compression plug-in) become
-    ValueErrors as well.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}.")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        if "truncated" in str(error):
-            raise ValueError(
-                f"{path} is truncated (it was not copied or written completely); copy it again."
-            ) from None
-        raise ValueError(f"{path} is not an HDF5 file, or cannot be read ({error}).") from None
-    with file:
-        try:
-            yield file
-        except OSError as error:
-            raise ValueError(
-                f"{path} is damaged, or compressed by a filter that is not installed ({error})."
-            ) from None
-
-
 def is_sample_file(path: str | os.PathLike[str]) -> bool:
     """True where the HDF5 file has a part of the ``tomo.h5`` format. Raises as open_hdf5 does."""
     with open_hdf5(path) as file:
@@ -130,6 +105,7 @@ def _texts(dataset: h5py.Dataset) -> tuple[str, ...]:
 
 def _read_array(dataset: h5py.Dataset, dtype: Any, what: str) -> NDArray[Any]:
     """The whole data set, decompressed straight into an array of the wanted type."""
+    require_filters(dataset)
     require_memory(dataset.size * np.dtype(dtype).itemsize, f"{what} of {dataset.file.filename}")
     array = np.empty(dataset.shape, dtype=dtype)
     if array.size:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import FloatArray
-from anacor_dials.sample.tomogram_files import open_hdf5
+from anacor_dials.sample.hdf5_files import open_hdf5
 
 FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import h5py
 import numpy as np
-
-from anacor_dials.sample.tomogram_files import open_hdf5
-
-
-def open_scan(path: str | os.PathLike[str]) -> Any:
-    """An HDF5 file opened for reading, with the compression plug-ins of hdf5plugin where installed."""
-    with suppress(ImportError):
-        import hdf5plugin  # noqa: F401
-    return open_hdf5(path)
 
 
 def find_dataset(file: h5py.Group, name: str | None) -> h5py.Dataset | None:

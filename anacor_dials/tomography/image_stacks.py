@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from anacor_dials.tomography.hdf5_items import open_scan, require_dataset
+from anacor_dials.sample.hdf5_files import open_hdf5, require_filters
+from anacor_dials.sample.tomogram_files import require_memory
+from anacor_dials.tomography.hdf5_items import require_dataset
 
 
 class Frames(Protocol):
@@ -72,7 +75,10 @@ class ArrayFrames:
 
 @dataclass(frozen=True)
 class HDF5Frames:
-    """Images (n, rows, columns) of a data set in an HDF5 file; external links are followed."""
+    """Images of a data set (n, rows, columns) in an HDF5 file; external links are followed.
+
+    A data set (rows, columns) is one image.
+    """
 
     path: Path
     dataset: str
@@ -85,9 +91,12 @@ class HDF5Frames:
         columns: slice = slice(None),
     ) -> NDArray[Any]:
         _, n_rows, n_columns = self.shape
-        with open_scan(self.path) as file:
+        with open_hdf5(self.path) as file:
             dataset = file[self.dataset]
+            require_filters(dataset)
             size = (len(numbers), _length(rows, n_rows), _length(columns, n_columns))
+            if dataset.ndim == 2:
+                return np.broadcast_to(dataset[rows, columns], size)
             out = np.empty(size, dtype=dataset.dtype)
             for first, stop, place in _runs(numbers):
                 out[place : place + stop - first] = dataset[first:stop, rows, columns]
@@ -142,9 +151,7 @@ def hdf5_stack(file: h5py.File, name: str, what: str) -> HDF5Frames:
     dataset = require_dataset(file, name, what)
     shape: tuple[int, ...] = dataset.shape
     if len(shape) == 2 and what != "projections":
-        raise ValueError(
-            f"{file.filename}: {name} has the shape {shape}; the {what} must be a stack of images."
-        )
+        shape = (1, *shape)
     if len(shape) != 3 or not np.issubdtype(dataset.dtype, np.number):
         raise ValueError(
             f"{file.filename}: {name} has the shape {shape} and the type {dataset.dtype}; a scan "
@@ -154,6 +161,8 @@ def hdf5_stack(file: h5py.File, name: str, what: str) -> HDF5Frames:
         raise ValueError(
             f"{file.filename}: {name} is empty (shape {shape}); the scan was never written."
         )
+    # an image is averaged in double precision, beside its squares
+    require_memory(32.0 * shape[1] * shape[2], f"An image of {size_text(shape[1:])} pixels")
     return HDF5Frames(Path(file.filename), name, (shape[0], shape[1], shape[2]))
 
 
@@ -174,6 +183,21 @@ def tiff_files(path: str | os.PathLike[str]) -> list[Path]:
     else:
         files = [Path(text)] if Path(text).is_file() else []
     return sorted(files)
+
+
+def tiff_numbers(files: Sequence[Path]) -> NDArray[np.intp] | None:
+    """The place (n,) of each file in its numbered series, from 0; None where names do not end in numbers.
+
+    ``p_0010.tif, p_0012.tif, p_0016.tif`` are at 0, 1 and 3: the common step is that of the numbering.
+    """
+    found = [re.fullmatch(r"(.*?)(\d+)", file.stem) for file in files]
+    if len(files) < 3 or not all(found) or len({m.group(1) for m in found if m}) != 1:
+        return None
+    numbers = np.array([int(m.group(2)) for m in found if m])
+    steps = np.diff(numbers)
+    if np.any(steps <= 0):
+        return None
+    return np.asarray((numbers - numbers[0]) // np.gcd.reduce(steps), dtype=np.intp)
 
 
 def tiff_stack(path: str | os.PathLike[str], what: str) -> TiffFrames:

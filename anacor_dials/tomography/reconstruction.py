@@ -37,7 +37,7 @@ from anacor_dials.tomography.corrections import (
 from anacor_dials.tomography.projections import Projections, read_projections
 from anacor_dials.tomography.ramp_filter import FILTERS, Sinograms
 from anacor_dials.tomography.rotation_centre import RotationCentre, find_rotation_centre
-from anacor_dials.tomography.scan_angles import is_full_turn, largest_gap
+from anacor_dials.tomography.scan_angles import gaps_of, is_full_turn, largest_gap
 from anacor_dials.tomography.scan_files import ScanDescription
 from anacor_dials.tomography.slice_grid import SliceGrid
 
@@ -49,6 +49,7 @@ SLAB = 64  # rows, or a multiple of it: whole chunks of tomo.h5
 BATCH_BYTES = 2.0e8  # of transmissions corrected at a time
 SUPPORT_SHARE = 0.02  # of the strongest absorption: what counts as sample when cropping
 HISTOGRAM_BINS = 400
+WEDGE_DEG = 5.0  # a gap of the angles that is worth a warning
 SWEEP_PIXELS = (-8, -4, -2, -1, 0, 1, 2, 4, 8)
 SWEEP_PROJECTIONS = 450  # about as many show where the axis is
 PICTURE_PIXELS = 300  # longest side of a picture in the report
@@ -496,10 +497,13 @@ def _warn(
 ) -> None:
     angles = projections.angles_deg
     step = float(np.median(np.abs(np.diff(np.sort(angles)))))
-    if diagnostics.largest_gap_deg > max(5 * step, 5.0):
+    wedges = gaps_of(angles, max(2.5 * step, WEDGE_DEG))
+    if wedges:
+        named = ", ".join(f"{begin:.1f} to {end:.1f}" for begin, end in wedges[:5])
         diagnostics.warnings.append(
-            f"{diagnostics.largest_gap_deg:.1f} degrees of the half turn were not measured: expect streaks "
-            "and a mu that is too low."
+            f"{sum(end - begin for begin, end in wedges):.1f} degrees of the half turn were not measured ("
+            f"{named}): the projections beside them stand for them, so mu keeps its mean; surfaces that lie "
+            "along the beam there are blurred and have streaks."
         )
     elif projections.n_angles * step < 0.25 * math.pi * projections.ny * step:
         diagnostics.warnings.append(

@@ -10,25 +10,31 @@ from anacor_dials.sample.frames import FloatArray
 def angular_weights(angles_deg: FloatArray, period_deg: float = 180.0) -> FloatArray:
     """The weight (n,) in radians of each projection: half the way to its neighbours, pi in all.
 
-    Angles count modulo the period: 180, or 360 where opposite views both count, half each. A gap of more
-    than five steps and five degrees is the part of the turn that was not measured; it is left out.
+    Angles count modulo the period: 180, or 360 where opposite views both count, half each. The projections at
+    the two ends of a gap stand for half of it each, so mu keeps its mean. (Measured on disks and an ellipse, 15
+    degrees missing: mu right within 1 %; without, 5 to 13 % too low, and 2 to 6 % off where all weights are scaled.)
     """
     n = len(angles_deg)
     order = np.argsort(np.mod(angles_deg, period_deg), kind="stable")
     ordered = np.mod(angles_deg, period_deg)[order]
     gaps = np.diff(np.append(ordered, ordered[0] + period_deg))
-    positive = gaps[gaps > 1e-6]
-    step = float(np.median(positive)) if positive.size else period_deg
-    gaps = np.where(gaps > max(5 * step, 5.0), step, gaps)
     weights = np.empty(n)
     weights[order] = 0.5 * (gaps + np.roll(gaps, 1))
     return np.deg2rad(weights) * (180.0 / period_deg)
 
 
+def gaps_of(angles_deg: FloatArray, least_deg: float = 0.0) -> list[tuple[float, float]]:
+    """(begin, end) in degrees of each gap wider than least_deg, widest first; angles modulo half a turn."""
+    ordered = np.sort(np.mod(angles_deg, 180.0))
+    ends = np.append(ordered[1:], ordered[0] + 180.0)
+    gaps = [(float(a), float(b)) for a, b in zip(ordered, ends, strict=True) if b - a > least_deg]
+    return sorted(gaps, key=lambda gap: gap[0] - gap[1])
+
+
 def largest_gap(angles_deg: FloatArray) -> float:
     """The largest angle (degrees) without a projection, angles taken modulo half a turn."""
-    ordered = np.sort(np.mod(angles_deg, 180.0))
-    return float(np.max(np.diff(np.append(ordered, ordered[0] + 180.0))))
+    begin, end = gaps_of(angles_deg)[0]
+    return end - begin
 
 
 def is_full_turn(angles_deg: FloatArray) -> bool:

@@ -8,6 +8,7 @@ angle and step.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from contextlib import suppress
@@ -19,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import FloatArray
-from anacor_dials.tomography.hdf5_items import as_text, open_scan, require_dataset
+from anacor_dials.sample.hdf5_files import open_hdf5
+from anacor_dials.tomography.hdf5_items import as_text, require_dataset
 from anacor_dials.tomography.image_stacks import (
     FrameGroup,
     Frames,
@@ -27,10 +29,14 @@ from anacor_dials.tomography.image_stacks import (
     hdf5_stack,
     size_text,
     tiff_files,
+    tiff_numbers,
     tiff_stack,
 )
 from anacor_dials.tomography.layouts import Layout, data_exchange, find_layout, gda, nxtomo
 
+logger = logging.getLogger("dials.anacor_dials.tomography.scan_files")
+
+MISSING_LIMIT = 0.1  # of a numbered series; more is no accident of copying
 PROJECTION, FLAT, DARK, INVALID = 0, 1, 2, 3
 FAST_AXIS, SLOW_AXIS = (
     (0.0, 1.0, 0.0),
@@ -40,7 +46,7 @@ FAST_AXIS, SLOW_AXIS = (
 UNITS_TO_DEG = {
     "deg": 1.0, "degree": 1.0, "degrees": 1.0, "°": 1.0,
     "rad": math.degrees(1), "radian": math.degrees(1), "radians": math.degrees(1),
-    "mrad": math.degrees(1e-3), "urad": math.degrees(1e-6), "gon": 0.9, "grad": 0.9,
+    "mdeg": 1e-3, "mrad": math.degrees(1e-3), "urad": math.degrees(1e-6), "gon": 0.9, "grad": 0.9,
     "arcmin": 1 / 60, "arcsec": 1 / 3600, "turn": 360.0, "rev": 360.0,
 }  # fmt: skip
 
@@ -137,7 +143,7 @@ def in_degrees(values: FloatArray, unit: str, where: str) -> FloatArray:
 
 
 def _from_hdf5(path: Path, description: ScanDescription) -> ScanContents:
-    with open_scan(path) as file:
+    with open_hdf5(path) as file:
         if description.data is not None:
             layout = Layout("as described", description.data)
             for find in (nxtomo, gda, data_exchange):
@@ -188,7 +194,10 @@ def _from_hdf5(path: Path, description: ScanDescription) -> ScanContents:
                 )
             dataset = require_dataset(file, layout.angles, "angles")
             angles = _angles_of(dataset, description.angle_units)
-    return _assembled(path, layout, description, frames, projections, angles, flats, darks)
+    taken = np.flatnonzero((keys == PROJECTION) | (keys == INVALID))
+    places = np.searchsorted(taken, projections)
+    places = places - places[:1]
+    return _assembled(path, layout, description, frames, projections, places, angles, flats, darks)
 
 
 def _from_tiff(path: Path, description: ScanDescription) -> ScanContents:
@@ -199,7 +208,27 @@ def _from_tiff(path: Path, description: ScanDescription) -> ScanContents:
             f"{path} is a TIFF stack, which has no rotation angles; give projections.angles= (a text "
             "file) or projections.first_angle= and .angle_step=."
         )
-    return _assembled(path, Layout("TIFF", ""), description, frames, projections, None, [], [])
+    places = tiff_numbers(frames.files) if len(frames.files) == frames.shape[0] else None
+    if places is None:
+        places = projections
+    _check_numbers(path, places)
+    layout = Layout("TIFF", "")
+    return _assembled(path, layout, description, frames, projections, places, None, [], [])
+
+
+def _check_numbers(path: Path, places: NDArray[np.intp]) -> None:
+    """Names the files that are missing in a numbered series; ValueError where more than a tenth are."""
+    missing = np.setdiff1d(np.arange(places[-1] + 1), places)
+    if not missing.size:
+        return
+    named = ", ".join(str(number + 1) for number in missing[:10])
+    text = (
+        f"{path}: {missing.size} of {places[-1] + 1} files are missing in the numbered series (file "
+        f"{named}{', ...' if missing.size > 10 else ''}, counted from 1)"
+    )
+    if missing.size > MISSING_LIMIT * (places[-1] + 1):
+        raise ValueError(f"{text}; copy the scan again, or give the files one after the other.")
+    logger.warning("%s: the others keep their places, and so their angles.", text)
 
 
 def _other_frames(text: str, what: str) -> tuple[Frames, NDArray[np.intp]]:
@@ -209,7 +238,7 @@ def _other_frames(text: str, what: str) -> tuple[Frames, NDArray[np.intp]]:
         if Path(text).suffix.lower() in (".tif", ".tiff") or Path(text).is_dir() or "*" in text:
             frames: Frames = tiff_stack(text, what)
             return frames, np.arange(frames.shape[0])
-    with open_scan(name) as file:
+    with open_hdf5(name) as file:
         keys = None
         if not dataset:
             layout = find_layout(file)
@@ -236,30 +265,29 @@ def _read_text_angles(path: str, units: str | None) -> FloatArray:
     return in_degrees(values.ravel(), units or "", path)
 
 
-def _assembled(
+def _angles(
     path: Path,
-    layout: Layout,
     description: ScanDescription,
-    frames: Frames,
+    n_frames: int,
     projections: NDArray[np.intp],
+    places: NDArray[np.intp],
     angles_in_file: FloatArray | None,
-    flats: list[FrameGroup],
-    darks: list[FrameGroup],
-) -> ScanContents:
+) -> FloatArray:
+    """The angle (n,) of each projection in degrees; places: (n,) theirs in the series, see _assembled."""
     n = len(projections)
-    if n == 0:
-        raise ValueError(f"{path} has no projections: no image has the key 0.")
     angles: FloatArray
     if description.angle_step_deg is not None:
         assert description.first_angle_deg is not None
-        angles = np.asarray(description.first_angle_deg + description.angle_step_deg * np.arange(n))
+        angles = np.asarray(description.first_angle_deg + description.angle_step_deg * places)
     elif angles_in_file is not None:
         angles = angles_in_file
     else:
         assert description.angles is not None
         angles = _read_text_angles(description.angles, description.angle_units)
-    if angles.size == frames.shape[0]:
+    if angles.size == n_frames:
         angles = angles[projections]
+    elif angles.size == places[-1] + 1:
+        angles = angles[places]
     if angles.size != n:
         raise ValueError(
             f"{path} has {n} projections and {angles.size} rotation angles; the scan was cut off, "
@@ -269,6 +297,28 @@ def _assembled(
         raise ValueError(
             f"{path}: {int(np.sum(~np.isfinite(angles)))} rotation angles are not numbers."
         )
+    return angles
+
+
+def _assembled(
+    path: Path,
+    layout: Layout,
+    description: ScanDescription,
+    frames: Frames,
+    projections: NDArray[np.intp],
+    places: NDArray[np.intp],
+    angles_in_file: FloatArray | None,
+    flats: list[FrameGroup],
+    darks: list[FrameGroup],
+) -> ScanContents:
+    """The contents of a scan.
+
+    places: (n,) the number, from 0, of each projection in the series that was taken, frames that are invalid
+    or missing included: evenly spaced angles are counted by it.
+    """
+    if not len(projections):
+        raise ValueError(f"{path} has no projections: no image has the key 0.")
+    angles = _angles(path, description, frames.shape[0], projections, places, angles_in_file)
     for what, texts, groups in (
         ("flats", description.flats, flats),
         ("darks", description.darks, darks),

@@ -1,0 +1,73 @@
+"""HDF5 files opened for reading: every error of reading becomes one sentence that names the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+
+# registered numbers of HDF5 filters (https://github.com/HDFGroup/hdf5_plugins, RegisteredFilterPlugins)
+FILTER_NAMES = {
+    307: "bzip2", 32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32013: "zfp",
+    32015: "zstd", 32017: "sz", 32018: "fcidecomp", 32024: "sz3", 32026: "blosc2",
+}  # fmt: skip
+
+
+def _is_raised_by_h5py(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("h5py")
+
+
+@contextmanager
+def open_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    """An HDF5 file opened for reading; ValueError where it is absent, damaged or no HDF5 file.
+
+    The compression filters of hdf5plugin are used where it is installed. Whatever h5py raises inside the block
+    (a truncated data set, an object header that is damaged, a missing filter) becomes a ValueError as well, and
+    so does an OSError.
+    """
+    with suppress(ImportError):
+        import hdf5plugin  # noqa: F401
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {path}.")
+    try:
+        file = h5py.File(path, "r")
+    except (OSError, RuntimeError) as error:
+        if "truncated" in str(error):
+            raise ValueError(
+                f"{path} is truncated (it was not copied or written completely); copy it again."
+            ) from None
+        raise ValueError(f"{path} is not an HDF5 file, or cannot be read ({error}).") from None
+    try:
+        with file:
+            yield file
+    except MemoryError as error:
+        raise ValueError(
+            f"{path} asks for more memory than there is ({error}); its sizes may be damaged."
+        ) from None
+    except Exception as error:
+        if not (isinstance(error, OSError) or _is_raised_by_h5py(error)):
+            raise
+        reason = str(error).strip("\"'") or type(error).__name__
+        raise ValueError(
+            f"{path} is damaged, or compressed by a filter that is not installed ({reason}); copy it again "
+            "from where it was written."
+        ) from error
+
+
+def require_filters(dataset: h5py.Dataset) -> None:
+    """Raises ValueError, with the filter's name, where a data set is compressed by one that is not installed."""
+    plist = dataset.id.get_create_plist()
+    for k in range(plist.get_nfilters()):
+        number, _, _, given_name = plist.get_filter(k)
+        if not h5py.h5z.filter_avail(number):
+            name = FILTER_NAMES.get(number) or given_name.decode("ascii", "replace") or "unknown"
+            raise ValueError(
+                f"{dataset.file.filename}: {dataset.name} is compressed by {name} (HDF5 filter {number}), which "
+                "is not installed here; pip install hdf5plugin."
+            )
