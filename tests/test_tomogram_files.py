@@ -10,10 +10,10 @@ import pytest
 import tifffile
 
 from anacor_dials.sample import tomogram_files
+from anacor_dials.sample.hdf5_files import open_hdf5
 from anacor_dials.sample.tomogram_files import (
     is_sample_file,
     new_tomogram_file,
-    open_hdf5,
     read_label_stack,
     read_sample_file,
     write_sample_file,
