@@ -29,14 +29,13 @@ from typing import Any
 
 import numpy as np
 
+from anacor_dials.absorption.attenuating_volume import prepare_volume
 from anacor_dials.absorption.crystal_points import CrystalPoints
-from anacor_dials.absorption.factors import (
-    AbsorptionFactors,
-    Directions,
-    absorption_factors,
-    select_device,
-)
-from anacor_dials.absorption.ray_tracing import prepare_volume, use_threads
+from anacor_dials.absorption.directions import Directions
+from anacor_dials.absorption.engines import select_engine
+from anacor_dials.absorption.factors import AbsorptionFactors, absorption_factors
+from anacor_dials.absorption.ray_tracing import use_threads
+from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.sample.frames import rotation_about
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume
@@ -108,7 +107,8 @@ class Benchmark:
     def compute(
         self, directions: Directions, **settings: Any
     ) -> tuple[AbsorptionFactors, float, float]:
-        return timed(lambda: absorption_factors(self.labels, self.mu, directions, **settings))
+        tracing = Tracing(**settings)
+        return timed(lambda: absorption_factors(self.labels, self.mu, directions, tracing))
 
 
 def row(
@@ -142,7 +142,7 @@ def run_volume(benchmark: Benchmark, settings: dict[str, Any]) -> None:
         factors, wall, cpu = benchmark.compute(directions, **settings)
         row(name, factors, errors(factors.transmission[last], benchmark.reference), wall, cpu)
     print(f"peak memory of this process {peak_gb():.2f} GB")
-    engine = select_device(settings["device"])
+    engine = select_engine(settings["device"])
     use_threads(settings["nproc"])
     volume = prepare_volume(benchmark.labels, benchmark.mu)
     points = CrystalPoints(benchmark.labels).draw(20_000, np.random.default_rng(0)).voxels
@@ -251,7 +251,7 @@ def main() -> None:
     )
     benchmark = Benchmark()
     absorption_factors(  # compile, or load what was compiled
-        benchmark.labels, benchmark.mu, benchmark.own, tolerance=0.05, **settings
+        benchmark.labels, benchmark.mu, benchmark.own, Tracing(tolerance=0.05, **settings)
     )
     if "volume" in parts:
         run_volume(benchmark, settings)

@@ -29,7 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from anacor_dials.absorption.factors import Directions, absorption_factors
+from anacor_dials.absorption.directions import Directions
+from anacor_dials.absorption.factors import absorption_factors
+from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.jobs.training_scans import ScanRanges, write_training_scans
 from anacor_dials.report.page import write_json
 from anacor_dials.sample.frames import scan_rotation, unit
@@ -69,13 +71,10 @@ def factor_error(found: LabelVolume, true: LabelVolume, mu: Any) -> dict[str, fl
     if not np.any(found.values == found.label("crystal")):
         return {"factors_rms_percent": math.nan, "factors_spread_percent": math.nan}
     directions = random_reflections(300, np.random.default_rng(0))
+    tracing = Tracing(tolerance=3e-3, check_reflections=16, nproc=1, device="cpu", seed=1)
     a, b = (
-        absorption_factors(
-            labels, mu, directions, tolerance=3e-3, check_reflections=16, nproc=1, device="cpu",
-            rng=np.random.default_rng(1),
-        ).transmission
-        for labels in (found, true)
-    )  # fmt: skip
+        absorption_factors(labels, mu, directions, tracing).transmission for labels in (found, true)
+    )
     ratio = a / b
     return {
         "factors_rms_percent": float(100 * np.std(ratio) / np.mean(ratio)),

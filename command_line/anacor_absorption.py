@@ -48,11 +48,11 @@ import libtbx.phil
 from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser, reflections_and_experiments_from_files
 
+from anacor_dials.absorption.beam import BeamProfile
 from anacor_dials.absorption.coefficients import (
     CoefficientFit,
     absorption_coefficients,
 )
-from anacor_dials.absorption.factors import BeamProfile
 from anacor_dials.absorption.radiographs import UPRIGHT, Radiographs, spread_angles
 from anacor_dials.command_line import begin_log
 from anacor_dials.diffraction.alignment import choices_from

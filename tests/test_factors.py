@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from scipy import integrate
 
-from anacor_dials.absorption import factors
+from anacor_dials.absorption import computation
+from anacor_dials.absorption.attenuating_volume import prepare_volume
+from anacor_dials.absorption.beam import BeamProfile
 from anacor_dials.absorption.crystal_points import CrystalPoints
-from anacor_dials.absorption.factors import (
-    BeamProfile,
-    Directions,
-    absorption_factors,
-    select_device,
-)
-from anacor_dials.absorption.ray_tracing import exact_transmission, prepare_volume
+from anacor_dials.absorption.directions import Directions
+from anacor_dials.absorption.engines import select_engine
+from anacor_dials.absorption.factors import absorption_factors
+from anacor_dials.absorption.ray_tracing import exact_transmission
+from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.sample.frames import rotation_about, source_directions, unit
 from anacor_dials.sample.volumes import LabelVolume
 
@@ -185,9 +185,7 @@ def test_spheres_of_the_international_tables(device, mu_r, radius):
         ellipsoid([radius] * 3),
         [0, 0, mu_r / radius],
         directions,
-        tolerance=5e-4,
-        method="exact",
-        device=device,
+        Tracing(tolerance=5e-4, method="exact", device=device),
     )
     expected = [
         ellipsoid_oracle((1, 1, 1), mu_r, s, e)
@@ -209,9 +207,7 @@ def test_cylinders_of_the_international_tables(device, mu_r, radius):
         cylinder,
         [0, 0, mu_r / radius],
         at_two_theta(TWO_THETA),
-        tolerance=5e-4,
-        method="exact",
-        device=device,
+        Tracing(tolerance=5e-4, method="exact", device=device),
     )
     expected = [cylinder_oracle(mu_r, angle) for angle in TWO_THETA]
     np.testing.assert_allclose(found.transmission, expected, rtol=LIMIT)
@@ -223,7 +219,7 @@ def test_an_ellipsoid_of_voxels_that_are_no_cubes(device, method):
     labels = ellipsoid(semi_axes, (0.75, 0.5, 1.0))
     directions = scan(24)
     found = absorption_factors(
-        labels, [0, 0, 0.04], directions, method=method, tolerance=2e-3, device=device
+        labels, [0, 0, 0.04], directions, Tracing(method=method, tolerance=2e-3, device=device)
     )
     expected = [
         ellipsoid_oracle(semi_axes, 0.04, s, e)
@@ -240,7 +236,7 @@ def test_an_ellipsoid_turned_together_with_the_rays(device):
     axis = turn @ X
     turned = Directions.of_one_sweep(directions.to_source @ turn.T, directions.exit @ turn.T, axis)
     one, two = (
-        absorption_factors(labels, MU, d, tolerance=5e-4, method="exact", device=device)
+        absorption_factors(labels, MU, d, Tracing(tolerance=5e-4, method="exact", device=device))
         for labels, d in (
             (ellipsoid(semi_axes), directions),
             (ellipsoid(semi_axes, rotation=turn), turned),
@@ -264,9 +260,7 @@ def test_a_sphere_with_a_shell(device):
             labels,
             [0, mu_shell, mu_crystal],
             directions,
-            tolerance=5e-4,
-            method="exact",
-            device=device,
+            Tracing(tolerance=5e-4, method="exact", device=device),
         )
         expected = [
             shell_oracle(25, 35, mu_crystal, mu_shell, s, e)
@@ -329,9 +323,7 @@ def test_a_block_by_its_faces(device, to_source, exit_direction, paths):
             labels,
             [0, 0, mu],
             one(to_source, exit_direction),
-            method=method,
-            tolerance=3e-4,
-            device=device,
+            Tracing(method=method, tolerance=3e-4, device=device),
         )
         assert found.transmission[0] == pytest.approx(expected, rel=1e-3)
 
@@ -352,7 +344,9 @@ def test_an_extended_slab_at_a_slant(theta_deg):
     directions = Directions(
         np.array([s, s2]), np.array([e, e2]), np.array([0, 1]), np.array([normal, normal])
     )
-    found = absorption_factors(labels, [0, mu, mu], directions, tolerance=3e-4, method="exact")
+    found = absorption_factors(
+        labels, [0, mu, mu], directions, Tracing(tolerance=3e-4, method="exact")
+    )
     expected = [(1 - np.exp(-x)) / x, np.exp(-mu * t / np.cos(theta))]
     np.testing.assert_allclose(found.transmission, expected, rtol=1e-3)
 
@@ -366,9 +360,7 @@ def test_a_crystal_in_the_corner_of_the_volume(device):
                     labels,
                     [0, 0, 0.05],
                     one(direction, direction),
-                    method=method,
-                    tolerance=3e-4,
-                    device=device,
+                    Tracing(method=method, tolerance=3e-4, device=device),
                 )
                 expected = mean_exp(0.05, (0, 2 * path))
                 assert found.transmission[0] == pytest.approx(expected, rel=1e-3)
@@ -386,9 +378,7 @@ def test_rays_that_enter_another_part_of_the_sample_again(device):
             labels,
             [0, mu_liquor, mu],
             one((0, 0, 1), (1, 0, 0)),
-            method=method,
-            tolerance=3e-4,
-            device=device,
+            Tracing(method=method, tolerance=3e-4, device=device),
         )
         expected = mean_exp(mu, (0, 12)) * (out_left + out_right) / 2
         assert found.transmission[0] == pytest.approx(expected, rel=1e-3)
@@ -415,7 +405,7 @@ def plate_scan():
 def test_methods_agree_and_keep_the_tolerance(device, plate_scan, method, tolerance):
     directions, expected = plate_scan
     found = absorption_factors(
-        PLATE, MU, directions, method=method, tolerance=tolerance, device=device
+        PLATE, MU, directions, Tracing(method=method, tolerance=tolerance, device=device)
     )
     assert found.accuracy.method == method
     assert found.accuracy.reached
@@ -428,10 +418,10 @@ def test_methods_agree_and_keep_the_tolerance(device, plate_scan, method, tolera
 
 def test_few_reflections_are_traced_themselves_and_many_from_a_table(plate_scan):
     directions, expected = plate_scan
-    few = absorption_factors(PLATE, MU, directions[:20], tolerance=5e-3)
+    few = absorption_factors(PLATE, MU, directions[:20], Tracing(tolerance=5e-3))
     assert few.accuracy.method == "direct"
     assert few.accuracy.exit_step_deg is None
-    many = absorption_factors(PLATE, MU, scan(20_000), tolerance=5e-3, progress=True)
+    many = absorption_factors(PLATE, MU, scan(20_000), Tracing(tolerance=5e-3), progress=True)
     assert many.accuracy.method == "table"
     assert "deg; rms error" in str(many.accuracy)
     again = np.exp(many.table(directions.to_source, directions.exit, directions.sweep))
@@ -452,7 +442,7 @@ def test_several_sweeps_about_different_axes(plate_scan):
         np.repeat([0, 2], 100),
         axes,
     )
-    found = absorption_factors(PLATE, MU, both, method="table", tolerance=4e-3)
+    found = absorption_factors(PLATE, MU, both, Tracing(method="table", tolerance=4e-3))
     np.testing.assert_allclose(found.transmission[:100], expected[:100], rtol=0.02)
     other = exact_answer(PLATE, MU, both[100:], 20_000)
     np.testing.assert_allclose(found.transmission[100:], other, rtol=0.02)
@@ -467,7 +457,7 @@ def test_reciprocity_of_the_whole_computation(plate_scan):
     )
     other_way = Directions.of_one_sweep(one_way.exit, one_way.to_source)
     a, b = (
-        absorption_factors(PLATE, MU, d, method="table", tolerance=3e-3).transmission
+        absorption_factors(PLATE, MU, d, Tracing(method="table", tolerance=3e-3)).transmission
         for d in (one_way, other_way)
     )
     assert rms(a / b - 1) < 6e-3
@@ -475,7 +465,7 @@ def test_reciprocity_of_the_whole_computation(plate_scan):
 
 @pytest.mark.parametrize("method", ["table", "direct", "exact"])
 def test_without_absorption_the_transmission_is_one(device, method):
-    found = absorption_factors(PLATE, np.zeros(3), scan(200), method=method, device=device)
+    found = absorption_factors(PLATE, np.zeros(3), scan(200), Tracing(method=method, device=device))
     assert np.all(found.transmission == 1.0)
     assert found.accuracy.reached
     assert np.all(found.mean_path_um[:, 2] > 5)  # there is a path, of no consequence
@@ -493,8 +483,12 @@ def test_two_labels_of_equal_mu_are_one():
         (*NAMES, "copy"),
     )
     directions = scan(50)
-    a = absorption_factors(halves, [0, 0.05, 0.05], directions, method="exact", tolerance=5e-3)
-    b = absorption_factors(merged, [0, 9.0, 0.05, 0.05], directions, method="exact", tolerance=5e-3)
+    a = absorption_factors(
+        halves, [0, 0.05, 0.05], directions, Tracing(method="exact", tolerance=5e-3)
+    )
+    b = absorption_factors(
+        merged, [0, 9.0, 0.05, 0.05], directions, Tracing(method="exact", tolerance=5e-3)
+    )
     np.testing.assert_allclose(a.transmission, b.transmission, rtol=1e-12)
 
 
@@ -510,7 +504,7 @@ def test_the_reference_benchmark(shared_data, device):
         index, mu = data["reference_index"], data["mu_per_um"]
         reference = data["reference_transmission"]
     found = absorption_factors(
-        labels, mu, directions[index], tolerance=2e-3, method="direct", device=device
+        labels, mu, directions[index], Tracing(tolerance=2e-3, method="direct", device=device)
     )
     assert rms(found.transmission / reference - 1) < 0.002
 
@@ -526,9 +520,7 @@ def test_standard_errors_are_the_spread_of_results(plate_scan, method):
     )
     n_runs = 8
     runs = [
-        absorption_factors(
-            PLATE, MU, directions, method=method, tolerance=6e-3, rng=np.random.default_rng(seed)
-        )
+        absorption_factors(PLATE, MU, directions, Tracing(method=method, tolerance=6e-3, seed=seed))
         for seed in range(n_runs)
     ]
     off = np.array([run.transmission for run in runs]) - expected
@@ -544,17 +536,17 @@ def test_standard_errors_are_the_spread_of_results(plate_scan, method):
 def test_the_seed_decides(plate_scan):
     directions, _ = plate_scan
     a, b, c = (
-        absorption_factors(PLATE, MU, directions[:10], tolerance=1e-2, rng=rng).transmission
-        for rng in (None, np.random.default_rng(0), np.random.default_rng(1))
+        absorption_factors(PLATE, MU, directions[:10], tracing).transmission
+        for tracing in (Tracing(1e-2), Tracing(1e-2, seed=0), Tracing(1e-2, seed=1))
     )
     np.testing.assert_array_equal(a, b)
     assert not np.array_equal(a, c)
 
 
 def test_a_tolerance_out_of_reach_is_a_warning(monkeypatch, caplog):
-    monkeypatch.setattr(factors, "MOST_POINTS", 3000)
-    with caplog.at_level(logging.WARNING, logger="dials.anacor.absorption"):
-        found = absorption_factors(PLATE, MU, scan(30), tolerance=2e-4, method="exact")
+    monkeypatch.setattr(computation, "MOST_POINTS", 3000)
+    with caplog.at_level(logging.WARNING, logger="dials.anacor_dials.absorption.factors"):
+        found = absorption_factors(PLATE, MU, scan(30), Tracing(tolerance=2e-4, method="exact"))
     assert not found.accuracy.reached
     assert found.accuracy.rms_error > 2e-4
     assert "The tolerance of 0.020 % was not reached: the rms error is" in caplog.text
@@ -562,18 +554,15 @@ def test_a_tolerance_out_of_reach_is_a_warning(monkeypatch, caplog):
 
 def test_the_memory_is_bounded(plate_scan, monkeypatch):
     # nothing but the memory limits how many rays are kept at once
-    monkeypatch.setattr(factors, "LARGEST_CHUNK", 10**9)
-    monkeypatch.setattr(factors, "TWO_LEVELS_FROM", 10**9)
+    monkeypatch.setattr(computation, "LARGEST_CHUNK", 10**9)
+    monkeypatch.setattr(computation, "TWO_LEVELS_FROM", 10**9)
     directions, _ = plate_scan
     tracemalloc.start()
     found = absorption_factors(
         PLATE,
         MU,
         directions[:50],
-        tolerance=1.1e-3,
-        method="table",
-        memory_gb=0.1,
-        device="cpu",
+        Tracing(tolerance=1.1e-3, method="table", memory_gb=0.1, device="cpu"),
     )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -595,7 +584,7 @@ def test_mean_paths_are_derivatives(n):
         names=NAMES,
     )
     directions = scan(n)
-    found = absorption_factors(labels, MU, directions, tolerance=1e-2).mean_path_um
+    found = absorption_factors(labels, MU, directions, Tracing(tolerance=1e-2)).mean_path_um
     assert found.shape == (n, 3)
     assert np.all(found[:, 0] == 0)
     checked = directions[:30]
@@ -635,10 +624,7 @@ def test_a_rectangular_beam_on_a_block(device, to_source, exit_direction, path_i
             LIT,
             [0, 0, LIT_MU],
             one(to_source, exit_direction),
-            beam=TOPHAT,
-            method=method,
-            tolerance=1e-3,
-            device=device,
+            Tracing(beam=TOPHAT, method=method, tolerance=1e-3, device=device),
         )
         assert found.transmission[0] == pytest.approx(expected, rel=4e-3)
         assert found.accuracy.reached
@@ -653,7 +639,10 @@ def test_a_gaussian_beam_on_a_block(device):
     lit = integrate.quad(profile, -21, 19)[0]
     out = integrate.quad(lambda x: profile(x) * np.exp(-LIT_MU * (19 - x)), -21, 19)[0] / lit
     found = absorption_factors(
-        LIT, [0, 0, LIT_MU], one((0, 0, 1), (1, 0, 0)), beam=beam, tolerance=5e-4, device=device
+        LIT,
+        [0, 0, LIT_MU],
+        one((0, 0, 1), (1, 0, 0)),
+        Tracing(beam=beam, tolerance=5e-4, device=device),
     )
     assert found.transmission[0] == pytest.approx(mean_exp(LIT_MU, (0, 44)) * out, rel=2e-3)
 
@@ -667,7 +656,7 @@ def test_a_thin_beam_is_not_taken_for_one_that_misses():
     sources = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0], [0.0, -1.0, 0.0]])
     through = Directions.of_one_sweep(sources, -sources)
     found = absorption_factors(
-        cube, [0.0, 0.0, 0.0, 0.02], through, beam=beam, tolerance=1e-2, device="cpu"
+        cube, [0.0, 0.0, 0.0, 0.02], through, Tracing(beam=beam, tolerance=1e-2, device="cpu")
     )
     # in and out along one line of 60 um, wherever on it a point lies
     np.testing.assert_allclose(found.transmission, np.exp(-0.02 * 60), rtol=2e-3)
@@ -697,7 +686,7 @@ def test_the_table_of_a_partly_lit_crystal(device, shape):
     beam = BeamProfile(shape, (20.0, 16.0), (2.0, 1.0))
     directions = scan(100)
     found = absorption_factors(
-        PLATE, MU, directions, beam=beam, method="table", tolerance=4e-3, device=device
+        PLATE, MU, directions, Tracing(beam=beam, method="table", tolerance=4e-3, device=device)
     )
     expected = exact_answer(PLATE, MU, directions, 30_000, beam)
     assert found.accuracy.reached
@@ -710,7 +699,7 @@ def test_a_beam_that_bathes_the_crystal_changes_nothing(plate_scan):
     directions, expected = plate_scan
     beam = BeamProfile("tophat", (100.0, 100.0))
     found = absorption_factors(
-        PLATE, MU, directions[:40], beam=beam, method="exact", tolerance=2e-3
+        PLATE, MU, directions[:40], Tracing(beam=beam, method="exact", tolerance=2e-3)
     )
     assert rms(found.transmission / expected[:40] - 1) < 3e-3
 
@@ -719,7 +708,7 @@ def test_a_beam_that_bathes_the_crystal_changes_nothing(plate_scan):
 def test_a_beam_that_misses_the_crystal_is_refused(method):
     beam = BeamProfile("tophat", (10.0, 10.0), (500.0, 0.0))
     with pytest.raises(ValueError, match="beam misses the crystal at some angles"):
-        absorption_factors(PLATE, MU, scan(300), beam=beam, method=method)
+        absorption_factors(PLATE, MU, scan(300), Tracing(beam=beam, method=method))
 
 
 def test_beams_that_are_none_are_refused():
@@ -743,11 +732,12 @@ def test_beams_that_are_none_are_refused():
         ({"memory_gb": 0.01}, r"memory is 0\.01 GB; at least 0\.1 GB"),
         ({"nproc": 0}, "nproc is 0; it must be at least 1"),
         ({"device": "gpu"}, "device is 'gpu'; it is one of auto, cpu, cuda"),
+        ({"check_reflections": 0}, "0 reflections are to be traced exactly; it must be at least 1"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
-        absorption_factors(PLATE, MU, scan(10), **arguments)
+        absorption_factors(PLATE, MU, scan(10), Tracing(**arguments))
 
 
 def test_mu_that_does_not_fit_is_refused():
@@ -787,4 +777,4 @@ def test_directions_can_be_chosen():
 
 
 def test_device_auto_is_always_there():
-    assert select_device("auto").DEVICE in ("cpu", "cuda")
+    assert select_engine("auto").device in ("cpu", "cuda")

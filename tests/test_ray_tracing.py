@@ -5,19 +5,20 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from pathlib import Path
+import sys
+import types
 
 import numpy as np
 import pytest
 
-from anacor_dials.absorption import ray_tracing, ray_tracing_cuda
+from anacor_dials.absorption import attenuating_volume, ray_tracing, ray_tracing_cuda
+from anacor_dials.absorption.attenuating_volume import prepare_volume
 from anacor_dials.absorption.crystal_points import CrystalPoints
-from anacor_dials.absorption.factors import select_device
+from anacor_dials.absorption.engines import CpuEngine, select_engine
 from anacor_dials.absorption.ray_tracing import (
     exact_optical_depth,
     exact_path_lengths,
     march_transmission,
-    prepare_volume,
 )
 from anacor_dials.sample.frames import unit
 from anacor_dials.sample.volumes import LabelVolume
@@ -28,7 +29,7 @@ AXIS_PARALLEL = np.concatenate([np.eye(3), -np.eye(3)])
 
 @pytest.fixture
 def engine(device):
-    return select_device(device)
+    return select_engine(device)
 
 
 @pytest.fixture
@@ -325,14 +326,14 @@ def test_a_volume_without_a_crystal_is_refused():
 
 
 def test_too_many_materials_are_refused():
-    names = (*(f"m{i}" for i in range(ray_tracing.MOST_MATERIALS)), "crystal")
+    names = (*(f"m{i}" for i in range(attenuating_volume.MOST_MATERIALS)), "crystal")
     labels = LabelVolume(np.full((2, 2, 2), 128, np.uint8), 1.0, names=names)
     with pytest.raises(ValueError, match="129 materials; at most 128"):
         prepare_volume(labels, np.zeros(129))
 
 
 def test_a_volume_that_is_too_long_is_refused():
-    labels = LabelVolume(np.full((ray_tracing.LARGEST_AXIS + 1, 1, 1), 3, np.uint8), 1.0)
+    labels = LabelVolume(np.full((attenuating_volume.LARGEST_AXIS + 1, 1, 1), 3, np.uint8), 1.0)
     with pytest.raises(ValueError, match="too long; crop or bin it"):
         prepare_volume(labels, MU)
 
@@ -422,15 +423,68 @@ def check_kernels(library, labels, directions):
         np.testing.assert_allclose(values, np.exp(-depths[:7] - depths[7:14]), rtol=1e-12)
 
 
-def test_the_kernels_compiled_for_the_cpu(tmp_path, sample_labels, directions):
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """The GPU's kernels, compiled for the CPU."""
     compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("There is no C++ compiler (g++) to check the GPU's kernels with.")
-    source = Path(tmp_path / "kernels.cpp")
-    source.write_text(kernel_source())
+    folder = tmp_path_factory.mktemp("kernels")
+    (folder / "kernels.cpp").write_text(kernel_source())
     command = [compiler, "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o"]
-    subprocess.run([*command, tmp_path / "kernels.so", source], check=True)
-    check_kernels(ctypes.CDLL(str(tmp_path / "kernels.so")), sample_labels, directions)
+    subprocess.run([*command, folder / "kernels.so", folder / "kernels.cpp"], check=True)
+    return ctypes.CDLL(str(folder / "kernels.so"))
+
+
+def test_the_kernels_compiled_for_the_cpu(kernels, sample_labels, directions):
+    check_kernels(kernels, sample_labels, directions)
+
+
+@pytest.fixture
+def cupy_stand_in(kernels, monkeypatch):
+    """numpy in CuPy's place, and the kernels compiled for the CPU in place of the GPU's."""
+
+    class RawModule:
+        def __init__(self, code):
+            assert code == ray_tracing_cuda.source()
+
+        def get_function(self, name):
+            def launch(blocks, threads, values):
+                assert blocks[0] * threads[0] >= values[-1].size  # every value has its thread
+                getattr(kernels, f"launch_{name}")(*arguments(*values))
+
+            return launch
+
+    cupy = types.ModuleType("cupy")
+    for name in ("asarray", "empty", "zeros", "maximum", "sqrt"):
+        setattr(cupy, name, getattr(np, name))
+    cupy.asnumpy = np.array
+    cupy.RawModule = RawModule
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    ray_tracing_cuda._kernel.cache_clear()
+    yield
+    ray_tracing_cuda._kernel.cache_clear()
+
+
+def test_the_gpu_engine_on_its_stand_in(cupy_stand_in, sample_labels, directions, monkeypatch):
+    """What the engine hands to the kernels, and what it makes of their values."""
+    cpu, gpu = CpuEngine(), ray_tracing_cuda.CudaEngine()
+    points = crystal_points(sample_labels, 202)
+    weights = np.random.default_rng(4).random((7, 202))
+    monkeypatch.setattr(ray_tracing_cuda, "EXACT_BYTES", 3 * 8 * 202)  # three reflections at a time
+    for mu in (0.05 * MU, MU):
+        volume = prepare_volume(sample_labels, mu)
+        np.testing.assert_allclose(
+            gpu.to_numpy(gpu.march_transmission(volume, points, directions)),
+            cpu.march_transmission(volume, points, directions),
+            rtol=2e-6,
+        )
+        for w in (None, weights[0], weights):
+            sides = (directions[:7], directions[7:14])
+            mean, error = gpu.exact_transmission(volume, points, *sides, w)
+            expected, expected_error = cpu.exact_transmission(volume, points, *sides, w)
+            np.testing.assert_allclose(mean, expected, rtol=1e-12)
+            np.testing.assert_allclose(error, expected_error, rtol=1e-9)
 
 
 def test_without_cupy_the_reason_is_one_sentence():
@@ -439,5 +493,5 @@ def test_without_cupy_the_reason_is_one_sentence():
         pytest.skip("There is a GPU: nothing to explain.")
     assert "\n" not in reason
     with pytest.raises(ValueError, match=r"device=cuda needs CuPy .* Use device=cpu"):
-        select_device("cuda")
-    assert select_device("auto") is ray_tracing
+        select_engine("cuda")
+    assert isinstance(select_engine("auto"), CpuEngine)

@@ -1,23 +1,21 @@
 """Optical depths along rays through a labelled sample, on the CPU.
 
-A ray starts at a point of the crystal and runs straight to the edge of the volume. Two ways to sum
-mu along it:
+A ray starts at a point of the crystal and runs straight to the edge of the volume. There are two ways
+to integrate mu along it:
 
-* **exact**: every voxel that the ray crosses contributes mu times the length in it (Amanatides & Woo,
-  Eurographics 1987), in float64 through the labels themselves. The reference.
-* **march**: mu is sampled at equal steps along the ray, at the middle of each, in a grid of mean mu.
-  Where a ray meets a boundary the error is at most half a step times the change of mu, of either
-  sign; it averages out over the points of the crystal. Four to ten times faster.
+* **exact**: every voxel on the ray contributes mu times the length in it (Amanatides & Woo,
+  Eurographics 1987), in float64, through the labels themselves. This is the reference.
+* **march**: mu is sampled at the middle of equal steps along the ray, in a grid of mean mu. At each
+  boundary the error is at most half a step times the change of mu, of either sign; over the points of
+  the crystal it averages out. This is four to ten times faster.
 
-Points are fractional voxel indices (voxel i covers i - 1/2 to i + 1/2), directions unit vectors of
-the tomo frame, pointing away from the crystal; lengths in um, mu in 1/um.
+Points are fractional voxel indices (voxel i extends from i - 1/2 to i + 1/2). Directions are unit
+vectors of the tomo frame, away from the crystal. Lengths are in um, mu in 1/um.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -25,76 +23,25 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import ArrayLike, NDArray
 
+from anacor_dials.absorption.attenuating_volume import (
+    FIXED_POINT_BITS,
+    AttenuatingVolume,
+    label_bounds,
+)
 from anacor_dials.sample.frames import FloatArray, scan_rotation, source_directions
 from anacor_dials.sample.volumes import LabelVolume
 
-# Optical depth of one step of the march. Where a ray leaves the sample it is off by up to half a step:
-# without bias, but the mean of exp(-tau) then is too large by 0.1 to 0.3 (mu step)^2, nearly the same
-# for all reflections; factors.py takes that out.
-STEP_OPTICAL_DEPTH = 0.05
-CELLS_PER_STEP = 2
-# however weak the absorption, the crystal's thinnest direction is resolved by so many cells
-CELLS_ACROSS_CRYSTAL = 32
-
-FIXED_POINT_BITS = 16
-LARGEST_AXIS = 2 ** (31 - FIXED_POINT_BITS) - 2
+# Points of one task of a thread: enough for its start to cost nothing, few enough for many tasks.
 POINTS_PER_TASK = 512
-MOST_MATERIALS = 128  # the other codes of a uint8 grid are levels of mean mu
-COUNTS_FULL_SCALE = 2**20
-EMPTY = 255
-
-DEVICE = "cpu"
-xp = np  # the array module of what march_transmission returns
 
 Array = NDArray[Any]
 
 
-def to_numpy(array: Array) -> Array:
-    """The array in the host's memory, where it is already."""
-    return array
-
-
-@dataclass(frozen=True, eq=False)
-class AttenuatingVolume:
-    """A labelled volume and its mu, prepared for rays; made by :func:`prepare_volume`.
-
-    labels: uint8 (nx, ny, nz). mu_per_um: float64 (256,) by label. lower, upper: voxel indices
-    (3,) between which mu is not zero. voxel_size_um: (3,).
-    grid: uint8 codes of cells of ``binning`` voxels between lower and upper, with a border of empty
-    cells, one wide; grid_counts: int64 (256,), mean mu by code in units of grid_unit_per_um. Cells of
-    one material have its label as code, others one of the levels above the labels.
-    step_um: the march's step.
-    """
-
-    labels: NDArray[np.uint8]
-    mu_per_um: FloatArray
-    voxel_size_um: FloatArray
-    lower: NDArray[np.int64]
-    upper: NDArray[np.int64]
-    grid: NDArray[np.uint8]
-    grid_counts: NDArray[np.int64]
-    grid_unit_per_um: float
-    binning: NDArray[np.int64]
-    step_um: float
-
-    def __repr__(self) -> str:
-        return (
-            f"AttenuatingVolume({' x '.join(map(str, self.labels.shape))} voxels, grid "
-            f"{' x '.join(map(str, self.grid.shape))}, step {self.step_um:g} um)"
-        )
-
-    def grid_coordinates(self, points: ArrayLike) -> FloatArray:
-        """Points (n, 3) in cells of the grid, measured from its outer corner."""
-        inner = (np.asarray(points, dtype=np.float64) + 0.5 - self.lower) / self.binning
-        return inner + 1.0
-
-    @property
-    def cell_um(self) -> FloatArray:
-        return self.voxel_size_um * self.binning
-
-
 def use_threads(nproc: int | None) -> int:
-    """Sets the number of threads of all CPU rays (None: all cores) and returns it."""
+    """Sets the number of threads that trace rays (None: one per core) and returns it.
+
+    Raises ValueError if nproc is less than 1.
+    """
     largest = int(numba.config.NUMBA_NUM_THREADS)
     if nproc is not None and nproc < 1:
         raise ValueError(f"nproc is {nproc}; it must be at least 1.")
@@ -103,135 +50,12 @@ def use_threads(nproc: int | None) -> int:
     return n
 
 
-def prepare_volume(
-    labels: LabelVolume,
-    mu_per_um: Sequence[float] | FloatArray,
-    crystal: str = "crystal",
-    step_optical_depth: float = STEP_OPTICAL_DEPTH,
-) -> AttenuatingVolume:
-    """The volume with the grid of mean mu that :func:`march_transmission` runs through.
-
-    mu_per_um: 1/um by label, as many as labels.names. step_optical_depth: largest mu times the step;
-    cells are as large as CELLS_PER_STEP of them in a step allow, and at least one voxel.
-    Raises ValueError where mu does not fit the labels, the crystal is absent, or an axis is too long.
-    """
-    mu = np.asarray(mu_per_um, dtype=np.float64)
-    if mu.shape != (len(labels.names),) or not np.all(np.isfinite(mu)) or mu.min() < 0:
-        raise ValueError(
-            f"mu is {mu.tolist()} /um for the materials {', '.join(labels.names)}; "
-            "one finite value >= 0 is needed for each."
-        )
-    if mu.size > MOST_MATERIALS:
-        raise ValueError(
-            f"The volume has {mu.size} materials; at most {MOST_MATERIALS} are possible."
-        )
-    if max(labels.shape) > LARGEST_AXIS:
-        raise ValueError(f"A volume of {labels.shape} voxels is too long; crop or bin it.")
-    table = np.zeros(256)
-    table[: mu.size] = mu
-    crystal_lower, crystal_upper = _bounds(labels.values, np.arange(256) == labels.label(crystal))
-    if np.any(crystal_upper <= crystal_lower):
-        raise ValueError(f"No voxel of the volume is labelled {crystal!r}.")
-    # rays start in the crystal: the box holds it even where its mu is zero
-    lower, upper = _bounds(labels.values, (table > 0) | (np.arange(256) == labels.label(crystal)))
-    largest_mu = float(mu.max())
-    thinnest = float(np.min((crystal_upper - crystal_lower) * labels.voxel_size_um))
-    step = max(CELLS_PER_STEP * thinnest / CELLS_ACROSS_CRYSTAL, float(labels.voxel_size_um.min()))
-    if largest_mu > 0:  # below a voxel, too, where absorption is as strong as that
-        step = min(step, step_optical_depth / largest_mu)
-    cell = step / CELLS_PER_STEP
-    binning = np.maximum(1, np.floor(cell / labels.voxel_size_um)).astype(np.int64)
-    levels = np.arange(EMPTY - mu.size) / (EMPTY - 1 - mu.size) * largest_mu
-    by_code = np.concatenate([mu, levels, [0.0]])
-    unit = largest_mu / COUNTS_FULL_SCALE if largest_mu > 0 else 1.0
-    grid = _code_grid(labels.values, by_code, mu.size, lower, upper, binning)
-    counts = np.round(by_code / unit).astype(np.int64)
-    return AttenuatingVolume(
-        labels.values, table, labels.voxel_size_um, lower, upper, grid, counts, unit, binning, step
-    )
-
-
-def _bounds(labels: Array, wanted: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and one past the last index (3,) of the voxels whose label is wanted (256,)."""
-    low, high = _plane_bounds(labels, wanted)
-    inside = high > low
-    if not inside.any():
-        return np.zeros(3, np.int64), np.zeros(3, np.int64)
-    x = np.flatnonzero(inside.any(axis=1))
-    lower = np.array([x[0], low[:, 0][inside[:, 0]].min(), low[:, 1][inside[:, 1]].min()])
-    upper = np.array([x[-1] + 1, high[:, 0].max(), high[:, 1].max()])
-    return lower.astype(np.int64), upper.astype(np.int64)
-
-
-@njit(parallel=True, cache=True)
-def _plane_bounds(labels, wanted):  # type: ignore[no-untyped-def]
-    nx, ny, nz = labels.shape
-    low = np.full((nx, 2), 2**31 - 1, dtype=np.int64)
-    high = np.zeros((nx, 2), dtype=np.int64)
-    for i in prange(nx):
-        for j in range(ny):
-            row = labels[i, j]
-            first = -1
-            for k in range(nz):
-                if wanted[row[k]]:
-                    first = k
-                    break
-            if first < 0:
-                continue
-            last = first
-            for k in range(nz - 1, first - 1, -1):
-                if wanted[row[k]]:
-                    last = k
-                    break
-            low[i, 0] = min(low[i, 0], j)
-            high[i, 0] = max(high[i, 0], j + 1)
-            low[i, 1] = min(low[i, 1], first)
-            high[i, 1] = max(high[i, 1], last + 1)
-    return low, high
-
-
-@njit(parallel=True, cache=True)
-def _code_grid(labels, by_code, n_labels, lower, upper, binning):  # type: ignore[no-untyped-def]
-    bx, by, bz = binning
-    cx = (upper[0] - lower[0] + bx - 1) // bx
-    cy = (upper[1] - lower[1] + by - 1) // by
-    cz = (upper[2] - lower[2] + bz - 1) // bz
-    grid = np.full((cx + 2, cy + 2, cz + 2), EMPTY, dtype=np.uint8)
-    cell_volume = bx * by * bz
-    top_level = EMPTY - 1
-    levels_per_mu = (top_level - n_labels) / max(by_code[top_level], 1e-300)
-    for a in prange(cx):
-        x0 = lower[0] + a * bx
-        x1 = min(x0 + bx, upper[0])
-        for b in range(cy):
-            y0 = lower[1] + b * by
-            y1 = min(y0 + by, upper[1])
-            for c in range(cz):
-                z0 = lower[2] + c * bz
-                z1 = min(z0 + bz, upper[2])
-                first = labels[x0, y0, z0]
-                pure = (x1 - x0) * (y1 - y0) * (z1 - z0) == cell_volume
-                total = 0.0
-                for x in range(x0, x1):
-                    for y in range(y0, y1):
-                        for z in range(z0, z1):
-                            label = labels[x, y, z]
-                            pure = pure and label == first
-                            total += by_code[label]
-                if pure:
-                    grid[a + 1, b + 1, c + 1] = first
-                else:
-                    level = int(total / cell_volume * levels_per_mu + 0.5)
-                    grid[a + 1, b + 1, c + 1] = n_labels + level
-    return grid
-
-
 # ---- march --------------------------------------------------------------------------------------
 
 
 @njit(inline="always")
 def _length_to_edge(x, y, z, gx, gy, gz, lx, ly, lz, ux, uy, uz):  # type: ignore[no-untyped-def]
-    """Length from a point to where a ray leaves the box; g is the direction in cells per length."""
+    """The length of a ray from a point to the edge of the box; g: the direction, cells per um."""
     length = 1e30
     if gx > 0.0:
         length = min(length, (ux - x) / gx)
@@ -250,6 +74,7 @@ def _length_to_edge(x, y, z, gx, gy, gz, lx, ly, lz, ux, uy, uz):  # type: ignor
 
 @njit(parallel=True, fastmath=True, cache=True)
 def _march(grid, counts, points, gradients, step, tau_per_count, transmission):  # type: ignore[no-untyped-def]
+    """Writes exp(-tau) of every direction and point to transmission (n_directions, n_points)."""
     nx, ny, nz = grid.shape
     flat = grid.ravel()
     stride_x = np.uint64(ny * nz)
@@ -257,7 +82,7 @@ def _march(grid, counts, points, gradients, step, tau_per_count, transmission): 
     n_points = points.shape[0]
     n_tasks = (n_points + POINTS_PER_TASK - 1) // POINTS_PER_TASK
     one = 1 << FIXED_POINT_BITS
-    # tasks of one direction follow each other: rays of neighbouring points share the cache
+    # successive tasks have the same direction: rays of neighbouring points read the same cells
     for task in prange(gradients.shape[0] * n_tasks):
         d = task // n_tasks
         start = (task - d * n_tasks) * POINTS_PER_TASK
@@ -280,7 +105,7 @@ def _march(grid, counts, points, gradients, step, tau_per_count, transmission): 
             fz = int(z * one) + (step_z >> 1)
             total = 0
             for _ in range(count):
-                # unsigned, or numba looks whether the index counts from the end
+                # unsigned: else numba tests whether the index is negative
                 cell = (
                     np.uint64(fx >> FIXED_POINT_BITS) * stride_x
                     + np.uint64(fy >> FIXED_POINT_BITS) * stride_y
@@ -296,10 +121,19 @@ def _march(grid, counts, points, gradients, step, tau_per_count, transmission): 
 def march_transmission(
     volume: AttenuatingVolume, points: ArrayLike, directions: ArrayLike
 ) -> NDArray[np.float32]:
-    """exp(-integral of mu) (n_directions, n_points), float32, along marched rays.
+    """exp(-integral of mu) along marched rays.
 
-    points: (n, 3) voxel indices, neighbours close together for speed; directions: (m, 3) unit
-    vectors of the tomo frame, away from the point.
+    Parameters
+    ----------
+    volume : AttenuatingVolume
+    points : array (n_points, 3)
+        Where the rays start, voxel indices. It is faster if neighbours are close together.
+    directions : array (n_directions, 3)
+        Unit vectors of the tomo frame, away from the point.
+
+    Returns
+    -------
+    array (n_directions, n_points) of float32
     """
     directions = np.asarray(directions, dtype=np.float64).reshape(-1, 3)
     coordinates = volume.grid_coordinates(points)
@@ -321,7 +155,7 @@ def march_transmission(
 
 @njit(cache=True)
 def _exact_ray(labels, lower, upper, x, y, z, gx, gy, gz, mu, lengths):  # type: ignore[no-untyped-def]
-    """Optical depth from a point to the edge; adds the length in each label to lengths (n,).
+    """The optical depth from a point to the edge; adds the length in each label to lengths (n,).
 
     Coordinates are voxel indices + 1/2 (voxel i covers i to i + 1); g is the direction in voxels
     per um.
@@ -374,6 +208,7 @@ def _exact_ray(labels, lower, upper, x, y, z, gx, gy, gz, mu, lengths):  # type:
 
 @njit(parallel=True, cache=True)
 def _exact_depths(labels, lower, upper, points, gradients, mu, depths, lengths):  # type: ignore[no-untyped-def]
+    """Writes the optical depths and, where lengths has labels, the lengths of all rays."""
     n_points = points.shape[0]
     for task in prange(gradients.shape[0] * n_points):
         d = task // n_points
@@ -396,16 +231,33 @@ def _exact_depths(labels, lower, upper, points, gradients, mu, depths, lengths):
 def exact_optical_depth(
     volume: AttenuatingVolume, points: ArrayLike, directions: ArrayLike
 ) -> FloatArray:
-    """Integral of mu (n_directions, n_points), float64, by exact voxel traversal."""
+    """Integrals of mu (n_directions, n_points), float64, by exact voxel traversal.
+
+    points: (n_points, 3) voxel indices; directions: (n_directions, 3) unit vectors.
+    """
     return exact_path_lengths(volume, points, directions, n_labels=0)[0]
 
 
 def exact_path_lengths(
     volume: AttenuatingVolume, points: ArrayLike, directions: ArrayLike, n_labels: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Optical depths (n_directions, n_points) and um in each label (n_directions, n_points, n_labels).
+    """Optical depths and path lengths in each material, by exact voxel traversal.
 
-    Lengths in materials outside the box in which mu is not zero are not counted.
+    Parameters
+    ----------
+    volume : AttenuatingVolume
+    points : array (n_points, 3)
+        Where the rays start, voxel indices.
+    directions : array (n_directions, 3)
+        Unit vectors of the tomo frame, away from the point.
+    n_labels : int
+        The number of labels.
+
+    Returns
+    -------
+    depths : array (n_directions, n_points)
+    lengths : array (n_directions, n_points, n_labels)
+        um. Lengths outside the box in which mu is not zero are not counted.
     """
     directions = np.asarray(directions, dtype=np.float64).reshape(-1, 3)
     points = np.asarray(points, dtype=np.float64).reshape(-1, 3) + 0.5
@@ -426,6 +278,7 @@ def exact_path_lengths(
 
 @njit(parallel=True, cache=True)
 def _line_lengths(labels, lower, upper, start, steps, gradients, lengths):  # type: ignore[no-untyped-def]
+    """Writes the lengths (n_angles, n_lines, n_labels) of lines through start + steps along gradients."""
     n_lines = steps.shape[1]
     no_mu = np.zeros(256)
     n_tasks = (n_lines + POINTS_PER_TASK - 1) // POINTS_PER_TASK
@@ -434,7 +287,7 @@ def _line_lengths(labels, lower, upper, start, steps, gradients, lengths):  # ty
         first = (task - d * n_tasks) * POINTS_PER_TASK
         in_label = np.zeros(lengths.shape[2])
         for i in range(first, min(first + POINTS_PER_TASK, n_lines)):
-            # where the line, running both ways from the given point, is in the box
+            # the stretch of the line, which runs in both senses from the given point, in the box
             enter = -1e30
             leave = 1e30
             for axis in range(3):
@@ -470,19 +323,30 @@ def _line_lengths(labels, lower, upper, start, steps, gradients, lengths):  # ty
 def parallel_path_lengths(
     labels: LabelVolume, positions_um: ArrayLike, rotation_angles_deg: ArrayLike
 ) -> NDArray[np.float32]:
-    """Lengths (n_angles, n_positions, n_labels) in um of a parallel beam's rays in each material.
+    """Path lengths of the rays of a parallel beam in each material, by exact voxel traversal.
 
-    positions_um: (n_positions, 2), where rays meet the detector, along X (the rotation axis) and along
-    Y at rotation_angle = 0, from the origin; rotation_angles_deg: (n_angles,) of the scan. At the angle
-    theta a point (x, y, z) of the sample is seen at (x, y cos(theta) - z sin(theta)). By exact voxel
-    traversal in float64, from one side of the volume to the other. The background's lengths (label 0)
-    are 0: the beam is in it before and after.
+    At the angle theta a point (x, y, z) of the sample is seen at (x, y cos(theta) - z sin(theta)).
+
+    Parameters
+    ----------
+    labels : LabelVolume
+    positions_um : array (n_positions, 2)
+        Where the rays hit the detector, from the origin: along X (the rotation axis) and along Y of
+        the tomo frame at rotation_angle = 0, um.
+    rotation_angles_deg : array (n_angles,)
+        The angles of the scan.
+
+    Returns
+    -------
+    array (n_angles, n_positions, n_labels) of float32
+        Lengths from one side of the volume to the other, um. Those in the background (label 0) are
+        given as 0, since the ray is in it outside the volume, too.
     """
     positions = np.asarray(positions_um, dtype=np.float64).reshape(-1, 2)
     angles = np.asarray(rotation_angles_deg, dtype=np.float64).reshape(-1)
     to_sample = scan_rotation(angles).swapaxes(-1, -2)
     lengths = np.zeros((len(angles), len(positions), len(labels.names)), dtype=np.float32)
-    lower, upper = _bounds(labels.values, np.arange(256) > 0)
+    lower, upper = label_bounds(labels.values, np.arange(256) > 0)
     if np.all(upper > lower):
         on_detector = np.column_stack([positions, np.zeros(len(positions))])
         _line_lengths(
@@ -499,6 +363,7 @@ def parallel_path_lengths(
 
 @njit(parallel=True, cache=True)
 def _exact_sums(labels, lower, upper, points, weights, to_source, exits, mu, sums):  # type: ignore[no-untyped-def]
+    """Writes the five sums of :func:`exact_transmission` for each reflection and task."""
     n_points = points.shape[0]
     n_tasks = (n_points + POINTS_PER_TASK - 1) // POINTS_PER_TASK
     none = np.zeros(0)
@@ -556,12 +421,24 @@ def exact_transmission(
     exit_directions: ArrayLike,
     weights: ArrayLike | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """A (n,) of reflections by exact traversal from all points, and its standard error (n,).
+    """A of reflections by exact traversal from all points: sum_x w exp(-tau_in - tau_out) / sum_x w.
 
-    A = sum_x w exp(-tau_in - tau_out) / sum_x w. points: (m, 3) voxel indices from
-    :class:`anacor_dials.absorption.crystal_points.CrystalPoints`; to_source, exit_directions: (n, 3);
-    weights: (n, m), (m,) or None for 1. Points 2k and 2k + 1 come from the same part of the crystal, which gives
-    the standard error: see :func:`ratio_error`.
+    Parameters
+    ----------
+    volume : AttenuatingVolume
+    points : array (m, 3)
+        Voxel indices, from :class:`anacor_dials.absorption.crystal_points.CrystalPoints`: points 2k
+        and 2k + 1 come from the same part of the crystal.
+    to_source, exit_directions : array (n, 3)
+        Unit vectors of the tomo frame.
+    weights : array (n, m) or (m,), optional
+        Weights of the points; 1 by default.
+
+    Returns
+    -------
+    transmission : array (n,)
+    standard_error : array (n,)
+        See :func:`ratio_error`.
     """
     points = np.asarray(points, dtype=np.float64).reshape(-1, 3) + 0.5
     to_source = np.asarray(to_source, dtype=np.float64).reshape(-1, 3) / volume.voxel_size_um
@@ -590,9 +467,18 @@ def ratio_error(
 ) -> Array:
     """The standard error of a weighted mean A = sum f / sum w over pairs of points.
 
-    The pairs (a, b) each come from one part of the crystal. By linearisation of the ratio (Cochran,
-    1977, ch. 6), var A = sum (d_f - A d_w)^2 / (sum w)^2 with d = a - b; value_squares: sum d_f^2,
-    value_weights: sum d_f d_w, weight_squares: sum d_w^2.
+    The two points a, b of each pair come from one part of the crystal. By linearisation of the ratio
+    (Cochran, Sampling Techniques, 1977, ch. 6), var A = sum (d_f - A d_w)^2 / (sum w)^2 with
+    d = f_a - f_b or w_a - w_b.
+
+    Parameters
+    ----------
+    mean : array
+        A.
+    weight : array
+        sum w.
+    value_squares, value_weights, weight_squares : array
+        sum d_f^2, sum d_f d_w and sum d_w^2 over the pairs.
     """
     squares = value_squares - 2 * mean * value_weights + mean**2 * weight_squares
     return np.sqrt(np.maximum(squares, 0.0)) / np.maximum(weight, 1e-300)

@@ -1,7 +1,7 @@
-"""Optical depths along rays on an NVIDIA GPU, by CuPy: the same functions as in ray_tracing.
+"""Rays on an NVIDIA GPU, by CuPy.
 
-Kernels do the arithmetic of :mod:`anacor_dials.absorption.ray_tracing` in the same order of steps, one
-thread per ray or reflection and point; what they return stays on the GPU until :func:`to_numpy`.
+The kernels do the arithmetic of :mod:`anacor_dials.absorption.ray_tracing` in the same order, one
+thread per ray, or per reflection and point.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from anacor_dials.absorption.ray_tracing import FIXED_POINT_BITS, AttenuatingVolume
+from anacor_dials.absorption.attenuating_volume import FIXED_POINT_BITS, AttenuatingVolume
 from anacor_dials.sample.frames import FloatArray
 
-DEVICE = "cuda"
-THREADS = 256
-EXACT_BYTES = 5e8  # for the values of one launch of the exact kernel
+THREADS = 256  # per block: whole warps of 32, and several blocks fit a multiprocessor
+EXACT_BYTES = 5e8  # for the values of one launch of the exact kernel: little beside a GPU's memory
 
-# Plain C but for the thread index, so that a C++ compiler can check it where there is no GPU.
+# Plain C except for the thread index: the tests compile it with a C++ compiler and run it without a GPU.
 KERNELS = r"""
 typedef long long i64;
 
@@ -108,13 +107,13 @@ extern "C" __global__ void exact(
 
 
 def source() -> str:
-    """The kernels' source with the constants that they share with the CPU."""
+    """The source of the kernels, with the constants that they share with the CPU."""
     return f"#define BITS {FIXED_POINT_BITS}\n" + KERNELS
 
 
 @cache
 def why_unavailable() -> str | None:
-    """None where rays can be traced on a GPU, else the reason why not."""
+    """None if rays can be traced on a GPU, else the reason why not."""
     try:
         import cupy
     except ImportError:
@@ -127,21 +126,6 @@ def why_unavailable() -> str | None:
     return None
 
 
-def __getattr__(name: str) -> Any:
-    if name == "xp":
-        import cupy
-
-        return cupy
-    raise AttributeError(name)
-
-
-def to_numpy(array: Any) -> Any:
-    """A copy of a GPU array in the host's memory."""
-    import cupy
-
-    return cupy.asnumpy(array)
-
-
 @cache
 def _kernel(name: str) -> Any:
     import cupy
@@ -149,92 +133,112 @@ def _kernel(name: str) -> Any:
     return cupy.RawModule(code=source()).get_function(name)
 
 
-class _OnDevice:
-    """The arrays of one volume on the GPU; kept for the volume that was used last."""
-
-    volume: AttenuatingVolume | None = None
-    arrays: tuple[Any, ...] = ()
-
-    @classmethod
-    def of(cls, volume: AttenuatingVolume) -> tuple[Any, ...]:
-        if cls.volume is not volume:
-            import cupy
-
-            cls.arrays = ()  # free the last one first
-            cls.arrays = (
-                cupy.asarray(volume.grid),
-                cupy.asarray(volume.grid_counts),
-                cupy.asarray(np.ascontiguousarray(volume.labels)),
-                cupy.asarray(np.array(volume.labels.shape, dtype=np.int64)),
-                cupy.asarray(volume.lower),
-                cupy.asarray(volume.upper),
-                cupy.asarray(volume.mu_per_um),
-            )
-            cls.volume = volume
-        return cls.arrays
-
-
 def _blocks(n: int) -> tuple[int]:
     return (-(-n // THREADS),)
 
 
-def march_transmission(volume: AttenuatingVolume, points: ArrayLike, directions: ArrayLike) -> Any:
-    """exp(-integral of mu), a GPU array float32 (n_directions, n_points), along marched rays.
+class CudaEngine:
+    """Traces rays on an NVIDIA GPU; see :class:`anacor_dials.absorption.engines.Engine`.
 
-    See :func:`anacor_dials.absorption.ray_tracing.march_transmission`.
+    The arrays of the volume that was used last stay on the GPU.
     """
-    import cupy
 
-    directions = np.asarray(directions, dtype=np.float64).reshape(-1, 3)
-    coordinates = cupy.asarray(volume.grid_coordinates(points))
-    gradients = cupy.asarray(directions / volume.cell_um)
-    grid, counts, *_ = _OnDevice.of(volume)
-    transmission = cupy.empty((len(directions), len(coordinates)), dtype=np.float32)
-    _kernel("march")(
-        _blocks(transmission.size),
-        (THREADS,),
-        (
-            grid,
-            counts,
-            coordinates,
-            gradients,
-            np.float64(volume.step_um),
-            np.float64(volume.grid_unit_per_um * volume.step_um),
-            *(np.int64(n) for n in volume.grid.shape),
-            np.int64(len(coordinates)),
-            np.int64(transmission.size),
-            transmission,
-        ),
-    )
-    return transmission
+    device = "cuda"
 
+    def __init__(self) -> None:
+        import cupy
 
-def exact_transmission(
-    volume: AttenuatingVolume,
-    points: ArrayLike,
-    to_source: ArrayLike,
-    exit_directions: ArrayLike,
-    weights: ArrayLike | None = None,
-) -> tuple[FloatArray, FloatArray]:
-    """A (n,) of reflections by exact traversal, and its standard error (n,), in the host's memory.
+        self.xp: Any = cupy
+        self._volume: AttenuatingVolume | None = None
+        self._arrays: tuple[Any, ...] = ()
 
-    See :func:`anacor_dials.absorption.ray_tracing.exact_transmission`.
-    """
-    import cupy
+    def to_numpy(self, array: Any) -> NDArray[Any]:
+        copy: NDArray[Any] = self.xp.asnumpy(array)
+        return copy
 
-    starts = cupy.asarray(np.asarray(points, dtype=np.float64).reshape(-1, 3) + 0.5)
-    size = volume.voxel_size_um
-    to_source = np.asarray(to_source, dtype=np.float64).reshape(-1, 3) / size
-    exits = np.asarray(exit_directions, dtype=np.float64).reshape(-1, 3) / size
-    _, _, labels, shape, lower, upper, mu = _OnDevice.of(volume)
-    n = len(to_source)
-    given = np.atleast_2d(np.ones(len(starts)) if weights is None else np.asarray(weights, float))
-    mean, error = np.empty(n), np.empty(n)
-    step = max(1, int(EXACT_BYTES / (8 * len(starts))))
-    for start in range(0, n, step):
-        part = slice(start, start + step)
-        some = cupy.asarray(to_source[part])
-        values = cupy.empty((len(some), len(starts)))
+    def _on_device(self, volume: AttenuatingVolume) -> tuple[Any, ...]:
+        """grid, grid_counts, labels, their shape, lower, upper and mu_per_um on the GPU."""
+        if self._volume is not volume:
+            self._arrays = ()  # frees those of the last volume first
+            self._arrays = tuple(
+                self.xp.asarray(array)
+                for array in (
+                    volume.grid,
+                    volume.grid_counts,
+                    np.ascontiguousarray(volume.labels),
+                    np.array(volume.labels.shape, dtype=np.int64),
+                    volume.lower,
+                    volume.upper,
+                    volume.mu_per_um,
+                )
+            )
+            self._volume = volume
+        return self._arrays
+
+    def march_transmission(
+        self, volume: AttenuatingVolume, points: ArrayLike, directions: ArrayLike
+    ) -> Any:
+        directions = np.asarray(directions, dtype=np.float64).reshape(-1, 3)
+        coordinates = self.xp.asarray(volume.grid_coordinates(points))
+        gradients = self.xp.asarray(directions / volume.cell_um)
+        grid, counts, *_ = self._on_device(volume)
+        transmission = self.xp.empty((len(directions), len(coordinates)), dtype=np.float32)
+        _kernel("march")(
+            _blocks(transmission.size),
+            (THREADS,),
+            (
+                grid,
+                counts,
+                coordinates,
+                gradients,
+                np.float64(volume.step_um),
+                np.float64(volume.grid_unit_per_um * volume.step_um),
+                *(np.int64(n) for n in volume.grid.shape),
+                np.int64(len(coordinates)),
+                np.int64(transmission.size),
+                transmission,
+            ),
+        )
+        return transmission
+
+    def exact_transmission(
+        self,
+        volume: AttenuatingVolume,
+        points: ArrayLike,
+        to_source: ArrayLike,
+        exit_directions: ArrayLike,
+        weights: ArrayLike | None = None,
+    ) -> tuple[FloatArray, FloatArray]:
+        xp = self.xp
+        starts = xp.asarray(np.asarray(points, dtype=np.float64).reshape(-1, 3) + 0.5)
+        size = volume.voxel_size_um
+        to_source = np.asarray(to_source, dtype=np.float64).reshape(-1, 3) / size
+        exits = np.asarray(exit_directions, dtype=np.float64).reshape(-1, 3) / size
+        n = len(to_source)
+        given = np.ones(len(starts)) if weights is None else np.asarray(weights, float)
+        given = np.atleast_2d(given)
+        mean, error = np.empty(n), np.empty(n)
+        step = max(1, int(EXACT_BYTES / (8 * len(starts))))
+        for start in range(0, n, step):
+            part = slice(start, start + step)
+            values = self._exact_values(volume, starts, to_source[part], exits[part])
+            w = xp.asarray(given if len(given) == 1 else given[part])
+            values *= w
+            d_f = values[:, ::2] - values[:, 1::2]
+            d_w = w[:, ::2] - w[:, 1::2]
+            norm = w.sum(axis=1)
+            of_part = values.sum(axis=1) / xp.maximum(norm, 1e-300)
+            squares = ((d_f - of_part[:, None] * d_w) ** 2).sum(axis=1)
+            mean[part] = self.to_numpy(of_part)
+            error[part] = self.to_numpy(xp.sqrt(squares) / xp.maximum(norm, 1e-300))
+        return mean, error
+
+    def _exact_values(
+        self, volume: AttenuatingVolume, starts: Any, to_source: FloatArray, exits: FloatArray
+    ) -> Any:
+        """exp(-tau_in - tau_out) (n, m) on the GPU; directions (n, 3) in voxels per um."""
+        _, _, labels, shape, lower, upper, mu = self._on_device(volume)
+        values = self.xp.empty((len(to_source), len(starts)))
         _kernel("exact")(
             _blocks(values.size),
             (THREADS,),
@@ -244,21 +248,12 @@ def exact_transmission(
                 lower,
                 upper,
                 starts,
-                some,
-                cupy.asarray(exits[part]),
+                self.xp.asarray(to_source),
+                self.xp.asarray(exits),
                 mu,
                 np.int64(len(starts)),
                 np.int64(values.size),
                 values,
             ),
         )
-        w = cupy.asarray(given if len(given) == 1 else given[part])
-        values *= w
-        d_f = values[:, ::2] - values[:, 1::2]
-        d_w = w[:, ::2] - w[:, 1::2]
-        norm = w.sum(axis=1)
-        of_part = values.sum(axis=1) / cupy.maximum(norm, 1e-300)
-        squares = ((d_f - of_part[:, None] * d_w) ** 2).sum(axis=1)
-        mean[part] = to_numpy(of_part)
-        error[part] = to_numpy(cupy.sqrt(squares) / cupy.maximum(norm, 1e-300))
-    return mean, error
+        return values

@@ -47,8 +47,11 @@ from scipy.interpolate import BSpline
 from scipy.optimize import brentq, minimize_scalar
 from tqdm import tqdm
 
+from anacor_dials.absorption.beam import BeamProfile
 from anacor_dials.absorption.direction_table import TableSum
-from anacor_dials.absorption.factors import BeamProfile, Directions, absorption_factors
+from anacor_dials.absorption.directions import Directions
+from anacor_dials.absorption.factors import absorption_factors
+from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.diffraction.reflections import (
     Alignment,
     RowDirections,
@@ -409,11 +412,7 @@ class TrialTransmissions:
                 labels,
                 k * np.asarray(mu),
                 directions,
-                tolerance=TABLE_TOLERANCE,
-                method="table",
-                beam=beam,
-                rng=np.random.default_rng(seed),
-                **options,
+                Tracing(tolerance=TABLE_TOLERANCE, method="table", beam=beam, seed=seed, **options),
             )
             assert factors.table is not None
             self._tables[number // len(MU_NODES)].append(factors.table)
@@ -756,7 +755,7 @@ def refine_alignment(
 
     mu_per_um: per wavelength (in the order of :func:`wavelength_groups`), (n_labels,), 1/um; asked: some
     of CHOICES; beam: None where the beam bathes the crystal, else only sweeps about the tomogram's own
-    axis are used; options: of :func:`absorption_factors` (memory_gb, nproc, device).
+    axis are used; options: of :class:`Tracing` (memory_gb, nproc, device).
     Raises ValueError for stills, and for data without crystals, symmetry, indices or intensities.
     """
     asked = choices_from(asked)

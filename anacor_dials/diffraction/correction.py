@@ -17,11 +17,13 @@ from dxtbx.model import ExperimentList
 from numpy.typing import NDArray
 
 from anacor_dials import __version__
+from anacor_dials.absorption.beam import BeamProfile
 from anacor_dials.absorption.coefficients import (
     CoefficientFit,
     materials_from_fit,
 )
-from anacor_dials.absorption.factors import AbsorptionFactors, BeamProfile, absorption_factors
+from anacor_dials.absorption.factors import AbsorptionFactors, absorption_factors
+from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.diffraction.alignment import (
     AlignmentFit,
     refine_alignment,
@@ -206,7 +208,7 @@ def absorption_correction(
     what the user says of materials, once or per wavelength; file_mu_per_um (n_labels,), 1/um, at
     file_energy_keV: what the labels' file says; coefficients: mu from the projections, used where the file
     has none, or before it; refine: what of the alignment to take from the data (alignment.CHOICES). The
-    rest as in :func:`anacor_dials.absorption.factors.absorption_factors` and :class:`Alignment`.
+    rest as in :class:`anacor_dials.absorption.tracing.Tracing` and :class:`Alignment`.
     Raises ValueError for input that does not fit together.
     """
     alignment = alignment or Alignment()
@@ -280,14 +282,16 @@ def absorption_correction(
             labels,
             mu_by_label(of_wavelength),
             of_group,
-            tolerance=tolerance,
-            method=method,
-            beam=beam,
-            check_reflections=check_reflections,
-            memory_gb=memory_gb,
-            nproc=nproc,
-            device=device,
-            rng=np.random.default_rng(seed),
+            Tracing(
+                tolerance=tolerance,
+                method=method,
+                beam=beam,
+                check_reflections=check_reflections,
+                memory_gb=memory_gb,
+                nproc=nproc,
+                device=device,
+                seed=seed,
+            ),
             progress=progress,
         )
         results.append((WavelengthFactors(wavelength, of_wavelength, factors), chosen))

@@ -19,7 +19,8 @@ from dxtbx import flumpy
 from dxtbx.model import Experiment, ExperimentList
 from numpy.typing import NDArray
 
-from anacor_dials.absorption.factors import AbsorptionFactors, Directions
+from anacor_dials.absorption.directions import Directions
+from anacor_dials.absorption.factors import AbsorptionFactors
 from anacor_dials.sample.frames import (
     FloatArray,
     datum_from_tomo,

@@ -1,0 +1,495 @@
+"""One computation of absorption factors: which points, which directions, which rays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+
+from anacor_dials.absorption import ray_tracing
+from anacor_dials.absorption.attenuating_volume import STEP_OPTICAL_DEPTH, prepare_volume
+from anacor_dials.absorption.crystal_points import CrystalPoints, SampledPoints
+from anacor_dials.absorption.direction_table import DirectionTable, ExitGrid, IncidentArc, TableSum
+from anacor_dials.absorption.directions import Directions
+from anacor_dials.absorption.engines import select_engine
+from anacor_dials.absorption.tracing import Tracing
+from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.volumes import LabelVolume
+
+SMALLEST_TRANSMISSION = 1e-30  # keeps logarithms finite; no such reflection can be measured
+
+# A first look says how many points are needed: cheap beside the computation itself.
+PILOT_POINTS = 2048
+PILOT_REFLECTIONS = 32
+# Where points matter is found from so many points and reflections. No place gets fewer points than
+# this fraction of the mean density, since the estimate itself is one of chance.
+IMPORTANCE_POINTS = 8192
+IMPORTANCE_REFLECTIONS = 96
+LEAST_IMPORTANCE = 0.1
+
+# The error of points falls as n^-5/6 in theory; points ~ error^-1.3 was measured on crystals of 10^6
+# voxels.
+POINT_POWER = 1.3
+# Parts of the tolerance for points and for rays and grid. In quadrature they make 0.96 of it; the rest
+# is for chance.
+POINT_SHARE = 0.6
+GRID_SHARE = 0.75
+POINTS_ABOVE_SHARE = 1.2  # points are added only above so many times their share
+MOST_POINTS = 2_000_000
+
+# Degrees between exit nodes of the fine grid at a tolerance of 0.1 %, its power of the tolerance, and its
+# range: by trial on the benchmark (benchmarks/RESULTS.md) and on the bodies of tests/test_factors.py.
+# Where they do not suffice, the measured error makes the grid finer.
+STEP_AT_TOLERANCE_1E3 = 5.5
+STEP_POWER = 0.7
+STEP_RANGE = (1.5, 15.0)
+# Incident nodes lie on a line, exit nodes on a sphere: coarser arcs save few rays, and cost as little.
+ARC_TO_EXIT_STEP = 1.25
+
+# Two levels: the fine grid is traced from one point in FINE_SHARE, if there are at least
+# TWO_LEVELS_FROM points, and never from more than MOST_FINE_POINTS. The coarse grid, traced from all
+# points, has COARSE_RATIO times the step. Fewer points for the fine grid missed the tolerance on large,
+# strongly absorbing samples.
+FINE_SHARE = 3
+TWO_LEVELS_FROM = 6144
+MOST_FINE_POINTS = 100_000
+COARSE_RATIO = 2.0
+
+LARGEST_CHUNK = 8192  # points traced together: more bring no speed
+MOST_EXACT_POINTS = 15_000  # for the reflections that are traced exactly
+
+# Points that no beam reaches are left out. Each sweep is looked at from so many directions. The beam is
+# widened by the margin, for the directions between them.
+LIT_DIRECTIONS = 72
+LIT_MARGIN = 1.1
+LEAST_LIGHT = 1e-4  # of the full intensity
+
+Grid = tuple[tuple[IncidentArc, ...], ExitGrid]
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """Transmissions from one set of points.
+
+    transmission: (n,); relative_error: (n,), of taking points instead of the whole crystal;
+    n_directions: how many directions were traced; grid, table: None unless a table was made.
+    """
+
+    transmission: FloatArray
+    relative_error: FloatArray
+    n_directions: int
+    grid: Grid | None = None
+    table: TableSum | None = None
+
+
+class Computation:
+    """What all steps of one call of absorption_factors share: sample, directions, settings.
+
+    Parameters
+    ----------
+    labels : LabelVolume
+    mu_per_um : array (n_labels,)
+        1/um.
+    directions : Directions
+    tracing : Tracing
+    progress : bool
+        Whether to show progress bars.
+    """
+
+    def __init__(
+        self,
+        labels: LabelVolume,
+        mu_per_um: ArrayLike,
+        directions: Directions,
+        tracing: Tracing,
+        progress: bool = False,
+    ) -> None:
+        mu = np.asarray(mu_per_um, dtype=np.float64)
+        if (
+            mu.shape == labels.counts().shape
+        ):  # the mu of an absent material must not decide the step
+            mu = np.where(labels.counts() > 0, mu, 0.0)
+        self.labels = labels
+        self.directions = directions
+        self.tracing = tracing
+        self.progress = progress
+        self.engine = select_engine(tracing.device)
+        self.volume = prepare_volume(
+            labels,
+            mu,
+            step_optical_depth=STEP_OPTICAL_DEPTH * math.sqrt(tracing.tolerance / 1e-3),
+        )
+        self.crystal = CrystalPoints(labels)
+        self.rng = np.random.default_rng(tracing.seed)
+        self.memory_bytes = tracing.memory_gb * 1e9
+        self.importance: FloatArray | None = None
+        if len(directions) == 0:
+            raise ValueError("There are no reflections with directions to compute factors for.")
+
+    # ---- how many points, which grid -------------------------------------------------------------
+
+    def find_importance(self) -> None:
+        """From now on points are drawn more densely where they matter.
+
+        The density, in stretches of equal volume of the crystal, is the rms over reflections of
+        f(x) / A, where f is the transmission to and from a point and A its mean: the effect of the
+        random position of one point on log A is proportional to it. In a strongly absorbing crystal
+        it is large at the surface; without absorption it is constant. It is found for the whole
+        crystal in the beam, since few of these points, or none, lie in a thin beam.
+        """
+        points = self.crystal.draw(IMPORTANCE_POINTS, self.rng)
+        chosen = self.rng.permutation(len(self.directions))[:IMPORTANCE_REFLECTIONS]
+        squares = np.zeros(IMPORTANCE_POINTS // 2)
+        for start in range(0, len(chosen), 16):
+            some = self.directions[chosen[start : start + 16]]
+            f = self.engine.march_transmission(self.volume, points.voxels, some.to_source)
+            f = f * self.engine.march_transmission(self.volume, points.voxels, some.exit)
+            f = self.engine.to_numpy(f).astype(np.float64)
+            f /= np.maximum(f.mean(axis=1, keepdims=True), SMALLEST_TRANSMISSION)
+            squares += (f**2).sum(axis=0).reshape(-1, 2).mean(axis=1)
+        importance = np.sqrt(squares)
+        smooth = np.convolve(np.pad(importance, 1, mode="edge"), np.ones(3) / 3, "valid")
+        floored = np.maximum(smooth, LEAST_IMPORTANCE * smooth.mean() + SMALLEST_TRANSMISSION)
+        # rounded, so that the last digits of another device lead to the same points
+        self.importance = 2.0 ** (np.round(8 * np.log2(floored)) / 8)
+
+    def points_needed(self) -> int:
+        """How many points bring their error to its share of the tolerance, by a first look."""
+        tolerance = self.tracing.tolerance
+        chosen = self.directions[self.rng.permutation(len(self.directions))[:PILOT_REFLECTIONS]]
+        exact, error = self._exact(self.draw(PILOT_POINTS), chosen)
+        pilot_error = float(np.sqrt(np.mean((error / exact) ** 2)))
+        wanted = PILOT_POINTS * (pilot_error / (POINT_SHARE * tolerance)) ** POINT_POWER
+        return 2 * math.ceil(min(max(wanted, PILOT_POINTS), MOST_POINTS) / 2)
+
+    def first_step_deg(self) -> float:
+        """The step of the fine grid to begin with, deg."""
+        step = STEP_AT_TOLERANCE_1E3 * (self.tracing.tolerance / 1e-3) ** STEP_POWER
+        return min(max(step, STEP_RANGE[0]), STEP_RANGE[1])
+
+    def more_points(self, n_points: int, point_error: float) -> int:
+        """The number of points for the next round; the same where their error is small enough."""
+        share = POINT_SHARE * self.tracing.tolerance
+        if point_error <= share * POINTS_ABOVE_SHARE:
+            return n_points
+        factor = max(1.2, (point_error / share) ** POINT_POWER)
+        return min(2 * math.ceil(n_points * factor / 2), MOST_POINTS)
+
+    def finer_step_deg(self, step: float, traced_error: float) -> float:
+        """The step for the next round; the same where its error, or the memory, is small enough."""
+        share = GRID_SHARE * self.tracing.tolerance
+        if traced_error <= share:
+            return step
+        # the spline's error falls faster than this; more than half would waste rays
+        finer = step / min(2.0, max(1.2, (traced_error / share) ** 0.8))
+        if _table_bytes(self.grid(finer)) >= 0.5 * self.memory_bytes:
+            return step
+        return finer
+
+    # ---- points ----------------------------------------------------------------------------------
+
+    def draw(self, n: int) -> SampledPoints:
+        """About n points of the part of the crystal that the beam reaches at some angle.
+
+        Pairs that it never reaches add nothing to any sum. They are left out, and more are drawn.
+        """
+        beam = self.tracing.beam
+        if beam is None:
+            return self.crystal.draw(n, self.rng, self.importance)
+        beam = beam.enlarged(LIT_MARGIN)
+        n_drawn = n
+        while True:
+            points = self.crystal.draw(n_drawn, self.rng, self.importance)
+            lit = np.zeros(len(points), dtype=bool)
+            positions = self.labels.position_um(points.voxels)
+            for sweep, axis in enumerate(self.directions.rotation_axes):
+                sources = self.directions.to_source[self.directions.sweep == sweep]
+                step = max(1, len(sources) // LIT_DIRECTIONS)
+                for source in sources[::step]:
+                    lit |= beam.weights(positions, source[None], axis)[0] > LEAST_LIGHT
+            pair = np.repeat(lit[::2] | lit[1::2], 2)
+            share = float(pair.mean())
+            if pair.sum() >= 0.8 * n or n_drawn >= MOST_POINTS:
+                _require_light(np.array([share]))
+                return points[pair]
+            n_drawn = 2 * math.ceil(min(1.1 * n_drawn / max(share, 1e-3), MOST_POINTS) / 2)
+
+    def beam_weights(
+        self, points: SampledPoints, directions: FloatArray, sweep: int
+    ) -> NDArray[np.float32]:
+        """Weights of m points, times the intensity of the beam, for n directions to the source: (n, m)."""
+        assert self.tracing.beam is not None
+        positions = self.labels.position_um(points.voxels)
+        axis = self.directions.rotation_axes[sweep]
+        intensity = self.tracing.beam.weights(positions, directions, axis)
+        return intensity * points.weights.astype(np.float32)
+
+    def reflection_weights(
+        self, points: SampledPoints, directions: Directions
+    ) -> NDArray[np.float32]:
+        """Weights of m points for n reflections: (n, m), or (1, m) for a beam wider than the crystal."""
+        if self.tracing.beam is None:
+            return points.weights.astype(np.float32)[None]
+        weights = np.empty((len(directions), len(points)), dtype=np.float32)
+        for sweep in np.unique(directions.sweep):
+            chosen = directions.sweep == sweep
+            weights[chosen] = self.beam_weights(points, directions.to_source[chosen], int(sweep))
+        _require_light(weights.sum(axis=1))
+        return weights
+
+    # ---- transmissions ---------------------------------------------------------------------------
+
+    def transmissions(self, points: SampledPoints, step_deg: float) -> Estimate:
+        """The transmissions of all reflections, by a table or by the reflections' own rays."""
+        if not self._use_table(len(points), step_deg):
+            return self._direct(points)
+        fine = self.grid(step_deg)
+        table, log_variance, n_directions = self._tables(points, fine)
+        arguments = (self.directions.to_source, self.directions.exit, self.directions.sweep)
+        relative = np.exp(0.5 * log_variance(*arguments))
+        return Estimate(np.exp(table(*arguments)), relative, n_directions, fine, table)
+
+    def reference(self, points: SampledPoints, directions: Directions) -> FloatArray:
+        """A (n,) of some reflections by exact traversal from all points.
+
+        With very many points, A is marched, and corrected by the ratio of exact and marched A for a
+        part of the points: this ratio is nearly the same for every fair choice of points.
+        """
+        n_parts = max(1, round(len(points) / MOST_EXACT_POINTS))
+        part = points[_interleaved(len(points), n_parts)[0]]
+        exact, _ = self._exact(part, directions)
+        if n_parts == 1:
+            return exact
+        ratio = np.empty(len(directions))
+        size = max(1, min(16, int(0.2 * self.memory_bytes / (8 * len(points)))))
+        for start in range(0, len(directions), size):
+            some = directions[start : start + size]
+            ratio[start : start + size] = (
+                self._marched(points, some)[0] / self._marched(part, some)[0]
+            )
+        return exact * ratio
+
+    def _exact(
+        self, points: SampledPoints, directions: Directions
+    ) -> tuple[FloatArray, FloatArray]:
+        """A (n,) of reflections and its standard error (n,), by exact traversal."""
+        exact, error = np.empty(len(directions)), np.empty(len(directions))
+        size = len(directions)
+        if (
+            self.tracing.beam is not None
+        ):  # its weights are (reflections, points) in double precision
+            size = max(1, int(0.1 * self.memory_bytes / (8 * len(points))))
+        for start in range(0, len(directions), size):
+            part = slice(start, start + size)
+            some = directions[part]
+            weights = self.reflection_weights(points, some)
+            exact[part], error[part] = self.engine.exact_transmission(
+                self.volume, points.voxels, some.to_source, some.exit, weights
+            )
+        return np.maximum(exact, SMALLEST_TRANSMISSION), error
+
+    def _direct(self, points: SampledPoints) -> Estimate:
+        """A of all reflections by their own rays."""
+        n = len(self.directions)
+        transmission, relative = np.empty(n), np.empty(n)
+        trace = self._exact if self.tracing.method == "exact" else self._marched
+        size = max(1, min(256, int(0.2 * self.memory_bytes / (8 * len(points)))))
+        for start in self._steps(range(0, n, size), "reflections"):
+            mean, error = trace(points, self.directions[start : start + size])
+            transmission[start : start + size] = mean
+            relative[start : start + size] = error / mean
+        return Estimate(transmission, relative, 2 * n)
+
+    def _marched(self, points: SampledPoints, part: Directions) -> tuple[FloatArray, FloatArray]:
+        """A (n,) of reflections and its standard error (n,), by marched rays."""
+        weights = self.reflection_weights(points, part)
+        xp = self.engine.xp
+        total, f_squares, f_weights, w_squares = (xp.zeros(len(part)) for _ in range(4))
+        for begin in range(0, len(points), LARGEST_CHUNK):
+            chunk = slice(begin, begin + LARGEST_CHUNK)
+            some = points.voxels[chunk]
+            w = xp.asarray(weights[:, chunk])
+            f = self.engine.march_transmission(self.volume, some, part.to_source)
+            f = f * self.engine.march_transmission(self.volume, some, part.exit) * w
+            d_f = f[:, ::2] - f[:, 1::2]
+            total += f.sum(axis=1, dtype=np.float64)
+            f_squares += (d_f**2).sum(axis=1, dtype=np.float64)
+            if self.tracing.beam is not None:  # else the two points of a pair have one weight
+                d_w = w[:, ::2] - w[:, 1::2]
+                f_weights += (d_f * d_w).sum(axis=1, dtype=np.float64)
+                w_squares += (d_w**2).sum(axis=1, dtype=np.float64)
+        norm = weights.sum(axis=1, dtype=np.float64)
+        mean = np.maximum(self.engine.to_numpy(total) / norm, SMALLEST_TRANSMISSION)
+        sums = [self.engine.to_numpy(x) for x in (f_squares, f_weights, w_squares)]
+        return mean, ray_tracing.ratio_error(mean, norm, *sums)
+
+    # ---- tables ----------------------------------------------------------------------------------
+
+    def grid(self, step_deg: float) -> Grid:
+        """The nodes of a table with step_deg between exit nodes."""
+        arcs = tuple(
+            IncidentArc(
+                ARC_TO_EXIT_STEP * step_deg,
+                axis,
+                self.directions.to_source[self.directions.sweep == i],
+            )
+            for i, axis in enumerate(self.directions.rotation_axes)
+        )
+        return arcs, ExitGrid(step_deg, self.directions.exit)
+
+    def _steps(self, steps: range, what: str) -> Iterable[int]:
+        return tqdm(steps, desc=f"Tracing {what}", leave=False, disable=not self.progress)
+
+    def _use_table(self, n_points: int, step_deg: float) -> bool:
+        """Whether a table is asked for, or needs fewer rays than the reflections themselves."""
+        if self.tracing.method != "auto":
+            return self.tracing.method == "table"
+        fine = n_nodes(self.grid(step_deg))
+        n_parts = _n_parts(n_points)
+        if n_parts == 1:
+            return fine < 2 * len(self.directions)
+        coarse = n_nodes(self.grid(COARSE_RATIO * step_deg))
+        return fine / n_parts + coarse < 2 * len(self.directions)
+
+    def _tables(self, points: SampledPoints, fine: Grid) -> tuple[TableSum, DirectionTable, int]:
+        """log A and the log of its relative variance by direction; how many directions were traced."""
+        parts = _interleaved(len(points), _n_parts(len(points)))
+        if len(parts) == 1:
+            log_a, log_variance, _ = self._node_values(points, parts, fine)
+            return (
+                TableSum((DirectionTable(*fine, log_a),)),
+                DirectionTable(*fine, log_variance),
+                n_nodes(fine),
+            )
+        coarse = self.grid(COARSE_RATIO * fine[1].step_deg)
+        log_fine, _, _ = self._node_values(points, parts[:1], fine)
+        log_all, log_variance, log_some = self._node_values(points, parts, coarse)
+        correction = DirectionTable(*coarse, log_all - log_some)
+        return (
+            TableSum((DirectionTable(*fine, log_fine), correction)),
+            DirectionTable(*coarse, log_variance),
+            n_nodes(fine) + n_nodes(coarse),
+        )
+
+    def _node_values(
+        self, points: SampledPoints, parts: list[NDArray[np.int64]], grid: Grid
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """At the nodes: log A, the log of its relative variance, and log A of the first part alone."""
+        exits = grid[1].directions
+        sums = _NodeSums(self, grid)
+        # rays of both kinds, their squares and pair products, in float32
+        bytes_per_point = 4 * 3 * sum(sums.shape)
+        chunk = int((self.memory_bytes - _table_bytes(grid)) * 0.5 / bytes_per_point)
+        chunk = max(64, min(chunk, LARGEST_CHUNK)) // 2 * 2
+        chunks = [part[i : i + chunk] for part in parts for i in range(0, len(part), chunk)]
+        chunks_of_first = -(-len(parts[0]) // chunk)
+        log_first = np.zeros(sums.shape)
+        for index in self._steps(range(len(chunks)), f"{sum(sums.shape)} directions"):
+            some = points[chunks[index]]
+            t_in = self.engine.march_transmission(self.volume, some.voxels, sums.incident)
+            t_out = self.engine.march_transmission(self.volume, some.voxels, exits)
+            sums.add(some, t_in, t_out)
+            if index == chunks_of_first - 1:
+                log_first = sums.log_mean()
+        return sums.log_mean(), sums.log_relative_variance(), log_first
+
+
+class _NodeSums:
+    """Sums over points at the nodes of a grid, on the engine's device.
+
+    With f = w T_in T_out: sum f, sum f^2, the products of f and of w within pairs, sum w.
+    """
+
+    def __init__(self, computation: Computation, grid: Grid) -> None:
+        arcs, exit_grid = grid
+        self._computation = computation
+        self._xp = computation.engine.xp
+        self.incident = np.concatenate([arc.directions for arc in arcs])
+        self._arc_of = np.concatenate([np.full(arc.n, i) for i, arc in enumerate(arcs)])
+        self._n_arcs = len(arcs)
+        self.shape = (len(self.incident), len(exit_grid.directions))
+        self._sums, self._squares, self._pairs, self._f_weights = (
+            self._xp.zeros(self.shape) for _ in range(4)
+        )
+        self._light, self._w_squares = (self._xp.zeros((self.shape[0], 1)) for _ in range(2))
+
+    def add(self, points: SampledPoints, t_in: Any, t_out: Any) -> None:
+        """Adds points with their transmissions T_in (n_incident, m) and T_out (n_exit, m)."""
+        xp = self._xp
+        if self._computation.tracing.beam is None:
+            t_in = t_in * xp.asarray(points.weights.astype(np.float32))
+            self._light += float(points.weights.sum())
+        else:
+            weights = np.empty(t_in.shape, dtype=np.float32)
+            for i in range(self._n_arcs):
+                of_arc = self._arc_of == i
+                weights[of_arc] = self._computation.beam_weights(points, self.incident[of_arc], i)
+            w = xp.asarray(weights)
+            d_w = w[:, ::2] - w[:, 1::2]
+            self._light += w.sum(axis=1, dtype=np.float64)[:, None]
+            self._w_squares += (d_w**2).sum(axis=1, dtype=np.float64)[:, None]
+            t_in = t_in * w
+            self._f_weights += (d_w * t_in[:, ::2]) @ t_out[:, ::2].T
+            self._f_weights -= (d_w * t_in[:, 1::2]) @ t_out[:, 1::2].T
+        self._sums += t_in @ t_out.T
+        self._pairs += (t_in[:, ::2] * t_in[:, 1::2]) @ (t_out[:, ::2] * t_out[:, 1::2]).T
+        self._squares += (t_in**2) @ (t_out**2).T
+
+    def log_mean(self) -> FloatArray:
+        """log A of the points so far. Raises ValueError where no light falls on the crystal."""
+        light = self._numpy(self._light)
+        _require_light(light)
+        return np.log(np.maximum(self._numpy(self._sums), SMALLEST_TRANSMISSION) / light)
+
+    def log_relative_variance(self) -> FloatArray:
+        """The log of the relative variance of A, of taking points instead of the whole crystal."""
+        mean, norm = np.exp(self.log_mean()), self._numpy(self._light)
+        f_squares = self._numpy(self._squares) - 2 * self._numpy(self._pairs)
+        error = ray_tracing.ratio_error(
+            mean, norm, f_squares, self._numpy(self._f_weights), self._numpy(self._w_squares)
+        )
+        return np.log((error / mean) ** 2 + 1e-14)
+
+    def _numpy(self, array: Any) -> NDArray[Any]:
+        return self._computation.engine.to_numpy(array)
+
+
+def n_nodes(grid: Grid) -> int:
+    """The number of directions that are traced for a grid."""
+    return sum(arc.n for arc in grid[0]) + len(grid[1].directions)
+
+
+def _table_bytes(grid: Grid) -> float:
+    """The memory of a table: four sums at the nodes, and three arrays of splines on the torus."""
+    n_incident = sum(arc.n for arc in grid[0])
+    torus = 2 * grid[1].n_rings * grid[1].n_psi
+    return 8.0 * n_incident * (4 * len(grid[1].directions) + 3 * torus)
+
+
+def _interleaved(n: int, n_parts: int) -> list[NDArray[np.int64]]:
+    """The indices of n points in n_parts, each spread over the whole crystal; pairs stay together."""
+    pair = np.arange(n // 2)
+    return [
+        np.stack([2 * pair[i::n_parts], 2 * pair[i::n_parts] + 1], axis=1).ravel()
+        for i in range(n_parts)
+    ]
+
+
+def _n_parts(n_points: int) -> int:
+    """The number of parts of the points; only the first is traced for the fine grid."""
+    if n_points < TWO_LEVELS_FROM:
+        return 1
+    return max(FINE_SHARE, round(n_points / MOST_FINE_POINTS))
+
+
+def _require_light(light: NDArray[np.floating[Any]]) -> None:
+    if np.any(light <= 0):
+        raise ValueError(
+            "The beam misses the crystal at some angles of the scan; check beam.size and beam.offset "
+            "(um, from the volume's centre) and the file's /entry/frame/centre."
+        )
