@@ -35,19 +35,21 @@ from libtbx import phil
 from tqdm import tqdm
 
 from anacor_dials.command_line import begin_log
-from anacor_dials.diffraction.comparison import (
-    Comparison,
-    as_dict,
-    compare,
+from anacor_dials.diffraction.scaling import strategy_called
+from anacor_dials.jobs.compare import (
+    ComparisonSettings,
     data_sources,
-    figures,
-    rows_of_same_observations,
+    scale_and_compare,
     scaling_jobs,
 )
-from anacor_dials.diffraction.merging import comparison_table, format_table
-from anacor_dials.diffraction.scaling import FailedScaling, strategy_called
 from anacor_dials.phil import choice, parse_phil
-from anacor_dials.report.page import Figure, Section, Table, Text, write_html, write_json
+from anacor_dials.report.comparison import (
+    format_table,
+    numbers,
+    rows_of_same_observations,
+    sections,
+)
+from anacor_dials.report.page import write_html, write_json
 from anacor_dials.sample.output_files import OutputFiles
 
 logger = logging.getLogger("dials.anacor_compare")
@@ -65,69 +67,6 @@ def dials_scale_options(params: phil.scope_extract) -> list[str]:
     if not params.scaling.full_matrix:
         options.append("full_matrix=False")
     return options + list(params.scaling.options or [])
-
-
-def report(comparison: Comparison) -> list[Section]:
-    """The sections of the HTML report."""
-    statistics, failed = comparison.statistics, comparison.failed
-    rows = [*comparison_table(statistics), *rows_of_same_observations(comparison)]
-    same = (
-        f" Of the same observations: of the {comparison.same.observations} that at least one of the strategies "
-        "keeps, as each of them rejects outliers of its own, most where absorption is left uncorrected."
-        if comparison.same
-        else ""
-    )
-    table = Table(
-        [[row.name, *row.cells, *["failed"] * len(failed)] for row in rows],
-        header=["", *(one.label for one in statistics), *failed],
-        caption="Overall (outer shell). Marked: the best overall value of each row. Resolution in Å."
-        + same,
-        marked=frozenset(
-            (i, j + 1) for i, row in enumerate(rows) for j, best in enumerate(row.best) if best
-        ),
-    )
-    drawn = {
-        name: Figure(
-            figure["data"],
-            figure["layout"],
-            width="full" if name.endswith("_against_image") else "half",
-        )
-        for name, figure in figures(statistics).items()
-    }
-    runs = Table(
-        [
-            [
-                outcome.label,
-                outcome.strategy.description,
-                "failed" if isinstance(outcome, FailedScaling) else f"{outcome.seconds:.0f} s",
-                outcome.log or "",
-            ]
-            for outcome in comparison.outcomes
-        ],
-        header=["strategy", "absorption correction", "time", "log"],
-    )
-    commands = [Text(f"{one.label}:\n{one.command_line}") for one in comparison.outcomes]
-    return [
-        Section(
-            "Merging statistics",
-            [
-                table,
-                *(Text(f"{label} failed: {reason}", "warning") for label, reason in failed.items()),
-                Text(
-                    "Absorption that is left uncorrected can raise the anomalous slope as a signal "
-                    "does, above all where the error model is switched off: judge it beside the "
-                    "anomalous correlation."
-                ),
-            ],
-        ),
-        Section(
-            "Against resolution", [f for n, f in drawn.items() if n.endswith("_against_resolution")]
-        ),
-        Section(
-            "Against image number", [f for n, f in drawn.items() if n.endswith("_against_image")]
-        ),
-        Section("Runs of dials.scale", [runs, *commands]),
-    ]
 
 
 @show_mail_handle_errors()
@@ -165,7 +104,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
         logger.info("Runs of dials.scale: %d, %d at a time", len(jobs), min(nproc, len(jobs)))
         with OutputFiles() as outputs:
             html = outputs.path(params.output.html) if params.output.html else None
-            numbers = outputs.path(params.output.json) if params.output.json else None
+            json = outputs.path(params.output.json) if params.output.json else None
             with tqdm(total=2 * len(jobs), disable=None, unit="step") as bar:
 
                 def progress(done: str) -> None:
@@ -174,21 +113,26 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
                     if bar.disable:  # no terminal
                         logger.info("  %s", done)
 
-                comparison = compare(jobs, params.d_min, params.merging.n_bins, nproc, progress)
+                comparison = scale_and_compare(
+                    jobs,
+                    ComparisonSettings(params.d_min, params.merging.n_bins),
+                    nproc,
+                    progress,
+                )
 
             for outcome in comparison.outcomes:
                 logger.info("\n%s:\n  %s", outcome.label, outcome.command_line)
             further = rows_of_same_observations(comparison)
             logger.info("\n%s", format_table(comparison.statistics, comparison.failed, further))
-            if comparison.same:
+            if comparison.same and further:
                 logger.info(
                     "same observations: the %d that at least one of them keeps; judge by these",
                     comparison.same.observations,
                 )
-            if numbers:
-                write_json(numbers, as_dict(comparison))
+            if json:
+                write_json(json, numbers(comparison))
             if html:
-                write_html(html, "Comparison of absorption corrections", report(comparison))
+                write_html(html, "Comparison of absorption corrections", sections(comparison))
     except ValueError as error:
         raise Sorry(error) from None
 

@@ -48,31 +48,23 @@ from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser
 from dials.util.system import CPU_COUNT
 from dials.util.version import dials_version
-from markupsafe import Markup
 
 from anacor_dials import __version__
 from anacor_dials.command_line import begin_log
-from anacor_dials.command_line.anacor_compare import report as comparison_report
-from anacor_dials.diffraction.comparison import Comparison
-from anacor_dials.diffraction.pipeline import (
-    COMPARISON_HTML,
-    GroupResult,
-    Result,
-    Settings,
+from anacor_dials.jobs.pipeline.inputs import (
     SweepFiles,
-    WavelengthResult,
     assign_tomography,
     existing_tomography,
-    integration,
-    process,
-    refuse_unknown_crystals,
     sweeps_of_directories,
     sweeps_of_files,
 )
-from anacor_dials.diffraction.selection import STATISTICS
-from anacor_dials.diffraction.steps import FinishedStep, WorkingFolder
+from anacor_dials.jobs.pipeline.settings import PipelineSettings, refuse_unknown_crystals
+from anacor_dials.jobs.pipeline.stages import integration, process
+from anacor_dials.jobs.pipeline.steps import WorkingFolder
 from anacor_dials.phil import choice, parse_phil
-from anacor_dials.report.page import Item, Section, Table, Text, write_html, write_json
+from anacor_dials.report import comparison
+from anacor_dials.report.page import write_html, write_json
+from anacor_dials.report.pipeline import numbers, sections, table_text
 from anacor_dials.sample.output_files import OutputFiles
 
 logger = logging.getLogger("dials.xia2_anacor")
@@ -123,7 +115,7 @@ def words(options: str | None) -> tuple[str, ...]:
         raise ValueError(f"A quote is not closed in the options {options}.") from None
 
 
-def settings_from(params: Any, nproc: int) -> Settings:
+def settings_from(params: Any, nproc: int) -> PipelineSettings:
     """The pipeline's settings. Raises ValueError for what does not go together."""
     scaling = list(words(params.scaling.options))
     if params.scaling.anomalous:
@@ -134,7 +126,7 @@ def settings_from(params: Any, nproc: int) -> Settings:
     for scope in ("segmentation", "absorption"):
         given = {"": getattr(params, scope).options} | by_crystal(getattr(params, scope), "options")
         options[scope] = {name: words(text) for name, text in given.items()}
-    return Settings(
+    return PipelineSettings(
         strategies=tuple(params.scaling.strategies),
         strategy=params.selection.strategy,
         statistic=params.selection.statistic,
@@ -173,230 +165,6 @@ def find_sweeps(given: list[str], crystals: list[str]) -> list[SweepFiles]:
     if folders:
         return sweeps_of_directories(folders)
     return sweeps_of_files(expts, refls, crystals)
-
-
-def write_comparison(comparison: Comparison, path: Path) -> None:
-    write_html(path, "Comparison of absorption corrections", comparison_report(comparison))
-
-
-# ---- the report -----------------------------------------------------------------------------------
-
-
-def link(path: Path, root: Path, text: str = "") -> Markup:
-    """A link to a file below the folder of the report, by a relative path."""
-    relative = path.relative_to(root)
-    return Markup('<a href="{}">{}</a>').format(relative.as_posix(), text or relative.name)
-
-
-def links(folder: Path, root: Path) -> Markup:
-    """Links to the reports and logs in a step's folder."""
-    files = sorted(
-        (*folder.glob("*.html"), *folder.glob("*.log")), key=lambda p: (p.suffix, p.name)
-    )
-    return Markup(", ").join(link(path, root) for path in files)
-
-
-def main_table(group: GroupResult, of: WavelengthResult) -> Table:
-    """The merging statistics of all strategies, the best values marked and the chosen one named."""
-    content = of.table
-    labels = {entry["label"]: entry["strategy"] for entry in content["strategies"]}
-    header = [
-        label + (" (taken)" if labels[label] == group.selection.strategy.name else "")
-        for label in content["columns"]
-    ]
-    failed = [entry["label"] for entry in content["strategies"] if not entry["succeeded"]]
-    rows = [[row["name"], *row["cells"], *["failed"] * len(failed)] for row in content["table"]]
-    marked = frozenset(
-        (i, 1 + content["columns"].index(label))
-        for i, row in enumerate(content["table"])
-        for label in row["best"]
-    )
-    # what each strategy keeps differs; the choice is made on the same observations
-    same = content["same_observations"]
-    values = [
-        same["values"].get(labels[label], {}).get(group.selection.statistic)
-        for label in content["columns"]
-    ]
-    row, sign = STATISTICS[group.selection.statistic]
-    known = [sign * value for value in values if value is not None]
-    rows.append(
-        [
-            f"{row}, same {same['observations']} observations",
-            *("-" if value is None else f"{value:.3f}" for value in values),
-            *["failed"] * len(failed),
-        ]
-    )
-    marked |= {
-        (len(rows) - 1, 1 + j)
-        for j, value in enumerate(values)
-        if value is not None and len(known) > 1 and sign * value == max(known)
-    }
-    several = f", {of.wavelength:.5g} Å" if len(group.wavelengths) > 1 else ""
-    caption = (
-        f"{group.name}{several}. Overall (outer shell), of the observations that each strategy keeps; last "
-        "row: of the same observations, those that any of them keeps. Marked: the best overall value of "
-        "each row. Resolution in Å."
-    )
-    return Table(rows, ["", *header, *failed], caption, marked)
-
-
-def sections(result: Result, work: WorkingFolder) -> list[Section]:
-    """The sections of anacor.html."""
-    root = work.path
-    statistics: list[Item] = []
-    files = []
-    for group in result.groups:
-        selection = group.selection
-        cell = ", ".join(f"{parameter:.2f}" for parameter in group.unit_cell)
-        statistics.append(
-            Text(
-                f"{group.name}: {group.space_group}, cell {cell}. Taken: {selection.strategy.label} "
-                f"({selection.strategy.description}); {selection.reason}."
-            )
-        )
-        if group.warning:
-            statistics.append(Text(group.warning, "warning"))
-        for one in group.wavelengths:
-            statistics.append(main_table(group, one))
-            report = one.comparison.path(COMPARISON_HTML)
-            shown = link(report, root, "Plots against resolution and image number")
-            statistics.append(Text(shown))
-            files += [
-                (group.name, f"{one.wavelength:.5f}", what, link(path, root))
-                for what, path in one.files.items()
-            ]
-        files += [
-            (group.name, "", "scaled, for xia2.multiplex or DIALS", link(path, root))
-            for path in (group.experiments, group.reflections)
-        ]
-        statistics += [
-            Text(f"{name} failed: {reason}", "warning") for name, reason in group.failed.items()
-        ]
-    factors: list[Item] = []
-    rows = []
-    for one in result.corrections:
-        summary = one.summary
-        transmission = summary["transmission"]
-        mu = "; ".join(
-            f"{w['wavelength_angstrom']:.4f} Å: "
-            + ", ".join(f"{m['name']} {m['mu_per_mm']:.2f}" for m in w["materials"])
-            for w in summary["wavelengths"]
-        )
-        rows.append(
-            (
-                one.crystal.name,
-                str(len(one.crystal.sweeps)),
-                str(one.labels) if one.segmentation is None else link(one.labels, root),
-                mu,
-                f"{transmission['min']:.3f} - {transmission['max']:.3f}, mean {transmission['mean']:.3f}",
-            )
-        )
-        factors += [Text(f"{one.crystal.name}: {w}", "warning") for w in summary["warnings"]]
-    factors.insert(
-        0, Table(rows, ("crystal", "files", "labels", "mu (1/mm)", "transmission of reflections"))
-    )
-    steps = [
-        (step.name, f"{step.seconds:.0f} s", step.finished, links(step.folder, root))
-        for step in work.finished
-    ]
-    commands = [
-        Text(f"{step.name}:\n{step.command_line}")
-        for step in work.finished
-        if step.path(COMPARISON_HTML).name not in step.outputs
-    ]
-    return [
-        Section("Merging statistics", statistics),
-        Section("Results", [Table(files, ("", "wavelength (Å)", "", "file"))]),
-        Section("Absorption factors", factors),
-        Section("Steps", [Table(steps, ("step", "time", "finished (UTC)", "reports and logs"))]),
-        Section("Command lines", commands),
-    ]
-
-
-def step_record(step: FinishedStep | None) -> str | None:
-    return None if step is None else step.name
-
-
-def as_dict(
-    result: Result, work: WorkingFolder, settings: Settings, arguments: list[str], changed: str
-) -> dict[str, Any]:
-    """The content of anacor.json; inputs: SHA-256 of what came from outside, by path."""
-    return {
-        "program": {"name": "xia2.anacor", **work.versions},
-        "arguments": arguments,
-        "parameters": changed,
-        "inputs": {
-            path: digest
-            for step in work.finished
-            for path, digest in step.inputs.items()
-            if not Path(path).is_relative_to(work.path)
-        },
-        "crystals": [
-            {
-                "name": one.crystal.name,
-                "tomography": one.crystal.tomography,
-                "labels": one.labels,
-                "segmented_by": step_record(one.segmentation),
-                "factors_by": step_record(one.absorption),
-                "sweeps": [vars(sweep) for sweep in one.crystal.sweeps],
-                "factors": {
-                    key: one.summary[key] for key in ("transmission", "wavelengths", "warnings")
-                },
-            }
-            for one in result.corrections
-        ],
-        "groups": [
-            {
-                "name": group.name,
-                "crystals": group.crystals,
-                "symmetry_by": step_record(group.symmetry),
-                "absences_by": step_record(group.absences),
-                "space_group": group.space_group,
-                "unit_cell": group.unit_cell,
-                "scaled_by": {name: step.name for name, step in group.scaled.items()},
-                "failed": group.failed,
-                "warning": group.warning,
-                "selection": {
-                    "strategy": group.selection.strategy.name,
-                    "statistic": group.selection.statistic,
-                    "values": group.selection.values,
-                    "margin": settings.margin,
-                    "reason": group.selection.reason,
-                },
-                "experiments": group.experiments,
-                "reflections": group.reflections,
-                "wavelengths": [
-                    {
-                        "name": one.name,
-                        "wavelength_angstrom": one.wavelength,
-                        "files": one.files,
-                        "d_max": one.table["d_max"],
-                        "d_min": one.table["d_min"],
-                        "table": one.table["table"],
-                        "same_observations": one.table["same_observations"],
-                        "table_1": {
-                            entry["strategy"]: entry["table_1"]
-                            for entry in one.table["strategies"]
-                            if entry["succeeded"]
-                        },
-                    }
-                    for one in group.wavelengths
-                ],
-            }
-            for group in result.groups
-        ],
-        "steps": [
-            {
-                "name": step.name,
-                "done_in_this_run": step.why is not None,
-                "why": step.why,
-                "folder": step.folder,
-                "command_line": step.command_line,
-                **step.as_dict(),
-            }
-            for step in work.finished
-        ],
-    }
 
 
 @show_mail_handle_errors()
@@ -455,10 +223,12 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
                     len(crystal.sweeps),
                     crystal.tomography,
                 )
-            result = process(crystals, settings, work, write_comparison)
+            result = process(crystals, settings, work, comparison.write)
             with OutputFiles() as outputs:
-                numbers = as_dict(result, work, settings, args, changed)
-                write_json(outputs.path(work.path / params.output.json), numbers)
+                write_json(
+                    outputs.path(work.path / params.output.json),
+                    numbers(result, work, settings, args, changed),
+                )
                 write_html(
                     outputs.path(work.path / params.output.html),
                     "Absorption correction by tomography",
@@ -491,24 +261,6 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
         logger.info("Written: %s, %s", group.experiments, group.reflections.name)
     for name in (params.output.html, params.output.json):
         logger.info("Written: %s", work.path / name)
-
-
-def table_text(group: GroupResult, of: WavelengthResult) -> str:
-    """The main table as plain text, an asterisk at the best values."""
-    table = main_table(group, of)
-    texts = [list(map(str, table.header))] + [
-        [str(cell) + ("*" if (i, j) in table.marked else " ") for j, cell in enumerate(row)]
-        for i, row in enumerate(table.rows)
-    ]
-    widths = [max(len(row[j]) for row in texts) for j in range(len(table.header))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if j == 0 else cell.rjust(width)
-            for j, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in texts
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

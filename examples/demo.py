@@ -18,8 +18,9 @@ import numpy as np
 from dials.array_family import flex
 from dxtbx import flumpy
 
-from anacor_dials.diffraction.merging import compare_merging_statistics, format_table
+from anacor_dials.diffraction.merging import compare_merging_statistics
 from anacor_dials.diffraction.scaling import STRATEGIES, ScaledData, ScalingJob, scale_all
+from anacor_dials.report.comparison import format_table
 from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.simulation.diffraction_data import (

@@ -14,17 +14,18 @@ from dials.array_family import flex
 from dials.util import Sorry
 
 from anacor_dials.command_line import anacor_compare
-from anacor_dials.diffraction import comparison, scaling
-from anacor_dials.diffraction.comparison import (
-    DataSource,
-    as_dict,
-    compare,
-    data_sources,
-    figures,
-    scaling_jobs,
-)
+from anacor_dials.diffraction import scaling
 from anacor_dials.diffraction.merging import ImageSeries, MergingStatistics
 from anacor_dials.diffraction.scaling import STRATEGIES
+from anacor_dials.jobs import compare
+from anacor_dials.jobs.compare import (
+    DataSource,
+    data_sources,
+    scale_and_compare,
+    scaling_jobs,
+)
+from anacor_dials.report import comparison
+from anacor_dials.report.comparison import figures, numbers
 from anacor_dials.report.page import plain
 
 FAST = (
@@ -362,17 +363,22 @@ def test_a_data_set_that_cannot_be_merged_is_a_failure(monkeypatch, tmp_path):
             raise ValueError("no equivalents")
         return statistics_of(one.label, 1.0)
 
-    monkeypatch.setattr(comparison, "scale_all", lambda *_: [outcome("good"), outcome("bad")])
-    monkeypatch.setattr(comparison, "load_scaled", lambda label, *_: SimpleNamespace(label=label))
-    monkeypatch.setattr(comparison, "in_one_cell", lambda data: data)
-    monkeypatch.setattr(comparison, "block_width", lambda data: 1)
-    monkeypatch.setattr(comparison, "common_resolution", lambda data, d_min: (50.0, 2.0))
-    monkeypatch.setattr(comparison, "merging_statistics", merge)
+    monkeypatch.setattr(compare, "scale_all", lambda *_: [outcome("good"), outcome("bad")])
+    monkeypatch.setattr(compare, "load_scaled", lambda label, *_: SimpleNamespace(label=label))
+    monkeypatch.setattr(compare, "in_one_cell", lambda data: data)
+    monkeypatch.setattr(compare, "block_width", lambda data: 1)
+    monkeypatch.setattr(compare, "common_resolution", lambda data, d_min: (50.0, 2.0))
+    monkeypatch.setattr(compare, "merging_statistics", merge)
     steps = []
-    result = compare([], progress=steps.append)
+    monkeypatch.setattr(
+        compare,
+        "statistics_of_same_observations",
+        lambda files, *limits: ({label: {"r_meas": 0.1} for label in files}, 7),
+    )
+    result = scale_and_compare([], progress=steps.append)
     assert result.failed == {"bad": "scaled, not merged: no equivalents"}
     assert [one.label for one in result.statistics] == ["good"]
-    good, bad = json.loads(json.dumps(plain(as_dict(result)), allow_nan=False))["strategies"]
+    good, bad = json.loads(json.dumps(plain(numbers(result)), allow_nan=False))["strategies"]
     assert good["table_1"]["Rmeas(I)"] == [0.1, 0.1, None]
     assert good["by_resolution"]["cc_anomalous"] == [0.1, None]
     assert good["by_image"][1]["identifier"] == "sweep2"

@@ -23,6 +23,9 @@ DIALS = {"dials", "dxtbx", "cctbx", "libtbx", "iotbx", "scitbx", "rstbx", "mmtbx
 # only these import DIALS; the PHIL files are read by the commands alone
 WITH_DIALS = (
     "anacor_dials.diffraction.",
+    "anacor_dials.jobs.compare",
+    "anacor_dials.jobs.pipeline.settings",
+    "anacor_dials.jobs.pipeline.stages",
     "anacor_dials.simulation.diffraction_data",
     "anacor_dials.command_line.",
     "anacor_dials.phil",
@@ -117,6 +120,15 @@ def test_nothing_points_back_up(name):
 @pytest.mark.parametrize("name", WITHOUT_DIALS)
 def test_dials_is_imported_only_where_it_is_meant_to_be(name):
     assert not sorted({i for i in imported_by(name, MODULES[name]) if i.split(".")[0] in DIALS})
+
+
+def test_no_command_imports_a_command():
+    for name, path in MODULES.items():
+        if wing(name) == "command_line":
+            commands = {f"{i}." for i in imported_by(name, path)} - {"anacor_dials.command_line."}
+            allowed = "anacor_dials.command_line.begin_log."
+            inside = {i for i in commands if i.startswith("anacor_dials.command_line.")}
+            assert inside <= {allowed}, name
 
 
 def test_sam2_is_imported_by_one_module():

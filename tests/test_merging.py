@@ -14,19 +14,17 @@ from dials.array_family import flex
 from dxtbx.model.experiment_list import ExperimentListFactory
 
 from anacor_dials.diffraction.merging import (
-    ROWS,
     MergingStatistics,
     ScaledIntensities,
     block_width,
     common_resolution,
     compare_merging_statistics,
-    comparison_table,
-    format_table,
     in_one_cell,
     load_scaled,
     merging_statistics,
 )
 from anacor_dials.diffraction.scaling import scale
+from anacor_dials.report.comparison import ROWS, comparison_table, format_table
 
 
 @pytest.fixture(scope="module")

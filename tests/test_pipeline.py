@@ -18,20 +18,21 @@ import h5py
 import numpy as np
 from dxtbx.model import BeamFactory, Crystal, Experiment, ExperimentList
 
-from anacor_dials.diffraction import pipeline, steps
-from anacor_dials.diffraction.pipeline import (
-    Settings,
+from anacor_dials.jobs.pipeline import inputs, stages, steps
+from anacor_dials.jobs.pipeline.inputs import (
+    Crystal as CrystalFiles,
+)
+from anacor_dials.jobs.pipeline.inputs import (
     SweepFiles,
     assign_tomography,
-    file_name,
-    has_labels,
-    integration,
-    process,
     sweeps_of_directories,
     sweeps_of_files,
     sweeps_of_xia2,
 )
-from anacor_dials.diffraction.steps import Step, StepError, WorkingFolder, last_words
+from anacor_dials.jobs.pipeline.settings import PipelineSettings
+from anacor_dials.jobs.pipeline.stages import has_labels, integration, process, wavelength_names
+from anacor_dials.jobs.pipeline.steps import Step, StepError, WorkingFolder
+from anacor_dials.sample.output_files import file_name
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Tomogram
 
@@ -246,13 +247,6 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path):
         pass
 
 
-def test_last_words():
-    assert last_words("a\nSorry: this\n is why\n") == "this is why"
-    assert last_words("a\nError: no images\nPlease send it to us\n") == "no images"
-    assert last_words("Traceback\nKeyError: 'x'\n\n") == "KeyError: 'x'"
-    assert last_words("") == "it printed nothing"
-
-
 # ---- what goes in ---------------------------------------------------------------------------------
 
 
@@ -430,7 +424,7 @@ def test_a_scan_may_be_a_folder_a_pattern_or_a_data_set(tmp_path: Path):
     ):
         (crystal,) = assign_tomography(sweeps, [tmp_path / text], {})
         assert crystal.tomography == tmp_path / text
-        assert [path.name for path in pipeline._files_of(crystal.tomography)] == files
+        assert [path.name for path in inputs.files_of(crystal.tomography)] == files
 
 
 def test_what_needs_no_segmentation(tmp_path: Path, sample_labels: LabelVolume):
@@ -463,7 +457,7 @@ def test_what_needs_no_segmentation(tmp_path: Path, sample_labels: LabelVolume):
 )
 def test_settings_that_do_not_go_together(settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        Settings(**settings)
+        PipelineSettings(**settings)
 
 
 # ---- the whole, with stand-ins for all programs ---------------------------------------------------
@@ -576,27 +570,28 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
             for one in outcomes
         ]
         files = [str(one.reflections) for one in outcomes if hasattr(one, "seconds")]
-        values = {n: {"r_meas": r_meas[n]} for n in (o.strategy.name for o in outcomes)}
-        for one in outcomes:
-            if not hasattr(one, "seconds"):
-                del values[one.strategy.name]
+        values = {
+            one.label: {"r_meas": r_meas[one.strategy.name]}
+            for one in outcomes
+            if hasattr(one, "seconds")
+        }
         same = {"observations": 9, "values": values}
         content = {"strategies": entries, "files": files, "same_observations": same}
         (folder / "anacor_compare.json").write_text(json.dumps(content))
-        write_report(None, folder / "anacor_compare.html")
+        write_report(None, folder)
 
-    monkeypatch.setattr(steps, "run_command", made)
-    monkeypatch.setattr(pipeline, "run_job", made.scale)
-    monkeypatch.setattr(pipeline, "_compare", compare)
+    monkeypatch.setattr(steps, "run_step_command", made)
+    monkeypatch.setattr(stages, "run_job", made.scale)
+    monkeypatch.setattr(stages, "_compare", compare)
     return made
 
 
-def write_report(comparison: object, path: Path) -> None:
-    path.touch()
+def write_report(comparison: object, folder: Path) -> None:
+    (folder / "anacor_compare.html").touch()
 
 
 @pytest.fixture
-def mad(tmp_path: Path) -> Callable[..., list[pipeline.Crystal]]:
+def mad(tmp_path: Path) -> Callable[..., list[CrystalFiles]]:
     """Two crystals: X1 of three sweeps at two wavelengths, X2 of one; X2's labels are there already."""
     write_xia2(tmp_path / "xia2", LAYOUT)
     length = {"LREM": 4.1, "PEAK": 2.75}
@@ -610,7 +605,7 @@ def mad(tmp_path: Path) -> Callable[..., list[pipeline.Crystal]]:
     return assign_tomography(sweeps, [], {"X1": tmp_path / "scan.nxs", "X2": tmp_path / "tomo.h5"})
 
 
-SETTINGS = Settings(strategies=("none", "analytical", "analytical_sh"), nproc=1)
+SETTINGS = PipelineSettings(strategies=("none", "analytical", "analytical_sh"), nproc=1)
 SCALED = ["scale none", "scale analytical", "scale analytical_sh"]
 X1_STEPS = [
     "cosym", *SCALED, *["split_experiments"] * 3, "symmetry", "split_experiments",
@@ -621,7 +616,7 @@ X2_STEPS = ["symmetry", *SCALED, "symmetry", "merge", "export", "export"]
 
 def test_what_is_run_on_what(tmp_path: Path, mad: list, programs: Programs):
     work = work_in(tmp_path)
-    settings = Settings(
+    settings = PipelineSettings(
         strategies=SETTINGS.strategies,
         absorption_options={"": ("device=cpu",), "X2": ("alignment.angle_offset=30",)},
         segmentation_options={"X1": ("pixel_size=0.3",)},
@@ -684,22 +679,22 @@ def test_what_is_run_on_what(tmp_path: Path, mad: list, programs: Programs):
 def test_a_finished_pipeline_is_not_run_again_and_changes_run_what_they_must(
     tmp_path: Path, mad: list, programs: Programs
 ):
-    def again(settings: Settings = SETTINGS) -> list[str]:
+    def again(settings: PipelineSettings = SETTINGS) -> list[str]:
         process(mad, settings, work_in(tmp_path), write_report)
         return programs.ran()
 
     assert len(again()) == 3 + len(X1_STEPS) + len(X2_STEPS)
     assert again() == []
     # one more strategy: that is scaled, and as it is not taken nothing else is done
-    more = Settings(strategies=(*SETTINGS.strategies, "sh_high"))
+    more = PipelineSettings(strategies=(*SETTINGS.strategies, "sh_high"))
     assert again(more) == ["scale sh_high", "split_experiments", "scale sh_high"]
     # another strategy is taken
-    assert again(Settings(strategies=SETTINGS.strategies, strategy="none")) == [
+    assert again(PipelineSettings(strategies=SETTINGS.strategies, strategy="none")) == [
         *X1_STEPS[X1_STEPS.index("symmetry") :], *X2_STEPS[-4:],
     ]  # fmt: skip
     again()
     # another alignment of X2: everything of X2, nothing of X1
-    turned = Settings(
+    turned = PipelineSettings(
         strategies=SETTINGS.strategies, absorption_options={"X2": ("alignment.angle_offset=1",)}
     )
     assert again(turned) == ["anacor_absorption", *X2_STEPS]
@@ -731,12 +726,12 @@ def test_a_strategy_that_fails_is_left_out(tmp_path: Path, mad: list, programs: 
         ValueError, match="strategy analytical could not be scaled. analytical: dials.scale"
     ):
         process(
-            mad, Settings(strategies=("none",), strategy="analytical"), work_in(tmp_path), write_report
+            mad, PipelineSettings(strategies=("none",), strategy="analytical"), work_in(tmp_path), write_report
         )  # fmt: skip
 
 
 def test_crystals_together(tmp_path: Path, mad: list, programs: Programs):
-    settings = Settings(strategies=("analytical",), together=True, space_group="P41212")
+    settings = PipelineSettings(strategies=("analytical",), together=True, space_group="P41212")
     result = process(mad, settings, work_in(tmp_path), write_report)
     (group,) = result.groups
     assert (group.name, group.crystals) == ("all", ("X1", "X2"))
@@ -755,7 +750,7 @@ def test_results_of_two_runs_are_not_mixed(tmp_path: Path, mad: list, programs: 
     data = tmp_path / "work/DataFiles"
     (data / "X2_scaled.mtz").write_text("edited")
     (data / "notes.txt").write_text("mine")
-    together = Settings(strategies=("analytical",), together=True)
+    together = PipelineSettings(strategies=("analytical",), together=True)
     process(mad, together, work_in(tmp_path), write_report)
     assert {path.name for path in data.iterdir()} == {
         "notes.txt", "X2_scaled.mtz", "all_scaled.expt", "all_scaled.refl",
@@ -772,10 +767,13 @@ def test_results_of_two_runs_are_not_mixed(tmp_path: Path, mad: list, programs: 
 
 def test_symmetry_left_alone_or_given_for_one_sweep(tmp_path: Path, mad: list, programs: Programs):
     process(
-        mad[1:], Settings(strategies=("none",), symmetry="none"), work_in(tmp_path), write_report
+        mad[1:],
+        PipelineSettings(strategies=("none",), symmetry="none"),
+        work_in(tmp_path),
+        write_report,
     )
     assert programs.ran() == ["anacor_absorption", "scale none", "merge", "export", "export"]
-    given = Settings(strategies=("none",), space_group="P43212")
+    given = PipelineSettings(strategies=("none",), space_group="P43212")
     process(mad[1:], given, work_in(tmp_path), write_report)
     assert "space_group=P43212" in programs.command("dials.reindex")
 
@@ -783,20 +781,20 @@ def test_symmetry_left_alone_or_given_for_one_sweep(tmp_path: Path, mad: list, p
 def test_names_of_wavelengths(tmp_path: Path, mad: list):
     def named(*wavelengths: float) -> list[str]:
         correction = SimpleNamespace(crystal=mad[0])
-        return pipeline.wavelength_names(wavelengths, [correction])
+        return wavelength_names(wavelengths, [correction])
 
     assert named(2.75, 4.1) == ["PEAK", "LREM"]
     unnamed = replace(mad[0], sweeps=tuple(replace(s, wavelength="") for s in mad[0].sweeps))
     numbered = [SimpleNamespace(crystal=unnamed)]
-    assert pipeline.wavelength_names([2.75, 4.1], numbered) == ["WAVE1", "WAVE2"]
-    assert pipeline.wavelength_names([3.0], numbered) == ["NATIVE"]
+    assert wavelength_names([2.75, 4.1], numbered) == ["WAVE1", "WAVE2"]
+    assert wavelength_names([3.0], numbered) == ["NATIVE"]
 
 
 def test_crystals_of_one_name_are_refused(tmp_path: Path, mad: list, programs: Programs):
     twins = [mad[0], replace(mad[1], name="X1")]
     with pytest.raises(ValueError, match="X1, X1 have no names of their own"):
         process(twins, SETTINGS, work_in(tmp_path), write_report)
-    assert file_name("my crystal/1") == "my_crystal_1"
+    assert file_name("my crystal/1", "crystal") == "my_crystal_1"
 
 
 def test_images_need_xia2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

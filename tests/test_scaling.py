@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -290,7 +289,7 @@ class PretendedScaling:
 @pytest.fixture
 def pretended(monkeypatch):
     process = PretendedScaling()
-    monkeypatch.setattr(scaling, "_run_process", process)
+    monkeypatch.setattr(scaling, "run_command", process)
     monkeypatch.setattr(scaling, "check_reflections", lambda path, analytical: None)
     return process
 
@@ -364,27 +363,6 @@ def test_two_jobs_in_one_folder_are_refused(pretended, tmp_path):
     job = pretended_jobs(tmp_path)[0]
     with pytest.raises(ValueError, match="same folder"):
         scale_all([job, job])
-
-
-@pytest.mark.parametrize("runner", ["procrunner", "subprocess"])
-def test_both_ways_to_run_a_process_agree(monkeypatch, tmp_path, runner):
-    if runner == "subprocess":
-        monkeypatch.setattr(scaling, "procrunner", None)
-    elif scaling.procrunner is None:
-        pytest.skip("procrunner is not installed")
-    shell = shutil.which("sh")
-    status, printed = scaling._run_process(
-        (shell, "-c", "echo out $OMP_NUM_THREADS; echo err >&2; pwd; exit 3"), str(tmp_path), 5
-    )
-    assert status == 3
-    assert printed.split() == ["out", "5", str(tmp_path.resolve()), "err"]
-
-
-def test_dials_is_run_as_a_module_where_its_commands_are_not_on_the_path(monkeypatch, tmp_path):
-    monkeypatch.setattr(scaling.shutil, "which", lambda name: None)
-    status, printed = scaling._run_process(("dials.scale", "--help"), str(tmp_path), 1)
-    assert status == 0
-    assert "dials.scale integrated.refl" in printed
 
 
 def test_phil_has_exactly_these_strategies_and_models():

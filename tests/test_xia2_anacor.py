@@ -28,16 +28,16 @@ from scipy.stats import qmc
 from anacor_dials.command_line import xia2_anacor
 from anacor_dials.command_line.xia2_anacor import run
 from anacor_dials.diffraction.merging import compare_merging_statistics
-from anacor_dials.diffraction.pipeline import (
-    Correction,
-    GroupResult,
-    Result,
-    WavelengthResult,
-    sweeps_of_xia2,
-)
 from anacor_dials.diffraction.scaling import STRATEGIES, corrections, scale
 from anacor_dials.diffraction.selection import Selection
-from anacor_dials.diffraction.steps import FinishedStep, Step
+from anacor_dials.jobs.pipeline.inputs import sweeps_of_xia2
+from anacor_dials.jobs.pipeline.results import (
+    CorrectedCrystal,
+    GroupResult,
+    PipelineResult,
+    WavelengthResult,
+)
+from anacor_dials.jobs.pipeline.steps import FinishedStep, Step
 from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume
@@ -421,7 +421,7 @@ def test_two_wavelengths_of_a_virtual_crystal(
 # ---- what the command makes of a result -----------------------------------------------------------
 
 
-def made_up_result(crystals, settings, work, write_report) -> Result:
+def made_up_result(crystals, settings, work, write_report) -> PipelineResult:
     """A result as `process` returns it, its steps performed in place."""
 
     def step(name: str, **files: str) -> FinishedStep:
@@ -490,8 +490,8 @@ def made_up_result(crystals, settings, work, write_report) -> Result:
         reflections=merging.path("merged.mtz"),
         wavelengths=(WavelengthResult("NATIVE", 4.13, compare, merging, files),),
     )
-    correction = Correction(crystals[0], None, crystals[0].tomography, absorption)
-    return Result((correction,), (group,))
+    correction = CorrectedCrystal(crystals[0], None, crystals[0].tomography, absorption)
+    return PipelineResult((correction,), (group,))
 
 
 @pytest.fixture
@@ -549,7 +549,7 @@ def test_parameters_reach_the_pipeline(virtual_xia2: Path, monkeypatch: pytest.M
     """By name, by PHIL file, and with options for all crystals and for one."""
     seen = []
 
-    def process(crystals, settings, work, write_report) -> Result:
+    def process(crystals, settings, work, write_report) -> PipelineResult:
         seen.append((crystals, settings, work))
         return made_up_result(crystals, settings, work, write_report)
 
@@ -642,7 +642,7 @@ def test_images_go_through_xia2(virtual_xia2: Path, monkeypatch: pytest.MonkeyPa
     """A program called xia2 that leaves what the real one would; it is not run a second time."""
     seen = []
 
-    def process(crystals, settings, work, write_report) -> Result:
+    def process(crystals, settings, work, write_report) -> PipelineResult:
         seen.append((crystals, [step.why for step in work.finished]))
         return made_up_result(crystals, settings, work, write_report)
 

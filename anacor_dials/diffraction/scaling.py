@@ -19,9 +19,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,12 +29,8 @@ from pathlib import Path
 import numpy as np
 from dials.array_family import flex
 
+from anacor_dials.diffraction.commands import last_words, run_command
 from anacor_dials.diffraction.reflections import DIVIDED_COLUMN, FACTOR_COLUMN
-
-try:
-    import procrunner
-except ImportError:  # then subprocess does the same
-    procrunner = None
 
 # dials.algorithms.scaling.model.model.determine_auto_absorption_params; only the model dose_decay
 # needs the numbers, as it knows no levels: (lmax, surface_weight)
@@ -293,12 +286,12 @@ def run_job(job: ScalingJob, threads: int = 1) -> ScaledData:
     # dials.scale works in a folder of its own; only what is complete is moved to its place
     with tempfile.TemporaryDirectory(prefix=".scaling-", dir=folder) as scratch:
         start = time.monotonic()
-        status, printed = _run_process(command, scratch, threads)
+        status, printed = run_command(command, scratch, threads)
         seconds = time.monotonic() - start
         made = {name: Path(scratch, name) for name in OUTPUTS}
         reason = None
         if status != 0:
-            reason = f"dials.scale ended with status {status}: {_last_words(printed)}"
+            reason = f"dials.scale ended with status {status}: {last_words(printed)}"
         elif missing := [name for name in OUTPUTS[:3] if not made[name].is_file()]:
             reason = f"dials.scale ended without an error but wrote no {missing[0]}."
         else:
@@ -352,54 +345,6 @@ def check_reflections(reflections: str | os.PathLike[str], analytical: bool) -> 
             f"positive number (the first is {transmission[bad][0]:g}); run dials.anacor_absorption on "
             "it again."
         )
-
-
-def _run_process(command: Sequence[str], folder: str, threads: int) -> tuple[int, str]:
-    """Exit status and everything that was printed of a command run in `folder`."""
-    if shutil.which(command[0]) is None:  # DIALS is importable and its commands are not on PATH
-        module = command[0].replace("dials.", "dials.command_line.", 1)
-        command = (sys.executable, "-m", module, *command[1:])
-    settings = {
-        name: str(threads)
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    }
-    if procrunner is not None:
-        result = procrunner.run(
-            command,
-            print_stdout=False,
-            print_stderr=False,
-            working_directory=folder,
-            environment_override=settings,
-            stdin=subprocess.DEVNULL,
-        )
-    else:
-        result = subprocess.run(
-            command,
-            capture_output=True,
-            cwd=folder,
-            env={**os.environ, **settings},
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-    printed = result.stdout + b"\n" + result.stderr
-    return result.returncode, printed.decode("utf-8", "replace").strip()
-
-
-def _last_words(printed: str) -> str:
-    """The reason among what a DIALS command printed: from "Sorry:" on, else its last line.
-
-    After a minimisation that failed dials.scale goes on without a scale and ends with "No data found",
-    so the failure itself is added.
-    """
-    lines = printed.splitlines()
-    reason = lines[-1].strip() if lines else "it printed nothing."
-    for mark in ("Sorry:", "Usage error:"):
-        if mark in printed:
-            reason = " ".join(printed.rpartition(mark)[2].split())
-    minimiser = "lbfgs error:"
-    if minimiser in printed and minimiser not in reason:
-        reason += f" (after {minimiser}{printed.rpartition(minimiser)[2].splitlines()[0]})"
-    return reason
 
 
 def corrections(experiments: str | os.PathLike[str]) -> list[tuple[str, ...]]:

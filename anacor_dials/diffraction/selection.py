@@ -30,15 +30,7 @@ from numpy.typing import NDArray
 
 from anacor_dials.diffraction.merging import RESOLUTION_TOLERANCE
 from anacor_dials.diffraction.scaling import SPHERICAL_HARMONICS, Strategy, strategy_called
-
-# parameter -> (row of DIALS' Table 1, better where higher: +1, lower: -1)
-STATISTICS = {
-    "r_meas": ("Rmeas(I)", -1),
-    "r_pim": ("Rpim(I)", -1),
-    "cc_half": ("CC half", 1),
-    "i_over_sigma": ("I/sigma", 1),
-    "anomalous_correlation": ("Anomalous correlation", 1),
-}
+from anacor_dials.diffraction.statistics import STATISTICS
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the end. What an earlier run left is replaced only then.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -68,3 +69,11 @@ def whole_file(final: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path that becomes `final` when the block ends without an exception."""
     with OutputFiles() as out:
         yield out.path(final)
+
+
+def file_name(label: str, otherwise: str) -> str:
+    """A label with everything replaced that does not belong in a file's name.
+
+    otherwise: the name where nothing is left of the label.
+    """
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", label).strip("_.") or otherwise

@@ -18,8 +18,6 @@ import logging
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,11 +28,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import procrunner
-
+from anacor_dials.diffraction.commands import last_words, run_command
 from anacor_dials.sample.output_files import whole_file
 
-logger = logging.getLogger("dials.anacor_dials.diffraction.steps")
+logger = logging.getLogger("dials.anacor_dials.jobs.pipeline.steps")
 
 RECORD = "steps.json"
 PRINTED = "printed.log"
@@ -298,7 +295,7 @@ class WorkingFolder:
         try:
             try:
                 if step.perform is None:
-                    run_command((*step.command, *step.free), scratch)
+                    run_step_command((*step.command, *step.free), scratch)
                 else:
                     step.perform(scratch)
                 missing = [name for name in step.outputs if not (scratch / name).is_file()]
@@ -395,52 +392,12 @@ class WorkingFolder:
             path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def run_command(command: Sequence[str], folder: Path) -> None:
+def run_step_command(command: Sequence[str], folder: Path) -> None:
     """Runs a command in a folder; what it prints goes to printed.log there, line by line.
 
     Raises StepError with the command's own last words where it fails.
     """
-    program = command[0]
-    if shutil.which(program) is None:
-        # DIALS is importable and its commands are not on PATH
-        for prefix, package in (
-            ("dials.anacor_", "anacor_dials.command_line.anacor_"),
-            ("dials.", "dials.command_line."),
-        ):
-            if program.startswith(prefix):
-                module = package + program.removeprefix(prefix)
-                command = (sys.executable, "-m", module, *command[1:])
-                break
-        else:
-            raise StepError(f"There is no program {program} on PATH")
     log = folder / PRINTED
-    with open(log, "w", encoding="utf-8", errors="replace") as file:
-
-        def keep(line: str) -> None:
-            file.write(line + "\n")
-            file.flush()
-
-        result = procrunner.run(
-            list(command),
-            print_stdout=False,
-            print_stderr=False,
-            callback_stdout=keep,
-            callback_stderr=keep,
-            working_directory=folder,
-            stdin=subprocess.DEVNULL,
-        )
-    if result.returncode:
-        # in the log the two may be mixed: what is printed waits in buffers, what is wrong does not
-        words = last_words((result.stdout + b"\n" + result.stderr).decode("utf-8", "replace"))
-        raise StepError(f"{program} ended with status {result.returncode}: {words}", log)
-
-
-def last_words(printed: str) -> str:
-    """The reason among what a command printed: from "Sorry:" on, else its last line."""
-    for mark in ("Sorry:", "Usage error:"):
-        if mark in printed:
-            return " ".join(printed.rpartition(mark)[2].split())
-    lines = [line.strip() for line in printed.splitlines() if line.strip()]
-    if errors := [line for line in lines if line.startswith("Error: ")]:  # xia2 goes on after it
-        return errors[-1].removeprefix("Error: ")
-    return lines[-1] if lines else "it printed nothing"
+    status, printed = run_command(command, folder, log=log)
+    if status:
+        raise StepError(f"{command[0]} ended with status {status}: {last_words(printed)}", log)

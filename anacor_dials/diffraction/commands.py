@@ -1,0 +1,87 @@
+"""Commands of DIALS and xia2, run in a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import procrunner
+
+# where the commands of a program on no PATH are found as modules
+MODULES = (
+    ("dials.anacor_", "anacor_dials.command_line.anacor_"),
+    ("dials.", "dials.command_line."),
+)
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def run_command(
+    command: Sequence[str],
+    folder: str | os.PathLike[str],
+    threads: int | None = None,
+    log: Path | None = None,
+) -> tuple[int, str]:
+    """The exit status of a command, and what it printed: standard output, then standard error.
+
+    Parameters
+    ----------
+    command: program and arguments. A command of DIALS that is not on PATH is run as a module.
+    folder: where it is run.
+    threads: for each numerical library within the run; None leaves them as they are.
+    log: a file that gets each line as it is printed.
+
+    Raises
+    ------
+    ValueError: there is no such program.
+    """
+    program = command[0]
+    if shutil.which(program) is None:
+        for prefix, package in MODULES:
+            if program.startswith(prefix):
+                module = package + program.removeprefix(prefix)
+                command = (sys.executable, "-m", module, *command[1:])
+                break
+        else:
+            raise ValueError(f"There is no program {program} on PATH")
+    with open(log or os.devnull, "w", encoding="utf-8", errors="replace") as file:
+
+        def keep(line: str) -> None:
+            file.write(line + "\n")
+            file.flush()
+
+        result = procrunner.run(
+            list(command),
+            print_stdout=False,
+            print_stderr=False,
+            callback_stdout=keep,
+            callback_stderr=keep,
+            working_directory=folder,
+            environment_override={} if threads is None else dict.fromkeys(THREADS, str(threads)),
+            stdin=subprocess.DEVNULL,
+        )
+    printed: bytes = result.stdout + b"\n" + result.stderr
+    return result.returncode, printed.decode("utf-8", "replace").strip()
+
+
+def last_words(printed: str) -> str:
+    """The reason among what a command printed: from "Sorry:" on, else its last line.
+
+    After a minimisation that failed dials.scale goes on without a scale and ends with "No data found",
+    so the failure itself is added. xia2 goes on after a line that begins with "Error: ".
+    """
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("Error: ")]
+    reason = lines[-1] if lines else "it printed nothing"
+    if errors:
+        reason = errors[-1].removeprefix("Error: ")
+    for mark in ("Usage error:", "Sorry:"):
+        if mark in printed:
+            reason = " ".join(printed.rpartition(mark)[2].split())
+    minimiser = "lbfgs error:"
+    if minimiser in printed and minimiser not in reason:
+        reason += f" (after {minimiser}{printed.rpartition(minimiser)[2].splitlines()[0]})"
+    return reason

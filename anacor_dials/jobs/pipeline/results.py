@@ -1,0 +1,88 @@
+"""What the pipeline made: factors of each crystal, and what became of the sweeps scaled together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anacor_dials.jobs.pipeline.inputs import Crystal
+from anacor_dials.jobs.pipeline.steps import FinishedStep
+
+if TYPE_CHECKING:
+    from anacor_dials.diffraction.selection import Selection
+
+COMPARISON_JSON = "anacor_compare.json"
+COMPARISON_HTML = "anacor_compare.html"
+
+
+@dataclass(frozen=True)
+class CorrectedCrystal:
+    """The factors of one crystal; segmentation: None where the labels were there already."""
+
+    crystal: Crystal
+    segmentation: FinishedStep | None
+    labels: Path
+    absorption: FinishedStep
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What dials.anacor_absorption says of the factors, as numbers."""
+        path = self.absorption.path("anacor_absorption.json")
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+
+
+@dataclass(frozen=True)
+class WavelengthResult:
+    """Statistics and final files of one wavelength (A). files: what it is -> path."""
+
+    name: str
+    wavelength: float
+    comparison: FinishedStep
+    merging: FinishedStep
+    files: Mapping[str, Path]
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The comparison as numbers (`anacor_dials.report.comparison.numbers`)."""
+        path = self.comparison.path(COMPARISON_JSON)
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """What became of the sweeps that were scaled together. warning: what the user should look at."""
+
+    name: str
+    crystals: tuple[str, ...]
+    symmetry: FinishedStep | None
+    scaled: Mapping[str, FinishedStep]
+    failed: Mapping[str, str]
+    selection: Selection
+    warning: str | None
+    absences: FinishedStep | None
+    space_group: str
+    unit_cell: tuple[float, ...]
+    experiments: Path
+    reflections: Path
+    wavelengths: tuple[WavelengthResult, ...]
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """All that the pipeline made."""
+
+    corrections: tuple[CorrectedCrystal, ...]
+    groups: tuple[GroupResult, ...]
+
+
+def same_observations(comparison: FinishedStep) -> dict[str, dict[str, float | None]]:
+    """{strategy: {statistic: overall value}} of the same observations, from the numbers of a comparison."""
+    content = json.loads(comparison.path(COMPARISON_JSON).read_text(encoding="utf-8"))
+    strategies = {entry["label"]: entry["strategy"] for entry in content["strategies"]}
+    values = content["same_observations"]["values"]
+    return {strategies[label]: of_one for label, of_one in values.items()}

@@ -1,0 +1,96 @@
+"""How the pipeline is to run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from anacor_dials.diffraction.scaling import Strategy, strategy_called
+from anacor_dials.diffraction.statistics import STATISTICS
+from anacor_dials.jobs.pipeline.inputs import Crystal
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """How the pipeline is to run; see phil/xia2_anacor.phil for the words.
+
+    strategy: the one to take whatever the statistics say. statistic, margin: see
+    :func:`anacor_dials.diffraction.selection.choose_strategy`. together: all crystals are scaled
+    together. The options are further arguments of each program; those of segmentation and absorption
+    are given by crystal, "" for all of them.
+    """
+
+    strategies: tuple[str, ...] = ("none", "sh_high", "analytical", "analytical_sh")
+    strategy: str | None = None
+    statistic: str = "r_meas"
+    margin: float = 0.02
+    d_min: float | None = None
+    n_bins: int = 20
+    model: str = "auto"
+    together: bool = False
+    symmetry: str = "auto"
+    space_group: str | None = None
+    absences: bool = True
+    segmentation_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    absorption_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    symmetry_options: tuple[str, ...] = ()
+    scaling_options: tuple[str, ...] = ()
+    merging_options: tuple[str, ...] = ()
+    nproc: int = 1
+
+    def __post_init__(self) -> None:
+        for name in (*self.strategies, *([self.strategy] if self.strategy else [])):
+            strategy_called(name).options(self.model)
+        if not self.strategies and not self.strategy:
+            raise ValueError("No strategy was asked for; name at least one.")
+        if self.statistic not in STATISTICS:
+            raise ValueError(
+                f"The statistic {self.statistic} is not known; there are {', '.join(STATISTICS)}."
+            )
+        if self.symmetry not in ("auto", "cosym", "symmetry", "none"):
+            raise ValueError(
+                f"No program for symmetry is called {self.symmetry}; there are auto, cosym, symmetry "
+                "and none."
+            )
+        if self.symmetry == "none" and self.space_group:
+            raise ValueError(
+                f"The space group {self.space_group} was given with symmetry.program=none, which "
+                "leaves it as it is; leave one of them out."
+            )
+        options = [
+            *self.symmetry_options,
+            *self.scaling_options,
+            *self.merging_options,
+            *(o for given in self.segmentation_options.values() for o in given),
+            *(o for given in self.absorption_options.values() for o in given),
+        ]
+        for option in options:
+            if re.match(r"output\.(?!html=|probabilities=)", option):
+                raise ValueError(
+                    f"The option {option} cannot be given: the pipeline names the files itself."
+                )
+
+    def chosen_strategies(self) -> list[Strategy]:
+        """The strategies to run: those asked for, and the one to take."""
+        names = dict.fromkeys((*self.strategies, *([self.strategy] if self.strategy else [])))
+        return [strategy_called(name) for name in names]
+
+
+def options_of(crystal: str, given: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The options for all crystals and then those for this one."""
+    return (*given.get("", ()), *given.get(crystal, ()))
+
+
+def refuse_unknown_crystals(crystals: Sequence[Crystal], settings: PipelineSettings) -> None:
+    """Raises ValueError where options were given for a crystal that there is not."""
+    names = [crystal.name for crystal in crystals]
+    for scope, given in (
+        ("segmentation", settings.segmentation_options),
+        ("absorption", settings.absorption_options),
+    ):
+        for name in given:
+            if name and name not in names:
+                raise ValueError(
+                    f"{scope}.{name} was given, but the crystals of the data are {', '.join(names)}."
+                )

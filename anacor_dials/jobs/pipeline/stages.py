@@ -1,0 +1,494 @@
+"""The stages of the pipeline: factors, symmetry, scaling, comparison, merging and export."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import h5py
+from dials.util.export_mtz import match_wavelengths
+from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
+
+from anacor_dials.diffraction.scaling import FailedScaling, ScaledData, ScalingJob, run_job
+from anacor_dials.diffraction.selection import choose_strategy, factors_that_do_not_help
+from anacor_dials.jobs.compare import Comparison, ComparisonSettings, compare
+from anacor_dials.jobs.pipeline.inputs import Crystal, files_of
+from anacor_dials.jobs.pipeline.results import (
+    COMPARISON_HTML,
+    COMPARISON_JSON,
+    CorrectedCrystal,
+    GroupResult,
+    PipelineResult,
+    WavelengthResult,
+    same_observations,
+)
+from anacor_dials.jobs.pipeline.settings import PipelineSettings, options_of
+from anacor_dials.jobs.pipeline.steps import FinishedStep, Step, StepError, WorkingFolder
+from anacor_dials.sample.output_files import file_name
+from anacor_dials.sample.tomogram_files import is_sample_file
+
+WriteReport = Callable[[Comparison, Path], None]
+
+
+def integration(images: Sequence[str], options: Sequence[str], nproc: int = 1) -> Step:
+    """The step ``xia2 pipeline=dials`` on images (``path`` or ``path:first:last``); its folder is xia2's.
+
+    Raises ValueError where there is no xia2 or no image. Whether images have changed is judged by the
+    named ones alone.
+    """
+    if shutil.which("xia2") is None:
+        raise ValueError(
+            "Images were given and there is no xia2 on PATH to integrate them; install it, or integrate "
+            "them by DIALS and give the integrated .expt and .refl files."
+        )
+    named, files = [], []
+    for image in images:
+        span = re.search(r"(?::\d+:\d+)?$", image)[0]  # type: ignore[index]  # always matches
+        path = image.removesuffix(span)
+        files.append(Path(path).absolute())
+        if not files[-1].is_file():
+            raise ValueError(f"There is no image {path}.")
+        named.append(f"image={files[-1]}{span}")
+    return Step(
+        "xia2",
+        ("xia2", "pipeline=dials", *named, *options),
+        tuple(files),
+        ("xia2.json",),
+        (f"nproc={nproc}",),
+    )
+
+
+def process(
+    crystals: Sequence[Crystal],
+    settings: PipelineSettings,
+    work: WorkingFolder,
+    write_report: WriteReport,
+) -> PipelineResult:
+    """All steps from the integrated sweeps on, each run where it is not done yet.
+
+    write_report: writes the page and the numbers of one comparison into a folder, as
+    anacor_dials.report.comparison.write does. Raises ValueError, with the log to read, where a step
+    fails; a strategy of scaling that fails is left out unless it is the one to take.
+    """
+    names = [file_name(crystal.name, "crystal") for crystal in crystals]
+    if len(set(names)) != len(names) or "all" in names and settings.together:
+        raise ValueError(
+            f"The crystals {', '.join(names)} have no names of their own; rename them."
+        )
+    corrections = tuple(correct(crystal, settings, work) for crystal in crystals)
+    groups = [corrections] if settings.together else [(one,) for one in corrections]
+    reduced = tuple(reduce_group(group, settings, work, write_report) for group in groups)
+    work.remove_old_results()
+    return PipelineResult(corrections, reduced)
+
+
+def has_labels(tomography: Path, options: Sequence[str]) -> bool:
+    """Whether it needs no segmentation: a tomo.h5 with labels, or a foreign stack of labels."""
+    if tomography.suffix == ".npy" or any("labels.voxel_size_um" in option for option in options):
+        return True
+    if not tomography.is_file() or not h5py.is_hdf5(tomography) or not is_sample_file(tomography):
+        return False
+    with h5py.File(tomography, "r") as file:
+        return "entry/segmentation/labels" in file
+
+
+def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -> CorrectedCrystal:
+    """The factors of all sweeps of a crystal: labels, mu and rays."""
+    name = file_name(crystal.name, "crystal")
+    options = options_of(crystal.name, settings.absorption_options)
+    free = (f"nproc={settings.nproc}",)
+    labels, segmentation = crystal.tomography, None
+    if not has_labels(crystal.tomography, options):
+        segmentation = work.run(
+            Step(
+                f"{name}/segment",
+                (
+                    "dials.anacor_segment",
+                    str(crystal.tomography),
+                    *options_of(crystal.name, settings.segmentation_options),
+                ),
+                files_of(crystal.tomography),
+                ("tomo.h5", "anacor_segment.json"),
+                free,
+            )
+        )
+        labels = segmentation.path("tomo.h5")
+    absorption = work.run(
+        Step(
+            f"{name}/absorption",
+            (
+                "dials.anacor_absorption",
+                *(str(sweep.experiments) for sweep in crystal.sweeps),
+                *(str(sweep.reflections) for sweep in crystal.sweeps),
+                str(labels),
+                *options,
+            ),
+            (
+                *(sweep.experiments for sweep in crystal.sweeps),
+                *(sweep.reflections for sweep in crystal.sweeps),
+                *files_of(labels),
+            ),
+            ("corrected.expt", "corrected.refl", "anacor_absorption.json"),
+            free,
+        )
+    )
+    return CorrectedCrystal(crystal, segmentation, labels, absorption)
+
+
+def reduce_group(
+    corrections: Sequence[CorrectedCrystal],
+    settings: PipelineSettings,
+    work: WorkingFolder,
+    write_report: WriteReport,
+) -> GroupResult:
+    """The sweeps scaled together: symmetry, strategies, the best of them, merged and exported."""
+    crystals = tuple(one.crystal.name for one in corrections)
+    name = "all" if settings.together else file_name(crystals[0], "crystal")
+    experiments = tuple(one.absorption.path("corrected.expt") for one in corrections)
+    reflections = tuple(one.absorption.path("corrected.refl") for one in corrections)
+    symmetry = find_symmetry(name, experiments, reflections, settings, work)
+    if symmetry is not None:
+        experiments = (symmetry.path("symmetrized.expt"),)
+        reflections = (symmetry.path("symmetrized.refl"),)
+
+    outcomes = scale_by_strategies(name, experiments, reflections, settings, work)
+    scaled = {o.strategy.name: step for o, step in outcomes if step is not None}
+    failed = {o.strategy.name: o.reason for o, step in outcomes if isinstance(o, FailedScaling)}
+    if not scaled or settings.strategy in failed:
+        reasons = "; ".join(f"{which}: {why.rstrip('.')}" for which, why in failed.items())
+        what = f"The strategy {settings.strategy} could not" if scaled else "No strategy could"
+        raise ValueError(f"{what} be scaled. {reasons}.")
+
+    per_wavelength = compare_wavelengths(name, outcomes, corrections, settings, work, write_report)
+    selection = choose_strategy(
+        [same_observations(step) for _, _, step in per_wavelength],
+        settings.statistic,
+        settings.margin,
+        settings.strategy,
+    )
+    best = scaled[selection.strategy.name]
+    final = (best.path("scaled.expt"), best.path("scaled.refl"))
+    absences = None
+    if settings.absences and settings.symmetry != "none" and not settings.space_group:
+        absences = work.run(
+            Step(
+                f"{name}/absences",
+                ("dials.symmetry", *map(str, final), "laue_group=None"),
+                final,
+                ("symmetrized.expt", "symmetrized.refl"),
+            )
+        )
+        final = (absences.path("symmetrized.expt"), absences.path("symmetrized.refl"))
+    models = _read_models(final[0])
+    wavelengths = merge_and_export(name, crystals, final, per_wavelength, settings, work)
+    return GroupResult(
+        name=name,
+        crystals=crystals,
+        symmetry=symmetry,
+        scaled=scaled,
+        failed=failed,
+        selection=selection,
+        warning=factors_that_do_not_help(selection.values, settings.statistic),
+        absences=absences,
+        space_group=str(models[0].crystal.get_space_group().info()),
+        unit_cell=tuple(models[0].crystal.get_unit_cell().parameters()),
+        experiments=work.publish(final[0], f"{name}_scaled.expt"),
+        reflections=work.publish(final[1], f"{name}_scaled.refl"),
+        wavelengths=wavelengths,
+    )
+
+
+def find_symmetry(
+    name: str,
+    experiments: Sequence[Path],
+    reflections: Sequence[Path],
+    settings: PipelineSettings,
+    work: WorkingFolder,
+) -> FinishedStep | None:
+    """All sweeps in one setting and their space group; None where it is left as it is.
+
+    Several sweeps go through dials.cosym, which also settles ambiguities of indexing between them; one
+    goes through dials.symmetry, or dials.reindex where its space group was given.
+    """
+    if settings.symmetry == "none":
+        return None
+    n_sweeps = sum(len(_read_models(path)) for path in experiments)
+    program = settings.symmetry
+    if program == "auto":
+        program = "cosym" if n_sweeps > 1 else "symmetry"
+    files = [*map(str, experiments), *map(str, reflections)]
+    free: tuple[str, ...] = ()
+    if program == "cosym":
+        command = ["dials.cosym", *files]
+        free = (f"nproc={settings.nproc}",)
+    elif settings.space_group:
+        command = ["dials.reindex", *files]
+        command += ["output.experiments=symmetrized.expt", "output.reflections=symmetrized.refl"]
+    else:
+        # absences are looked for in scaled data, where they can be told from weak reflections
+        command = ["dials.symmetry", *files, "systematic_absences.check=False"]
+    if settings.space_group:
+        command.append(f"space_group={settings.space_group}")
+    return work.run(
+        Step(
+            f"{name}/symmetry",
+            (*command, *settings.symmetry_options),
+            (*experiments, *reflections),
+            ("symmetrized.expt", "symmetrized.refl"),
+            free,
+        )
+    )
+
+
+def scale_by_strategies(
+    name: str,
+    experiments: Sequence[Path],
+    reflections: Sequence[Path],
+    settings: PipelineSettings,
+    work: WorkingFolder,
+) -> list[tuple[ScaledData | FailedScaling, FinishedStep | None]]:
+    """The outcome of every strategy, each a step of its own; as many at a time as there are processes."""
+    options = settings.scaling_options
+    if settings.d_min is not None:
+        options = (f"cut_data.d_min={settings.d_min:g}", *options)
+    strategies = settings.chosen_strategies()
+    at_a_time = max(1, min(settings.nproc, len(strategies)))
+    jobs, steps = [], []
+    for strategy in strategies:
+        job = ScalingJob(
+            strategy.label,
+            strategy,
+            tuple(experiments),
+            tuple(reflections),
+            work.path / name / f"scale_{strategy.name}",
+            settings.model,
+            options,
+        )
+        jobs.append(job)
+        steps.append(
+            Step(
+                f"{name}/scale_{strategy.name}",
+                job.command(),
+                (*experiments, *reflections),
+                ("scaled.expt", "scaled.refl", "dials.scale.log"),
+                perform=partial(_scale, job, max(1, settings.nproc // at_a_time)),
+            )
+        )
+    outcomes: list[tuple[ScaledData | FailedScaling, FinishedStep | None]] = []
+    for job, done in zip(jobs, work.run_all(steps, at_a_time), strict=True):
+        if isinstance(done, StepError):
+            failure = FailedScaling(job.label, job.strategy, job.command(), str(done), done.log)
+            outcomes.append((failure, None))
+            continue
+        html = done.path("dials.scale.html")
+        data = ScaledData(
+            job.label,
+            job.strategy,
+            job.command(),
+            done.path("scaled.expt"),
+            done.path("scaled.refl"),
+            done.path("dials.scale.log"),
+            html if html.is_file() else None,
+            done.seconds,
+        )
+        outcomes.append((data, done))
+    return outcomes
+
+
+def _scale(job: ScalingJob, threads: int, folder: Path) -> None:
+    run_job(replace(job, folder=folder), threads)
+
+
+def compare_wavelengths(
+    name: str,
+    outcomes: Sequence[tuple[ScaledData | FailedScaling, FinishedStep | None]],
+    corrections: Sequence[CorrectedCrystal],
+    settings: PipelineSettings,
+    work: WorkingFolder,
+    write_report: WriteReport,
+) -> list[tuple[str, float, FinishedStep]]:
+    """(name, wavelength in A, its comparison) for every wavelength, from short to long."""
+    first = next(o for o, _ in outcomes if isinstance(o, ScaledData))
+    models = _read_models(first.experiments)
+    wavelengths = sorted(match_wavelengths(models))
+    labels = wavelength_names(wavelengths, corrections)
+    # every strategy's data by wavelength, in the order of `wavelengths`
+    parts: list[list[ScaledData | FailedScaling]] = [[] for _ in wavelengths]
+    for outcome, _ in outcomes:
+        if isinstance(outcome, FailedScaling):
+            for part in parts:
+                part.append(outcome)
+            continue
+        files = by_wavelength(
+            f"{name}/split_{outcome.strategy.name}",
+            (outcome.experiments, outcome.reflections),
+            work,
+        )
+        if len(files) != len(wavelengths):
+            raise ValueError(
+                f"Scaling by {outcome.label} left {len(files)} of {len(wavelengths)} wavelengths; "
+                f"leave it out, or see {outcome.log}."
+            )
+        for part, (expt, refl) in zip(parts, files, strict=True):
+            part.append(replace(outcome, experiments=expt, reflections=refl))
+    result = []
+    for label, wavelength, part in zip(labels, wavelengths, parts, strict=True):
+        suffix = f"_{label}" if len(wavelengths) > 1 else ""
+        scaled = [one for one in part if isinstance(one, ScaledData)]
+        said = [
+            f"{o.label} ({o.reason})" if isinstance(o, FailedScaling) else o.label for o in part
+        ]
+        step = Step(
+            f"{name}/compare{suffix}",
+            (
+                f"statistics of {'; '.join(said)}",
+                f"to {settings.d_min or 'the common limit'} A in {settings.n_bins} shells",
+            ),
+            tuple(path for one in scaled for path in (one.experiments, one.reflections)),
+            (COMPARISON_JSON, COMPARISON_HTML),
+            perform=partial(_compare, part, settings, write_report),
+            by_hand=False,
+        )
+        result.append((label, wavelength, work.run(step)))
+    return result
+
+
+def wavelength_names(
+    wavelengths: Sequence[float], corrections: Sequence[CorrectedCrystal]
+) -> list[str]:
+    """xia2's name of each wavelength (A), where all its sweeps have one and no other has it; else WAVEn."""
+    names: list[set[str]] = [set() for _ in wavelengths]
+    for correction in corrections:
+        for sweep in correction.crystal.sweeps:
+            for model in _read_models(sweep.experiments):
+                length = model.beam.get_wavelength()
+                nearest = min(range(len(wavelengths)), key=lambda i: abs(wavelengths[i] - length))
+                names[nearest].add(file_name(sweep.wavelength, ""))
+    plain = [next(iter(known)) if len(known) == 1 else "" for known in names]
+    if all(plain) and len(set(plain)) == len(plain):
+        return plain
+    if len(wavelengths) == 1:
+        return ["NATIVE"]
+    return [f"WAVE{i + 1}" for i in range(len(wavelengths))]
+
+
+def by_wavelength(
+    step_name: str, files: tuple[Path, Path], work: WorkingFolder
+) -> list[tuple[Path, Path]]:
+    """(experiments, reflections) of each wavelength, from short to long; the files where there is one."""
+    models = _read_models(files[0])
+    n = len(match_wavelengths(models))
+    if n == 1:
+        return [files]
+    digits = len(str(len(models) - 1))  # as dials.split_experiments numbers them
+    names = [f"split_{i:0{digits}d}" for i in range(n)]
+    done = work.run(
+        Step(
+            step_name,
+            ("dials.split_experiments", *map(str, files), "by_wavelength=True"),
+            files,
+            tuple(f"{one}.{kind}" for one in names for kind in ("expt", "refl")),
+        )
+    )
+    return [(done.path(f"{one}.expt"), done.path(f"{one}.refl")) for one in names]
+
+
+def _compare(
+    outcomes: Sequence[ScaledData | FailedScaling],
+    settings: PipelineSettings,
+    write_report: WriteReport,
+    folder: Path,
+) -> None:
+    comparison = compare(outcomes, ComparisonSettings(settings.d_min, settings.n_bins))
+    if comparison.same is None:
+        raise ValueError(comparison.why_not_same)
+    write_report(comparison, folder)
+
+
+def merge_and_export(
+    name: str,
+    crystals: Sequence[str],
+    files: tuple[Path, Path],
+    wavelengths: Sequence[tuple[str, float, FinishedStep]],
+    settings: PipelineSettings,
+    work: WorkingFolder,
+) -> tuple[WavelengthResult, ...]:
+    """Each wavelength merged (MTZ) and unmerged (MTZ, mmCIF), and put into DataFiles."""
+    results = []
+    crystal = file_name(crystals[0], "crystal") if len(crystals) == 1 else "ALL"
+    parts = by_wavelength(f"{name}/split", files, work)
+    for (label, wavelength, comparison), part in zip(wavelengths, parts, strict=True):
+        suffix = f"_{label}" if len(parts) > 1 else ""
+        limit = () if settings.d_min is None else (f"d_min={settings.d_min:g}",)
+        merging = work.run(
+            Step(
+                f"{name}/merge{suffix}",
+                (
+                    "dials.merge",
+                    *map(str, part),
+                    f"output.crystal_names={crystal}",
+                    f"output.dataset_names={label}",
+                    *limit,
+                    *settings.merging_options,
+                ),
+                part,
+                ("merged.mtz",),
+            )
+        )
+        mtz = work.run(
+            Step(
+                f"{name}/export{suffix}",
+                (
+                    "dials.export",
+                    *map(str, part),
+                    "format=mtz",
+                    "intensity=scale",
+                    "mtz.hklout=scaled_unmerged.mtz",
+                ),
+                part,
+                ("scaled_unmerged.mtz",),
+            )
+        )
+        mmcif = work.run(
+            Step(
+                f"{name}/export_mmcif{suffix}",
+                (
+                    "dials.export",
+                    *map(str, part),
+                    "format=mmcif",
+                    "intensity=scale",
+                    "mmcif.hklout=scaled.mmcif",
+                ),
+                part,
+                ("scaled.mmcif",),
+            )
+        )
+        stem = f"{name}_scaled"
+        results.append(
+            WavelengthResult(
+                label,
+                wavelength,
+                comparison,
+                merging,
+                {
+                    "merged MTZ": work.publish(merging.path("merged.mtz"), f"{stem}{suffix}.mtz"),
+                    "unmerged MTZ": work.publish(
+                        mtz.path("scaled_unmerged.mtz"),
+                        f"{stem}_unmerged{suffix}.mtz",
+                    ),
+                    "unmerged mmCIF": work.publish(
+                        mmcif.path("scaled.mmcif"), f"{stem}_unmerged{suffix}.mmcif"
+                    ),
+                },
+            )
+        )
+    return tuple(results)
+
+
+def _read_models(path: Path) -> ExperimentList:
+    return ExperimentListFactory.from_json_file(os.fspath(path), check_format=False)

@@ -1,0 +1,257 @@
+"""The report of xia2.anacor: page, table for the log, and the content of anacor.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from anacor_dials.diffraction.statistics import STATISTICS
+from anacor_dials.jobs.pipeline.results import COMPARISON_HTML
+from anacor_dials.report.page import Item, Section, Table, Text
+
+if TYPE_CHECKING:
+    from anacor_dials.jobs.pipeline.results import GroupResult, PipelineResult, WavelengthResult
+    from anacor_dials.jobs.pipeline.settings import PipelineSettings
+    from anacor_dials.jobs.pipeline.steps import FinishedStep, WorkingFolder
+
+
+def link(path: Path, root: Path, text: str = "") -> Markup:
+    """A link to a file below the folder of the report, by a relative path."""
+    relative = path.relative_to(root)
+    return Markup('<a href="{}">{}</a>').format(relative.as_posix(), text or relative.name)
+
+
+def links(folder: Path, root: Path) -> Markup:
+    """Links to the reports and logs in a step's folder."""
+    files = sorted(
+        (*folder.glob("*.html"), *folder.glob("*.log")), key=lambda p: (p.suffix, p.name)
+    )
+    return Markup(", ").join(link(path, root) for path in files)
+
+
+def main_table(group: GroupResult, of: WavelengthResult) -> Table:
+    """The merging statistics of all strategies, the best values marked and the chosen one named."""
+    content = of.table
+    labels = {entry["label"]: entry["strategy"] for entry in content["strategies"]}
+    header = [
+        label + (" (taken)" if labels[label] == group.selection.strategy.name else "")
+        for label in content["columns"]
+    ]
+    failed = [entry["label"] for entry in content["strategies"] if not entry["succeeded"]]
+    rows = [[row["name"], *row["cells"], *["failed"] * len(failed)] for row in content["table"]]
+    marked = frozenset(
+        (i, 1 + content["columns"].index(label))
+        for i, row in enumerate(content["table"])
+        for label in row["best"]
+    )
+    # what each strategy keeps differs; the choice is made on the same observations
+    same = content["same_observations"]
+    values = [
+        same["values"].get(label, {}).get(group.selection.statistic) for label in content["columns"]
+    ]
+    row, sign = STATISTICS[group.selection.statistic]
+    known = [sign * value for value in values if value is not None]
+    rows.append(
+        [
+            f"{row}, same {same['observations']} observations",
+            *("-" if value is None else f"{value:.3f}" for value in values),
+            *["failed"] * len(failed),
+        ]
+    )
+    marked |= {
+        (len(rows) - 1, 1 + j)
+        for j, value in enumerate(values)
+        if value is not None and len(known) > 1 and sign * value == max(known)
+    }
+    several = f", {of.wavelength:.5g} Å" if len(group.wavelengths) > 1 else ""
+    caption = (
+        f"{group.name}{several}. Overall (outer shell), of the observations that each strategy keeps; last "
+        "row: of the same observations, those that any of them keeps. Marked: the best overall value of "
+        "each row. Resolution in Å."
+    )
+    return Table(rows, ["", *header, *failed], caption, marked)
+
+
+def sections(result: PipelineResult, work: WorkingFolder) -> list[Section]:
+    """The sections of anacor.html."""
+    root = work.path
+    statistics: list[Item] = []
+    files = []
+    for group in result.groups:
+        selection = group.selection
+        cell = ", ".join(f"{parameter:.2f}" for parameter in group.unit_cell)
+        statistics.append(
+            Text(
+                f"{group.name}: {group.space_group}, cell {cell}. Taken: {selection.strategy.label} "
+                f"({selection.strategy.description}); {selection.reason}."
+            )
+        )
+        if group.warning:
+            statistics.append(Text(group.warning, "warning"))
+        for one in group.wavelengths:
+            statistics.append(main_table(group, one))
+            report = one.comparison.path(COMPARISON_HTML)
+            shown = link(report, root, "Plots against resolution and image number")
+            statistics.append(Text(shown))
+            files += [
+                (group.name, f"{one.wavelength:.5f}", what, link(path, root))
+                for what, path in one.files.items()
+            ]
+        files += [
+            (group.name, "", "scaled, for xia2.multiplex or DIALS", link(path, root))
+            for path in (group.experiments, group.reflections)
+        ]
+        statistics += [
+            Text(f"{name} failed: {reason}", "warning") for name, reason in group.failed.items()
+        ]
+    factors: list[Item] = []
+    rows = []
+    for corrected in result.corrections:
+        summary = corrected.summary
+        transmission = summary["transmission"]
+        mu = "; ".join(
+            f"{w['wavelength_angstrom']:.4f} Å: "
+            + ", ".join(f"{m['name']} {m['mu_per_mm']:.2f}" for m in w["materials"])
+            for w in summary["wavelengths"]
+        )
+        rows.append(
+            (
+                corrected.crystal.name,
+                str(len(corrected.crystal.sweeps)),
+                str(corrected.labels)
+                if corrected.segmentation is None
+                else link(corrected.labels, root),
+                mu,
+                f"{transmission['min']:.3f} - {transmission['max']:.3f}, mean {transmission['mean']:.3f}",
+            )
+        )
+        factors += [Text(f"{corrected.crystal.name}: {w}", "warning") for w in summary["warnings"]]
+    factors.insert(
+        0, Table(rows, ("crystal", "files", "labels", "mu (1/mm)", "transmission of reflections"))
+    )
+    steps = [
+        (step.name, f"{step.seconds:.0f} s", step.finished, links(step.folder, root))
+        for step in work.finished
+    ]
+    commands = [
+        Text(f"{step.name}:\n{step.command_line}")
+        for step in work.finished
+        if step.path(COMPARISON_HTML).name not in step.outputs
+    ]
+    return [
+        Section("Merging statistics", statistics),
+        Section("Results", [Table(files, ("", "wavelength (Å)", "", "file"))]),
+        Section("Absorption factors", factors),
+        Section("Steps", [Table(steps, ("step", "time", "finished (UTC)", "reports and logs"))]),
+        Section("Command lines", commands),
+    ]
+
+
+def step_record(step: FinishedStep | None) -> str | None:
+    return None if step is None else step.name
+
+
+def numbers(
+    result: PipelineResult,
+    work: WorkingFolder,
+    settings: PipelineSettings,
+    arguments: list[str],
+    changed: str,
+) -> dict[str, Any]:
+    """The content of anacor.json; inputs: SHA-256 of what came from outside, by path."""
+    return {
+        "program": {"name": "xia2.anacor", **work.versions},
+        "arguments": arguments,
+        "parameters": changed,
+        "inputs": {
+            path: digest
+            for step in work.finished
+            for path, digest in step.inputs.items()
+            if not Path(path).is_relative_to(work.path)
+        },
+        "crystals": [
+            {
+                "name": one.crystal.name,
+                "tomography": one.crystal.tomography,
+                "labels": one.labels,
+                "segmented_by": step_record(one.segmentation),
+                "factors_by": step_record(one.absorption),
+                "sweeps": [vars(sweep) for sweep in one.crystal.sweeps],
+                "factors": {
+                    key: one.summary[key] for key in ("transmission", "wavelengths", "warnings")
+                },
+            }
+            for one in result.corrections
+        ],
+        "groups": [
+            {
+                "name": group.name,
+                "crystals": group.crystals,
+                "symmetry_by": step_record(group.symmetry),
+                "absences_by": step_record(group.absences),
+                "space_group": group.space_group,
+                "unit_cell": group.unit_cell,
+                "scaled_by": {name: step.name for name, step in group.scaled.items()},
+                "failed": group.failed,
+                "warning": group.warning,
+                "selection": {
+                    "strategy": group.selection.strategy.name,
+                    "statistic": group.selection.statistic,
+                    "values": group.selection.values,
+                    "margin": settings.margin,
+                    "reason": group.selection.reason,
+                },
+                "experiments": group.experiments,
+                "reflections": group.reflections,
+                "wavelengths": [
+                    {
+                        "name": one.name,
+                        "wavelength_angstrom": one.wavelength,
+                        "files": one.files,
+                        "d_max": one.table["d_max"],
+                        "d_min": one.table["d_min"],
+                        "table": one.table["table"],
+                        "same_observations": one.table["same_observations"],
+                        "table_1": {
+                            entry["strategy"]: entry["table_1"]
+                            for entry in one.table["strategies"]
+                            if entry["succeeded"]
+                        },
+                    }
+                    for one in group.wavelengths
+                ],
+            }
+            for group in result.groups
+        ],
+        "steps": [
+            {
+                "name": step.name,
+                "done_in_this_run": step.why is not None,
+                "why": step.why,
+                "folder": step.folder,
+                "command_line": step.command_line,
+                **step.as_dict(),
+            }
+            for step in work.finished
+        ],
+    }
+
+
+def table_text(group: GroupResult, of: WavelengthResult) -> str:
+    """The main table as plain text, an asterisk at the best values."""
+    table = main_table(group, of)
+    texts = [list(map(str, table.header))] + [
+        [str(cell) + ("*" if (i, j) in table.marked else " ") for j, cell in enumerate(row)]
+        for i, row in enumerate(table.rows)
+    ]
+    widths = [max(len(row[j]) for row in texts) for j in range(len(table.header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if j == 0 else cell.rjust(width)
+            for j, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in texts
+    ]
+    return "\n".join(lines)

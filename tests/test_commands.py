@@ -1,0 +1,41 @@
+"""Commands run in a folder, and the reason among what they print."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+pytest.importorskip("procrunner", reason="procrunner is not installed")
+
+from anacor_dials.diffraction import commands
+from anacor_dials.diffraction.commands import last_words, run_command
+
+
+def test_status_and_what_is_printed(tmp_path):
+    shell = shutil.which("sh")
+    script = "echo out $OMP_NUM_THREADS; echo err >&2; pwd; exit 3"
+    status, printed = run_command((shell, "-c", script), tmp_path, 5, tmp_path / "printed.log")
+    assert status == 3
+    assert printed.split() == ["out", "5", str(tmp_path.resolve()), "err"]
+    assert sorted((tmp_path / "printed.log").read_text().split()) == sorted(printed.split())
+
+
+def test_dials_is_run_as_a_module_where_its_commands_are_not_on_the_path(monkeypatch, tmp_path):
+    pytest.importorskip("dials", reason="DIALS is not installed")
+    monkeypatch.setattr(commands.shutil, "which", lambda name: None)
+    status, printed = run_command(("dials.scale", "--help"), tmp_path, 1)
+    assert status == 0
+    assert "dials.scale integrated.refl" in printed
+
+
+def test_a_program_that_there_is_not(tmp_path):
+    with pytest.raises(ValueError, match="no program no_such_program on PATH"):
+        run_command(("no_such_program",), tmp_path)
+
+
+def test_last_words():
+    assert last_words("a\nSorry: this\n is why\n") == "this is why"
+    assert last_words("a\nError: no images\nPlease send it to us\n") == "no images"
+    assert last_words("Traceback\nKeyError: 'x'\n\n") == "KeyError: 'x'"
+    assert last_words("") == "it printed nothing"
