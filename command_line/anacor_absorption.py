@@ -50,10 +50,12 @@ from dials.util.options import ArgumentParser, reflections_and_experiments_from_
 
 from anacor_dials.absorption.beam import BeamProfile
 from anacor_dials.absorption.coefficients import (
+    UPRIGHT,
     CoefficientFit,
+    Radiographs,
     absorption_coefficients,
+    spread_angles,
 )
-from anacor_dials.absorption.radiographs import UPRIGHT, Radiographs, spread_angles
 from anacor_dials.command_line import begin_log
 from anacor_dials.diffraction.alignment import choices_from
 from anacor_dials.diffraction.correction import (

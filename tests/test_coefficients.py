@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from anacor_dials.absorption.coefficients import (
-    absorption_coefficients,
-    materials_from_fit,
-)
-from anacor_dials.absorption.radiographs import (
     UPRIGHT,
     Radiographs,
-    find_origin,
+    absorption_coefficients,
+    materials_from_fit,
     spread_angles,
 )
+from anacor_dials.absorption.coefficients import fit as coefficient_fit
+from anacor_dials.absorption.coefficients.registration import find_origin
 from anacor_dials.absorption.ray_tracing import parallel_path_lengths
 from anacor_dials.report.coefficients import (
     coefficients_summary,
@@ -308,19 +307,17 @@ def test_fringes_and_noise(energy_keV, distance_mm, orientation):
 
 def test_refraction_would_be_taken_for_absorption(monkeypatch):
     """Without the term for refraction the bead is wrong by more than a tenth."""
-    from anacor_dials.absorption import coefficients
-
     radiographs, labels, mu = wave_scan(4.5, 10.0, {}, noisy=False)
     assert absorption_coefficients(radiographs, labels).mu_per_um[2] == pytest.approx(
         mu[2], rel=0.05
     )
-    design = coefficients._design
+    design = coefficient_fit.calculated_views
 
     def without_refraction(*arguments):
         made = design(*arguments)
         return type(made)(made.calculated, made.lengths, np.zeros_like(made.refraction))
 
-    monkeypatch.setattr(coefficients, "_design", without_refraction)
+    monkeypatch.setattr(coefficient_fit, "calculated_views", without_refraction)
     assert abs(absorption_coefficients(radiographs, labels).mu_per_um[2] / mu[2] - 1) > 0.1
 
 

@@ -1,0 +1,21 @@
+"""Absorption coefficients of labelled materials from the projections of a tomography scan."""
+
+from __future__ import annotations
+
+from anacor_dials.absorption.coefficients.fit import (
+    CoefficientFit,
+    ResidualView,
+    absorption_coefficients,
+)
+from anacor_dials.absorption.coefficients.materials import materials_from_fit
+from anacor_dials.absorption.coefficients.radiographs import UPRIGHT, Radiographs, spread_angles
+
+__all__ = [
+    "UPRIGHT",
+    "CoefficientFit",
+    "Radiographs",
+    "ResidualView",
+    "absorption_coefficients",
+    "materials_from_fit",
+    "spread_angles",
+]
