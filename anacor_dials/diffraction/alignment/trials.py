@@ -1,0 +1,182 @@
+"""Transmissions of the observations at trial alignments.
+
+ln A comes from direction tables of the sample at 0.6, 1 and 1.4 times mu, and between them (and A = 1 at
+mu = 0) from the cubic through the four. When the offset changes, all directions of all sweeps turn together
+about X of the tomo frame, whatever kappa was. Therefore directions to the source keep their angle from X,
+and the tables have rings of constant angle from X.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from dxtbx.model import ExperimentList
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from anacor_dials.absorption.direction_table import TableSum
+from anacor_dials.absorption.directions import Directions
+from anacor_dials.absorption.factors import absorption_factors
+from anacor_dials.absorption.tracing import Tracing
+from anacor_dials.diffraction.alignment.equivalents import Equivalents
+from anacor_dials.diffraction.reflections import Alignment, tomo_to_datum
+from anacor_dials.sample.frames import FloatArray, rotation_about, transform
+from anacor_dials.sample.volumes import LabelVolume
+
+MU_NODES = (
+    0.6,
+    1.0,
+    1.4,
+)  # the cubic between them is good to 0.4 % for a slab of mu t = 3 (its test)
+TABLE_TOLERANCE = 5e-3  # of A: little beside the disagreement of equivalents, some per cent
+# Directions to the source off the axis by another angle are interpolated between rings.
+RING_STEP_DEG = 10.0
+RING_AZIMUTHS = 72  # directions per ring, which make its arc a closed one
+
+
+LogTransmission = Callable[[float, int], FloatArray]
+
+
+class TrialTransmissions:
+    """ln A of the observations at MU_NODES times mu, for any offset and sense.
+
+    A call with (angle_offset_deg, rotation_sense) returns an array (3, n).
+
+    Parameters
+    ----------
+    labels : LabelVolume
+    mu_per_um : sequence of array (n_labels,)
+        mu at each wavelength, 1/um.
+    data : Equivalents
+    experiments : ExperimentList
+    alignment : Alignment
+        Its reference experiment is that of all trials.
+    senses : sequence of int
+        The rotation senses that will be asked for.
+    tracing : Tracing
+        Beam, memory, threads, device and seed are used; tolerance and method are not.
+    progress : bool
+        Whether to show a progress bar.
+    """
+
+    def __init__(
+        self,
+        labels: LabelVolume,
+        mu_per_um: Sequence[FloatArray],
+        data: Equivalents,
+        experiments: ExperimentList,
+        alignment: Alignment,
+        senses: Sequence[int],
+        tracing: Tracing,
+        progress: bool = False,
+    ) -> None:
+        self._experiments = experiments
+        self._alignment = alignment
+        self._data = data
+        self._senses = list(senses)
+        polar = np.degrees(np.arccos(np.clip(self._to_tomo(0.0, 1)[0][:, 0], -1.0, 1.0)))
+        self._rings = {
+            sense: _ring_angles(polar if sense == 1 else 180.0 - polar) for sense in senses
+        }
+        directions = self._table_directions(np.random.default_rng(tracing.seed))
+        steps = tqdm(
+            [(mu, k) for mu in mu_per_um for k in MU_NODES],
+            desc="Direction tables of the alignment",
+            leave=False,
+            disable=not progress,
+        )
+        self._tables: list[list[TableSum]] = [[] for _ in mu_per_um]
+        for number, (mu, k) in enumerate(steps):
+            factors = absorption_factors(
+                labels,
+                k * np.asarray(mu),
+                directions,
+                replace(tracing, tolerance=TABLE_TOLERANCE, method="table"),
+            )
+            assert factors.table is not None
+            self._tables[number // len(MU_NODES)].append(factors.table)
+
+    def _to_tomo(self, offset_deg: float, sense: int) -> tuple[FloatArray, FloatArray]:
+        """Directions to the source and of exit (n, 3) in the tomo frame of a trial."""
+        trial = replace(self._alignment, angle_offset_deg=offset_deg, rotation_sense=sense)
+        from_datum = tomo_to_datum(self._experiments, trial).T
+        return transform(from_datum, self._data.to_source), transform(from_datum, self._data.exit)
+
+    def _table_directions(self, rng: np.random.Generator) -> Directions:
+        """Directions to the source on all rings, each with exits that the observations have at some offset."""
+        azimuth = np.arange(RING_AZIMUTHS) * (360.0 / RING_AZIMUTHS)
+        about_x = rotation_about((1.0, 0.0, 0.0), azimuth)
+        sources, exits, axes = [], [], []
+        for sense in self._senses:
+            of_sense = self._to_tomo(0.0, sense)[1]
+            for angle in self._rings[sense]:
+                start = rotation_about((0.0, 0.0, 1.0), angle) @ np.array([1.0, 0.0, 0.0])
+                sources.append(about_x @ start)
+                some = of_sense[rng.integers(len(of_sense), size=RING_AZIMUTHS)]
+                turned = rotation_about((1.0, 0.0, 0.0), rng.uniform(0, 360, RING_AZIMUTHS))
+                exits.append(transform(turned, some))
+                axes.append((float(sense), 0.0, 0.0))
+        return Directions(
+            np.concatenate(sources),
+            np.concatenate(exits),
+            np.repeat(np.arange(len(axes)), RING_AZIMUTHS),
+            np.array(axes),
+        )
+
+    def __call__(self, offset_deg: float, sense: int) -> FloatArray:
+        source, exit_ = self._to_tomo(offset_deg, sense)
+        first = sum(len(self._rings[s]) for s in self._senses[: self._senses.index(sense)])
+        base, weights = _ring_weights(self._rings[sense], source[:, 0])
+        result = np.zeros((len(MU_NODES), len(source)))
+        for number, tables in enumerate(self._tables):
+            mine = self._data.wavelength == number
+            for node, table in enumerate(tables):
+                for step in range(weights.shape[1]):
+                    result[node, mine] += weights[mine, step] * table(
+                        source[mine], exit_[mine], first + base[mine] + step
+                    )
+        return result
+
+
+def _ring_angles(polar_deg: FloatArray) -> FloatArray:
+    """Angles from X of the rings of directions to the source in the table: one, or at least four, deg."""
+    low, high = float(polar_deg.min()), float(polar_deg.max())
+    if high - low < 0.02:
+        return np.array([0.5 * (low + high)])
+    low, high = max(low - RING_STEP_DEG, 3.0), min(high + RING_STEP_DEG, 177.0)
+    return np.linspace(low, high, max(4, math.ceil((high - low) / RING_STEP_DEG) + 1))
+
+
+def _ring_weights(
+    rings_deg: FloatArray, cosine: FloatArray
+) -> tuple[NDArray[np.int64], FloatArray]:
+    """The first ring (n,), and the weights (n, 1 or 4) of it and the next ones: cubic interpolation."""
+    if len(rings_deg) == 1:
+        return np.zeros(len(cosine), dtype=np.int64), np.ones((len(cosine), 1))
+    place = (np.degrees(np.arccos(np.clip(cosine, -1, 1))) - rings_deg[0]) / (
+        rings_deg[1] - rings_deg[0]
+    )
+    base = np.clip(np.floor(place).astype(np.int64) - 1, 0, len(rings_deg) - 4)
+    nodes = np.arange(4)
+    return base, _lagrange(nodes, place - base)
+
+
+def _lagrange(nodes: Sequence[float] | NDArray[Any], x: FloatArray) -> FloatArray:
+    """The values (n, n_nodes) at x (n,) of the polynomials that are 1 at one node and 0 at the others."""
+    columns = []
+    for i, node in enumerate(nodes):
+        others = [other for j, other in enumerate(nodes) if j != i]
+        columns.append(np.prod([(x - o) / (node - o) for o in others], axis=0))
+    return np.stack(columns, axis=-1)
+
+
+def mu_weights(mu_scale: FloatArray | float) -> FloatArray:
+    """The weights (n, 3) of ln A at MU_NODES that give ln A at mu_scale (n,) times mu.
+
+    The cubic through the three nodes and through ln A = 0 at mu_scale = 0.
+    """
+    return _lagrange((0.0, *MU_NODES), np.atleast_1d(np.asarray(mu_scale, dtype=float)))[:, 1:]
