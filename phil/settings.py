@@ -5,17 +5,25 @@ A function for each scope that more than one command has; a command does its own
 
 from __future__ import annotations
 
+import logging
 import sys
+from pathlib import Path
 from typing import Any
 
-import libtbx
+import h5py
+import libtbx.phil
 
+from anacor_dials.absorption.beam import BeamProfile
+from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.jobs.segment import SegmentationSettings
-from anacor_dials.phil import choice
+from anacor_dials.phil import choice, parse_phil
+from anacor_dials.sample.hdf5_files import open_hdf5
 from anacor_dials.segmentation.inference import CleaningSettings, InferenceSettings
 from anacor_dials.segmentation.sam2_refinement import Sam2Settings
 from anacor_dials.tomography.reconstruction import ReconstructionSettings
 from anacor_dials.tomography.scan_files import ScanDescription
+
+logger = logging.getLogger("dials.anacor_dials.phil.settings")
 
 
 def scan_description(projections: Any) -> ScanDescription:
@@ -102,3 +110,47 @@ def segmentation_settings(params: Any, keep_probabilities: bool) -> Segmentation
 def names_of_labels(text: str) -> list[str]:
     """The names in ``labels.names``, with commas between."""
     return [part.strip() for part in text.split(",")]
+
+
+def recorded_scan_description(sample: Path, given: Any) -> ScanDescription:
+    """What is said of a scan: by the parameters that a tomo.h5 holds, and before these by given (PHIL)."""
+    recorded = libtbx.phil.parse("")
+    if h5py.is_hdf5(sample):
+        with open_hdf5(sample) as file:
+            text = file["entry/parameters"][()] if "entry/parameters" in file else b""
+        try:
+            recorded = libtbx.phil.parse(text.decode() if isinstance(text, bytes) else str(text))
+        except RuntimeError as error:  # a record by another program
+            logger.debug("The parameters in %s are no PHIL: %s", sample, error)
+    scope = parse_phil("reconstruction.phil").fetch(sources=[recorded, given])
+    return scan_description(scope.extract().projections)
+
+
+def beam_profile(beam: Any) -> BeamProfile | None:
+    """The cross-section of the beam that the PHIL scope ``beam`` asks for."""
+    if beam.profile == "none":
+        if beam.size:
+            raise ValueError("beam.size was given without beam.profile=tophat or gaussian.")
+        return None
+    if not beam.size:
+        raise ValueError(f"beam.profile={beam.profile} needs beam.size= (two lengths in um).")
+    return BeamProfile(beam.profile, tuple(beam.size), tuple(beam.offset))
+
+
+def number_of_processes(nproc: Any) -> int | None:
+    """The parameter ``nproc``; None for Auto, all cores that this process may use."""
+    return None if nproc is libtbx.Auto else int(nproc)
+
+
+def tracing_settings(params: Any) -> Tracing:
+    """What the scopes ``absorption`` and ``beam``, ``nproc``, ``device`` and ``seed`` ask for."""
+    return Tracing(
+        tolerance=params.absorption.tolerance / 100,
+        method=choice(params.absorption.method),
+        beam=beam_profile(params.beam),
+        check_reflections=params.absorption.check_reflections,
+        memory_gb=params.absorption.memory,
+        nproc=number_of_processes(params.nproc),
+        device=choice(params.device),
+        seed=params.seed,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from anacor_dials.absorption.coefficients import (
 from anacor_dials.absorption.coefficients import fit as coefficient_fit
 from anacor_dials.absorption.coefficients.registration import find_origin
 from anacor_dials.absorption.ray_tracing import parallel_path_lengths
+from anacor_dials.jobs.coefficients import ScanCoefficients
 from anacor_dials.report.coefficients import (
-    coefficients_summary,
+    coefficients_numbers,
     coefficients_text,
     residual_figures,
 )
@@ -367,10 +369,13 @@ def test_another_energy_is_rescaled_by_composition(small_fit):
 
 
 def test_text_summary_and_figures(small_fit):
-    text = coefficients_text(small_fit, np.array([0.0, 0.011, np.nan, np.nan]))
+    found = ScanCoefficients(small_fit, Path("scan.nxs"), (26.3, 12.0))
+    text = coefficients_text(found, np.array([0.0, 0.011, np.nan, np.nan]))
     assert f"{small_fit.mu_per_um[3]:.6f}" in text
     assert "0.011000" in text
-    summary = coefficients_summary(small_fit)
+    assert "rotation axis at pixel 26.30" in text
+    summary = coefficients_numbers(found)
+    assert summary["centre_pixel"] == (26.3, 12.0)
     assert summary["materials"][2]["name"] == "crystal"
     figures = residual_figures(small_fit)
     assert len(figures) == 5

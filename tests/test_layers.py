@@ -24,6 +24,7 @@ DIALS = {"dials", "dxtbx", "cctbx", "libtbx", "iotbx", "scitbx", "rstbx", "mmtbx
 WITH_DIALS = (
     "anacor_dials.diffraction.",
     "anacor_dials.jobs.compare",
+    "anacor_dials.jobs.correct",
     "anacor_dials.jobs.pipeline.settings",
     "anacor_dials.jobs.pipeline.stages",
     "anacor_dials.simulation.diffraction_data",
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "segmentation": {"sample"},
     "absorption": {"sample"},
     "simulation": {"sample"},
-    "diffraction": {"sample", "absorption", "report"},
+    "diffraction": {"sample", "absorption"},
     "jobs": {
         "sample", "tomography", "segmentation", "absorption", "simulation", "diffraction",
     },

@@ -85,11 +85,10 @@ def write_diffraction(energy_keV):
     table.as_file("observations.refl")
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch, ellipsoid_scan):
-    """models.expt, observations.refl, scan.nxs, and tomo.h5 that points to it and knows no mu."""
+def drop_scan(ellipsoid_scan, **changes):
+    """The scan of the drop and its crystal; the rotation axis at pixel 26.3 of 56."""
     ellipsoid = type(ellipsoid_scan.ellipsoids[0])
-    scan = ellipsoid_scan.at(
+    return ellipsoid_scan.at(
         ellipsoids=(
             ellipsoid(*DROP, MU["liquor"]),
             ellipsoid(*CRYSTAL, MU["crystal"] - MU["liquor"]),
@@ -98,8 +97,14 @@ def folder(tmp_path, monkeypatch, ellipsoid_scan):
         angles_deg=tuple(np.arange(0.0, 180.0, 12.0)),
         axis_pixel=26.3,
         counts=20000.0,
+        **changes,
     )
-    scan.write_nxtomo(tmp_path / "scan.nxs")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, ellipsoid_scan):
+    """models.expt, observations.refl, scan.nxs, and tomo.h5 that points to it and knows no mu."""
+    drop_scan(ellipsoid_scan).write_nxtomo(tmp_path / "scan.nxs")
     monkeypatch.chdir(tmp_path)
     write_tomo([0.0, np.nan, np.nan, np.nan])
     write_diffraction(ENERGY)
@@ -136,6 +141,24 @@ def test_mu_that_nobody_knows_comes_from_the_projections(folder):
     html = (folder / "anacor_absorption.html").read_text()
     assert "Measured less calculated -ln T at 0.0 deg" in html
     assert "mu from the projections at 3.5000 keV" in html
+
+
+def test_a_mirrored_camera_has_its_own_pixel_numbers(folder, ellipsoid_scan):
+    """The columns of the images grow along -Y: the axis is found where the camera has it."""
+    drop_scan(ellipsoid_scan, fast_axis=(0, -1, 0)).write_nxtomo(folder / "scan.nxs")
+    camera = ["projections.fast_axis=0,-1,0", "projections.slow_axis=1,0,0"]
+    materials, content = materials_of(NO_LOOP, *camera)
+    assert materials["crystal"]["mu_per_um"] == pytest.approx(MU["crystal"], rel=0.02)
+    found = content["coefficients_from_projections"]["centre_pixel"]
+    assert found == pytest.approx([26.3, 23.5], abs=0.2)
+    # what is printed can be given
+    materials, content = materials_of(NO_LOOP, *camera, f"coefficients.centre={found[0]}")
+    assert content["coefficients_from_projections"]["centre_pixel"] == pytest.approx(
+        found, abs=0.01
+    )
+    assert materials["crystal"]["mu_per_um"] == pytest.approx(MU["crystal"], rel=0.02)
+    log = (folder / "anacor_absorption.log").read_text()
+    assert f"rotation axis at pixel {found[0]:.2f}" in log
 
 
 def test_the_file_comes_before_the_projections_unless_they_are_asked_for(folder):

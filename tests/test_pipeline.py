@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 from dxtbx.model import BeamFactory, Crystal, Experiment, ExperimentList
 
+from anacor_dials.jobs.load_sample import StackSettings, has_labels
 from anacor_dials.jobs.pipeline import inputs, stages, steps
 from anacor_dials.jobs.pipeline.inputs import (
     Crystal as CrystalFiles,
@@ -30,7 +31,7 @@ from anacor_dials.jobs.pipeline.inputs import (
     sweeps_of_xia2,
 )
 from anacor_dials.jobs.pipeline.settings import PipelineSettings
-from anacor_dials.jobs.pipeline.stages import has_labels, integration, process, wavelength_names
+from anacor_dials.jobs.pipeline.stages import integration, process, wavelength_names
 from anacor_dials.jobs.pipeline.steps import Step, StepError, WorkingFolder
 from anacor_dials.sample.output_files import file_name
 from anacor_dials.sample.tomogram_files import write_sample_file
@@ -433,10 +434,10 @@ def test_what_needs_no_segmentation(tmp_path: Path, sample_labels: LabelVolume):
         file["entry1/tomo_entry/instrument/detector/data"] = np.zeros((2, 2, 2))
     write_sample_file(tomogram, tomogram=Tomogram(np.zeros((4, 4, 4), np.float32), 1.0))
     write_sample_file(labelled, labels=sample_labels)
-    assert [has_labels(path, ()) for path in (scan, tomogram, labelled)] == [False, False, True]
-    assert has_labels(tmp_path / "labels.npy", ())
-    assert not has_labels(tmp_path, ())
-    assert has_labels(tmp_path, ("labels.voxel_size_um=0.3",))
+    assert [has_labels(path) for path in (scan, tomogram, labelled)] == [False, False, True]
+    assert has_labels(tmp_path / "labels.npy")
+    assert not has_labels(tmp_path)
+    assert has_labels(tmp_path, StackSettings([0.3]))
 
 
 # ---- how it is done ----

@@ -30,9 +30,9 @@ from anacor_dials.diffraction.reflections import (
     sweep_axes,
     tomo_to_datum,
     warnings_for_scaling,
-    wavelength_groups,
     write_factors,
 )
+from anacor_dials.diffraction.wavelengths import wavelength_groups
 from anacor_dials.sample.frames import source_directions
 
 
@@ -263,9 +263,8 @@ def test_combined_tables_keep_rows_and_identifiers() -> None:
     tables = [table_at(np.array([0.1 * i, 0.2]), np.ones((2, 3))) for i in range(2)]
     for table, name in zip(tables, "ba", strict=True):
         table.experiment_identifiers()[0] = name
-    indices = experiment_of_rows(tables, experiments)
-    one = combined(tables, indices, experiments)
-    assert list(one["id"]) == [1, 1, 0, 0]
+    one, index = combined(tables, experiments)
+    assert list(one["id"]) == index.tolist() == [1, 1, 0, 0]
     assert dict(one.experiment_identifiers()) == {0: "a", 1: "b"}
     assert [z for _, _, z in one["xyzcal.mm"]] == pytest.approx([0.0, 0.2, 0.1, 0.2])
 

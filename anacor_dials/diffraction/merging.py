@@ -31,14 +31,14 @@ from dials.util.multi_dataset_handling import sort_tables_to_experiments_order
 from dxtbx.model.experiment_list import ExperimentListFactory
 from numpy.typing import NDArray
 
+from anacor_dials.diffraction.wavelengths import wavelength_groups
+
 logger = logging.getLogger("dials.anacor_dials.diffraction.merging")
 
 FloatArray = NDArray[np.float64]
 
 # two limits count as one when they differ by less than rounding
 RESOLUTION_TOLERANCE = 1e-6
-# relative: beams closer than this have one wavelength
-WAVELENGTH_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def load_scaled(
     table = flex.reflection_table.from_file(os.fspath(reflections))
     if "inverse_scale_factor" not in table:
         raise ValueError(f"{reflections} is not scaled (no inverse_scale_factor); run dials.scale.")
-    wavelengths = [experiment.beam.get_wavelength() for experiment in expts]
-    if max(wavelengths) > min(wavelengths) * (1 + WAVELENGTH_TOLERANCE):
+    wavelengths = [wavelength for wavelength, _ in wavelength_groups(expts)]
+    if len(wavelengths) > 1:
         logger.warning(
             "%s holds wavelengths from %.4f to %.4f A, and their statistics are of all together: the "
             "anomalous ones mean little.",

@@ -20,7 +20,6 @@ from dxtbx.model import Experiment, ExperimentList
 from numpy.typing import NDArray
 
 from anacor_dials.absorption.directions import Directions
-from anacor_dials.absorption.factors import AbsorptionFactors
 from anacor_dials.sample.frames import (
     FloatArray,
     datum_from_tomo,
@@ -36,7 +35,6 @@ ERROR_COLUMN = "analytical_correction_error"
 # the factor by which intensities were divided; its presence forbids to do it again
 DIVIDED_COLUMN = "analytical_correction_applied"
 
-WAVELENGTH_TOLERANCE = 1e-4  # relative: experiments closer than this share one mu
 DIALS_EXCLUDES_BELOW = 1e-3  # dials.scale drops reflections with a smaller inverse scale
 KB_MODEL_BELOW_DEG = 1.0  # dials.scale model=auto: scans narrower than this
 
@@ -186,10 +184,17 @@ def require_columns(tables: Sequence[flex.reflection_table], experiments: Experi
 
 
 @dataclass(frozen=True, eq=False)
-class RowDirections:
-    """Directions of all rows of one table that have any.
+class ReflectionDirections:
+    """The directions of all reflections of a table that have any, in the tomo frame.
 
-    rows: indices of the rows (n,); experiment: of each (n,); to_source, exit: (n, 3), tomo frame.
+    Attributes
+    ----------
+    rows : array (n,) of int
+        Their rows in the table.
+    experiment : array (n,) of int
+        The number of the experiment of each.
+    to_source, exit : array (n, 3)
+        Unit vectors from the sample to the source, and along the diffracted beam.
     """
 
     rows: NDArray[np.int64]
@@ -197,13 +202,31 @@ class RowDirections:
     to_source: FloatArray
     exit: FloatArray
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of_experiments(
+        self, numbers: Sequence[int], rotation_axes: FloatArray
+    ) -> tuple[Directions, NDArray[np.int64]]:
+        """The directions of the reflections of some experiments, and the places (m,) of these.
+
+        rotation_axes: of all experiments (n_experiments, 3). The experiments that have reflections are the
+        sweeps of the directions.
+        """
+        places = np.flatnonzero(np.isin(self.experiment, list(numbers)))
+        used, sweep = np.unique(self.experiment[places], return_inverse=True)
+        directions = Directions(
+            self.to_source[places], self.exit[places], sweep.ravel(), rotation_axes[used]
+        )
+        return directions, places
+
 
 def row_directions(
     table: flex.reflection_table,
     experiment_of_row: NDArray[np.int64],
     experiments: ExperimentList,
     tomo_to_datum_matrix: FloatArray,
-) -> RowDirections:
+) -> ReflectionDirections:
     """Directions to the source and of exit, in the tomo frame, of the rows that have any.
 
     Rows have none where s1 is zero or not finite, where they belong to no experiment, and where they
@@ -232,7 +255,7 @@ def row_directions(
         to_source[chosen] = to_tomo @ source
         exits[chosen] = np.einsum("nij,nj->ni", to_tomo, unit(s1[rows[chosen]]))
     rows, to_source, exits = rows[finite], to_source[finite], exits[finite]
-    return RowDirections(rows, experiment_of_row[rows], to_source, exits)
+    return ReflectionDirections(rows, experiment_of_row[rows], to_source, exits)
 
 
 def sweep_axes(experiments: ExperimentList, tomo_to_datum_matrix: FloatArray) -> FloatArray:
@@ -249,50 +272,6 @@ def sweep_axes(experiments: ExperimentList, tomo_to_datum_matrix: FloatArray) ->
             axis = fixed.T @ np.array(experiment.goniometer.get_rotation_axis_datum())
         axes.append(tomo_to_datum_matrix.T @ axis)
     return unit(np.array(axes))
-
-
-def wavelength_groups(experiments: ExperimentList) -> list[tuple[float, list[int]]]:
-    """(wavelength in Angstrom, indices of its experiments), in order of first appearance."""
-    groups: list[tuple[float, list[int]]] = []
-    for index, experiment in enumerate(experiments):
-        try:
-            wavelength = experiment.beam.get_wavelength()
-        except (AttributeError, RuntimeError):
-            raise ValueError(
-                f"Experiment {index} has no single wavelength; absorption is computed for "
-                "monochromatic beams."
-            ) from None
-        for known, members in groups:
-            if abs(wavelength / known - 1) < WAVELENGTH_TOLERANCE:
-                members.append(index)
-                break
-        else:
-            groups.append((wavelength, [index]))
-    return groups
-
-
-def directions_of_group(
-    per_table: Sequence[RowDirections], members: Sequence[int], axes: FloatArray
-) -> tuple[Directions, list[NDArray[np.int64]]]:
-    """The directions of all reflections of some experiments, and which entries of each table's
-    RowDirections they are, table after table. Sweeps are numbered as in members."""
-    chosen = [np.flatnonzero(np.isin(d.experiment, list(members))) for d in per_table]
-    pairs = list(zip(per_table, chosen, strict=True))
-    numbers = np.concatenate([d.experiment[c] for d, c in pairs])
-    used = sorted({int(n) for n in numbers})
-    place = {experiment: i for i, experiment in enumerate(used)}
-    sweep = np.array([place[int(n)] for n in used], dtype=np.int64)
-    lookup = np.zeros(max(used, default=-1) + 1, dtype=np.int64)
-    lookup[used] = sweep
-    return (
-        Directions(
-            np.concatenate([d.to_source[c] for d, c in pairs]),
-            np.concatenate([d.exit[c] for d, c in pairs]),
-            lookup[numbers],
-            axes[used],
-        ),
-        chosen,
-    )
 
 
 def write_factors(
@@ -333,16 +312,17 @@ def write_factors(
 
 
 def combined(
-    tables: Sequence[flex.reflection_table],
-    experiment_of_row: Sequence[NDArray[np.int64]],
-    experiments: ExperimentList,
-) -> flex.reflection_table:
-    """One table of all rows, in order; a single table stays as it is.
+    tables: Sequence[flex.reflection_table], experiments: ExperimentList
+) -> tuple[flex.reflection_table, NDArray[np.int64]]:
+    """One table of all rows, in their order, and the number (n,) of each row's experiment, -1 for none.
 
-    Several tables get ids that count the experiments, and the experiments' identifiers.
+    A single table stays as it is. Several get ids that count the experiments, and the experiments'
+    identifiers; they are changed by this. Raises ValueError where tables and experiments do not belong
+    together, and where the tables do not have the same columns.
     """
+    per_table = experiment_of_rows(tables, experiments)
     if len(tables) == 1:
-        return tables[0]
+        return tables[0], per_table[0]
     columns = [set(table.keys()) for table in tables]
     if any(keys != columns[0] for keys in columns):
         missing = sorted(set.union(*columns) - set.intersection(*columns))
@@ -350,7 +330,7 @@ def combined(
             f"The reflection tables do not all have the columns {', '.join(missing)}; correct them "
             "one by one."
         )
-    for table, index in zip(tables, experiment_of_row, strict=True):
+    for table, index in zip(tables, per_table, strict=True):
         for id_ in list(table.experiment_identifiers().keys()):
             del table.experiment_identifiers()[id_]
         table["id"] = flumpy.from_numpy(index.astype(np.int32))
@@ -360,7 +340,7 @@ def combined(
     result = tables[0]
     for table in tables[1:]:
         result.extend(table)
-    return result
+    return result, np.concatenate(per_table)
 
 
 def warnings_for_scaling(experiments: ExperimentList) -> list[str]:
@@ -397,34 +377,3 @@ def scale_command(experiments_file: str, reflections_file: str, experiments: Exp
     if any(e.scaling_model is not None for e in experiments):
         words.append("overwrite_existing_models=True")
     return " ".join(words)
-
-
-@dataclass(frozen=True, eq=False)
-class TableFactors:
-    """Factors of all rows of one table: transmission and its error (n_rows,), 1 and 0 where a row
-    has no direction; known: the rows that have one."""
-
-    transmission: FloatArray
-    standard_error: FloatArray
-    known: NDArray[np.int64]
-
-
-def spread_over_rows(
-    tables: Sequence[flex.reflection_table],
-    per_table: Sequence[RowDirections],
-    results: Sequence[tuple[AbsorptionFactors, list[NDArray[np.int64]]]],
-) -> list[TableFactors]:
-    """The factors of each wavelength's group put back into the rows that they belong to."""
-    spread = [
-        TableFactors(np.ones(len(table)), np.zeros(len(table)), directions.rows)
-        for table, directions in zip(tables, per_table, strict=True)
-    ]
-    for factors, chosen in results:
-        start = 0
-        for directions, entries, target in zip(per_table, chosen, spread, strict=True):
-            stop = start + len(entries)
-            rows = directions.rows[entries]
-            target.transmission[rows] = factors.transmission[start:stop]
-            target.standard_error[rows] = factors.standard_error[start:stop]
-            start = stop
-    return spread

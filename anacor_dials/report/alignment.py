@@ -80,7 +80,7 @@ def alignment_text(fit: AlignmentFit) -> str:
     return "\n".join([*lines, *_notes(fit)])
 
 
-def alignment_summary(fit: AlignmentFit) -> dict[str, Any]:
+def alignment_numbers(fit: AlignmentFit) -> dict[str, Any]:
     """The fit in numbers, for JSON."""
     return {
         "refined": fit.asked,

@@ -12,10 +12,12 @@ from anacor_dials.sample.frames import FloatArray
 
 if TYPE_CHECKING:
     from anacor_dials.absorption.coefficients import CoefficientFit
+    from anacor_dials.jobs.coefficients import ScanCoefficients
 
 
-def coefficients_text(fit: CoefficientFit, file_mu_per_um: FloatArray | None = None) -> str:
-    """The table of the fit for the log."""
+def coefficients_text(found: ScanCoefficients, file_mu_per_um: FloatArray | None = None) -> str:
+    """The table of the fit for the log; file_mu_per_um: (n_labels,) what the sample's file says."""
+    fit = found.fit
     lines = [
         f"{'material':12} {'mu /um':>10} {'+-':>9} {'expected':>9} {'file':>9} {'rays':>8} {'margin um':>9}"
     ]
@@ -31,13 +33,14 @@ def coefficients_text(fit: CoefficientFit, file_mu_per_um: FloatArray | None = N
     lines.append(
         f"{len(fit.angles_deg)} angles, {100 * fit.used_share:.0f} % of the rays through the sample; -ln T "
         f"differs by {fit.rms_residual:.4f} rms ({100 * fit.unexplained:.1f} %); condition number "
-        f"{fit.condition_number:.1f}; rotation axis at pixel {fit.centre[0]:.2f}"
+        f"{fit.condition_number:.1f}; rotation axis at pixel {found.centre_px[0]:.2f}"
     )
     return "\n".join(lines)
 
 
-def coefficients_summary(fit: CoefficientFit) -> dict[str, Any]:
+def coefficients_numbers(found: ScanCoefficients) -> dict[str, Any]:
     """The fit in numbers, for JSON."""
+    fit = found.fit
     return {
         "energy_keV": fit.energy_keV,
         "materials": [
@@ -62,7 +65,7 @@ def coefficients_summary(fit: CoefficientFit) -> dict[str, Any]:
         "refraction_um": fit.refraction_um,
         "rms_residual": fit.rms_residual,
         "unexplained": fit.unexplained,
-        "centre_pixel": fit.centre,
+        "centre_pixel": found.centre_px,
         "shift_um": fit.shift_um,
         "warnings": fit.warnings,
     }
@@ -158,8 +161,9 @@ def _agreement_figure(
     )
 
 
-def coefficient_items(fit: CoefficientFit) -> list[Item]:
+def coefficient_items(found: ScanCoefficients) -> list[Item]:
     """What the projections say of mu: a table, and pictures of what is left unexplained."""
+    fit = found.fit
     rows = [
         (
             name,

@@ -13,7 +13,8 @@ from dxtbx import flumpy
 from dxtbx.model import ExperimentList
 from numpy.typing import NDArray
 
-from anacor_dials.diffraction.reflections import RowDirections, row_directions, wavelength_groups
+from anacor_dials.diffraction.reflections import row_directions
+from anacor_dials.diffraction.wavelengths import wavelength_groups
 from anacor_dials.sample.frames import FloatArray
 
 LEAST_I_OVER_SIGMA = 5.0  # the median over the observations of a unique reflection
@@ -231,7 +232,7 @@ def _observations(
 ) -> dict[str, NDArray[Any]]:
     """The usable observations of one table, by column; hkl (n, 6): Friedel mates together, and apart."""
     intensity, variance, sound = _usable_intensities(table)
-    directions: RowDirections = row_directions(table, index, experiments, np.eye(3))
+    directions = row_directions(table, index, experiments, np.eye(3))
     rows, experiment = directions.rows, directions.experiment
     chosen = sound[rows] & np.isin(experiment, list(used))
     chosen &= intensity[rows] > LEAST_I_OVER_SIGMA_OF_ONE * np.sqrt(

@@ -210,7 +210,7 @@ def refine_alignment(
     labels : LabelVolume
     mu_per_um : sequence of array (n_labels,)
         mu at each wavelength, 1/um, in the order of
-        :func:`anacor_dials.diffraction.reflections.wavelength_groups`.
+        :func:`anacor_dials.diffraction.wavelengths.wavelength_groups`.
     asked : sequence of str
         What to refine, of CHOICES.
     alignment : Alignment

@@ -10,13 +10,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import h5py
-from dials.util.export_mtz import match_wavelengths
 from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
 
 from anacor_dials.diffraction.scaling import FailedScaling, ScaledData, ScalingJob, run_job
 from anacor_dials.diffraction.selection import choose_strategy, factors_that_do_not_help
+from anacor_dials.diffraction.wavelengths import wavelength_groups
 from anacor_dials.jobs.compare import Comparison, ComparisonSettings, compare
+from anacor_dials.jobs.load_sample import has_labels
 from anacor_dials.jobs.pipeline.inputs import Crystal, files_of
 from anacor_dials.jobs.pipeline.results import (
     COMPARISON_HTML,
@@ -30,7 +30,6 @@ from anacor_dials.jobs.pipeline.results import (
 from anacor_dials.jobs.pipeline.settings import PipelineSettings, options_of
 from anacor_dials.jobs.pipeline.steps import FinishedStep, Step, StepError, WorkingFolder
 from anacor_dials.sample.output_files import file_name
-from anacor_dials.sample.tomogram_files import is_sample_file
 
 WriteReport = Callable[[Comparison, Path], None]
 
@@ -87,23 +86,14 @@ def process(
     return PipelineResult(corrections, reduced)
 
 
-def has_labels(tomography: Path, options: Sequence[str]) -> bool:
-    """Whether it needs no segmentation: a tomo.h5 with labels, or a foreign stack of labels."""
-    if tomography.suffix == ".npy" or any("labels.voxel_size_um" in option for option in options):
-        return True
-    if not tomography.is_file() or not h5py.is_hdf5(tomography) or not is_sample_file(tomography):
-        return False
-    with h5py.File(tomography, "r") as file:
-        return "entry/segmentation/labels" in file
-
-
 def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -> CorrectedCrystal:
     """The factors of all sweeps of a crystal: labels, mu and rays."""
     name = file_name(crystal.name, "crystal")
     options = options_of(crystal.name, settings.absorption_options)
     free = (f"nproc={settings.nproc}",)
     labels, segmentation = crystal.tomography, None
-    if not has_labels(crystal.tomography, options):
+    is_stack = any("labels.voxel_size_um" in option for option in options)
+    if not is_stack and not has_labels(crystal.tomography):
         segmentation = work.run(
             Step(
                 f"{name}/segment",
@@ -315,7 +305,7 @@ def compare_wavelengths(
     """(name, wavelength in A, its comparison) for every wavelength, from short to long."""
     first = next(o for o, _ in outcomes if isinstance(o, ScaledData))
     models = _read_models(first.experiments)
-    wavelengths = sorted(match_wavelengths(models))
+    wavelengths = sorted(wavelength for wavelength, _ in wavelength_groups(models))
     labels = wavelength_names(wavelengths, corrections)
     # every strategy's data by wavelength, in the order of `wavelengths`
     parts: list[list[ScaledData | FailedScaling]] = [[] for _ in wavelengths]
@@ -382,7 +372,7 @@ def by_wavelength(
 ) -> list[tuple[Path, Path]]:
     """(experiments, reflections) of each wavelength, from short to long; the files where there is one."""
     models = _read_models(files[0])
-    n = len(match_wavelengths(models))
+    n = len(wavelength_groups(models))
     if n == 1:
         return [files]
     digits = len(str(len(models) - 1))  # as dials.split_experiments numbers them

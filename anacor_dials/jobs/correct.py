@@ -1,0 +1,398 @@
+"""From experiments, reflections and a labelled sample to absorption factors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from dials.array_family import flex
+from dxtbx import flumpy
+from dxtbx.model import ExperimentList
+
+from anacor_dials.absorption.coefficients import CoefficientFit, materials_from_fit
+from anacor_dials.absorption.directions import Directions
+from anacor_dials.absorption.factors import AbsorptionFactors, absorption_factors
+from anacor_dials.absorption.tracing import Tracing
+from anacor_dials.diffraction.alignment import AlignmentFit, choices_from, refine_alignment
+from anacor_dials.diffraction.reflections import (
+    DIALS_EXCLUDES_BELOW,
+    Alignment,
+    ReflectionDirections,
+    combined,
+    require_columns,
+    row_directions,
+    sweep_axes,
+    tomo_to_datum,
+    warnings_for_scaling,
+    write_factors,
+)
+from anacor_dials.diffraction.wavelengths import wavelength_groups
+from anacor_dials.jobs.coefficients import (
+    CoefficientSettings,
+    ScanCoefficients,
+    coefficients_from_projections,
+)
+from anacor_dials.jobs.load_sample import LoadedSample
+from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.materials import (
+    Material,
+    MaterialInput,
+    energy_from_wavelength,
+    materials_at,
+    mu_by_label,
+)
+from anacor_dials.sample.volumes import LabelVolume
+
+logger = logging.getLogger("dials.anacor_dials.jobs.correct")
+
+EDGE_FRACTION = (
+    0.01  # of the crystal's voxels at the edge of the volume: fewer are no reason to warn
+)
+
+
+@dataclass(frozen=True)
+class CorrectionSettings:
+    """How factors are computed.
+
+    Parameters
+    ----------
+    materials : sequence of mappings of name to MaterialInput
+        What is known of the materials: one mapping, or one for each wavelength.
+    coefficients : CoefficientSettings
+        When and how mu is taken from projections.
+    alignment : Alignment
+        How the tomogram sits on the goniometer.
+    refine : sequence of str
+        What of the alignment is taken from the data: some of "offset", "sense" and "mu_scale".
+    tracing : Tracing
+        Tolerance, method, beam, memory and device of the ray tracing.
+    progress : bool
+        Whether progress bars are shown.
+    """
+
+    materials: Sequence[Mapping[str, MaterialInput]] = ({},)
+    coefficients: CoefficientSettings = field(default_factory=CoefficientSettings)
+    alignment: Alignment = field(default_factory=Alignment)
+    refine: Sequence[str] = ()
+    tracing: Tracing = field(default_factory=Tracing)
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "refine", choices_from(self.refine))
+
+
+@dataclass(frozen=True, eq=False)
+class WavelengthFactors:
+    """The factors of all reflections of one wavelength (Angstrom), and what they were made with."""
+
+    wavelength: float
+    materials: tuple[Material, ...]
+    factors: AbsorptionFactors
+
+    @property
+    def energy_keV(self) -> float:
+        """The energy of the photons, keV."""
+        return energy_from_wavelength(self.wavelength)
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """Factors of all reflections, and what a report says about them.
+
+    Attributes
+    ----------
+    experiments : ExperimentList
+        As given.
+    table : reflection_table
+        All reflections in one table, without the factors; see :meth:`corrected_table`.
+    labels : LabelVolume
+        The sample.
+    transmission, standard_error : array (n_rows,)
+        A and its standard error; 1 and 0 for rows without a direction.
+    directions : ReflectionDirections
+        Of the rows that have any.
+    wavelengths : list of WavelengthFactors
+        One for each wavelength that has reflections.
+    tomo_to_datum : array (3, 3)
+        From the frame of the tomogram to the datum frame.
+    warnings : list of str
+        Sentences for the user.
+    coefficients : ScanCoefficients or None
+        mu from projections, if it was taken from there.
+    alignment_fit : AlignmentFit or None
+        The alignment from the data, if it was asked for.
+    """
+
+    experiments: ExperimentList
+    table: flex.reflection_table
+    labels: LabelVolume
+    transmission: FloatArray
+    standard_error: FloatArray
+    directions: ReflectionDirections
+    wavelengths: list[WavelengthFactors]
+    tomo_to_datum: FloatArray
+    warnings: list[str]
+    coefficients: ScanCoefficients | None = None
+    alignment_fit: AlignmentFit | None = None
+
+    @property
+    def transmissions(self) -> FloatArray:
+        """A (n,) of the rows that have directions."""
+        return self.transmission[self.directions.rows]
+
+    @property
+    def n_undefined(self) -> int:
+        """The number of rows without a direction; their factor is 1."""
+        return len(self.transmission) - len(self.directions)
+
+    @property
+    def images(self) -> FloatArray | None:
+        """The image (n,) on which each row with a factor is centred, calculated; None if unknown."""
+        if "xyzcal.px" not in self.table:
+            return None
+        return flumpy.to_numpy(self.table["xyzcal.px"])[:, 2][self.directions.rows]
+
+    def corrected_table(self, mode: str = "column") -> flex.reflection_table:
+        """The table with the factors; the table itself is changed.
+
+        mode: "column", as analytical_correction for dials.scale; "intensities", with intensities divided
+        by A. Raises ValueError where the table was corrected before.
+        """
+        write_factors(self.table, self.transmission, self.standard_error, mode)
+        return self.table
+
+
+def correct(
+    experiments: ExperimentList,
+    reflections: Sequence[flex.reflection_table],
+    sample: LoadedSample,
+    settings: CorrectionSettings | None = None,
+) -> Correction:
+    """The absorption factors of all reflections.
+
+    Parameters
+    ----------
+    experiments : ExperimentList
+        As read from .expt files.
+    reflections : sequence of reflection_table
+        As read from .refl files. They are combined into one table.
+    sample : LoadedSample
+        Of :func:`anacor_dials.jobs.load_sample.load_sample`.
+    settings : CorrectionSettings, optional
+        Materials, alignment and ray tracing.
+
+    Raises
+    ------
+    ValueError
+        If the input does not fit together, or the mu of a material is not known.
+    """
+    settings = settings or CorrectionSettings()
+    labels = sample.labels
+    require_columns(reflections, experiments)
+    table, experiment_of_row = combined(reflections, experiments)
+    groups = wavelength_groups(experiments)
+    coefficients = coefficients_from_projections(
+        sample.file, labels, settings.coefficients, settings.materials[0]
+    )
+    materials = _materials_of_sample(
+        [wavelength for wavelength, _ in groups], sample, settings, coefficients
+    )
+    warnings = warnings_for_scaling(experiments)
+    if coefficients is not None:
+        warnings += coefficients.fit.warnings
+    warnings += _warnings_of_labels(labels)
+    alignment, alignment_fit = settings.alignment, None
+    if settings.refine:
+        tracing = settings.tracing
+        alignment_fit = refine_alignment(
+            experiments,
+            [table],
+            [experiment_of_row],
+            labels,
+            [mu_by_label(of_wavelength) for of_wavelength in materials],
+            settings.refine,
+            alignment,
+            beam=tracing.beam,
+            seed=tracing.seed,
+            progress=settings.progress,
+            memory_gb=tracing.memory_gb,
+            nproc=tracing.nproc,
+            device=tracing.device,
+        )
+        alignment = alignment_fit.after
+        materials = [_scaled(m, alignment_fit.mu_scale) for m in materials]
+        warnings += alignment_fit.warnings
+    to_datum = tomo_to_datum(experiments, alignment)
+    directions = row_directions(table, experiment_of_row, experiments, to_datum)
+    if not len(directions):
+        raise ValueError("No reflection has a direction: every s1 is zero or no row is indexed.")
+    axes = sweep_axes(experiments, to_datum)
+    transmission, standard_error = np.ones(len(table)), np.zeros(len(table))
+    results = []
+    for (wavelength, members), of_wavelength in zip(groups, materials, strict=True):
+        of_group, places = directions.of_experiments(members, axes)
+        if len(of_group) == 0:
+            continue
+        result = WavelengthFactors(
+            wavelength,
+            of_wavelength,
+            _factors(wavelength, of_wavelength, labels, of_group, settings),
+        )
+        rows = directions.rows[places]
+        transmission[rows] = result.factors.transmission
+        standard_error[rows] = result.factors.standard_error
+        results.append(result)
+    warnings += _warnings_of_factors(transmission[directions.rows], results)
+    return Correction(
+        experiments=experiments,
+        table=table,
+        labels=labels,
+        transmission=transmission,
+        standard_error=standard_error,
+        directions=directions,
+        wavelengths=results,
+        tomo_to_datum=to_datum,
+        warnings=warnings,
+        coefficients=coefficients,
+        alignment_fit=alignment_fit,
+    )
+
+
+def _factors(
+    wavelength: float,
+    materials: Sequence[Material],
+    labels: LabelVolume,
+    directions: Directions,
+    settings: CorrectionSettings,
+) -> AbsorptionFactors:
+    logger.info(
+        "Wavelength %.5f A: mu (1/um) %s",
+        wavelength,
+        ", ".join(f"{m.name} {m.mu_per_um:.6f}" for m in materials),
+    )
+    return absorption_factors(
+        labels, mu_by_label(materials), directions, settings.tracing, progress=settings.progress
+    )
+
+
+# ---- materials ------------------------------------------------------------------------------------
+
+
+def _materials_of_sample(
+    wavelengths: Sequence[float],
+    sample: LoadedSample,
+    settings: CorrectionSettings,
+    coefficients: ScanCoefficients | None,
+) -> list[tuple[Material, ...]]:
+    """The materials at each wavelength: as given, from the projections, from the sample's file."""
+    file_mu = sample.file.mu_per_um
+    if file_mu is None:
+        file_mu = np.full(len(sample.labels.names), np.nan)
+    # a label without voxels needs no mu
+    absent = np.isnan(file_mu) & (sample.labels.counts() == 0)
+    return _materials(
+        wavelengths,
+        sample.labels.names,
+        settings.materials,
+        np.where(absent, 0.0, file_mu),
+        sample.file.energy_keV,
+        None if coefficients is None else coefficients.fit,
+        settings.coefficients.from_projections is True,
+    )
+
+
+def _materials(
+    wavelengths: Sequence[float],
+    names: Sequence[str],
+    given: Sequence[Mapping[str, MaterialInput]],
+    file_mu: FloatArray,
+    file_energy_keV: float | None,
+    fit: CoefficientFit | None,
+    fit_before_file: bool,
+) -> list[tuple[Material, ...]]:
+    """The materials at each wavelength."""
+    n = len(wavelengths)
+    listed = ", ".join(f"{w:.5g} A" for w in wavelengths)
+    if len(given) not in (1, n):
+        raise ValueError(
+            f"mu was given for {len(given)} wavelengths and the experiments have {n} ({listed})."
+        )
+    if n > 1 and len(given) == 1:
+        for name, said in given[0].items():
+            if said.mu_per_um is not None:
+                raise ValueError(
+                    f"The experiments have {n} wavelengths ({listed}) and materials.{name}.mu one "
+                    f"value; give {n} values, or the composition."
+                )
+        if file_energy_keV is None:
+            unsaid = [m for i, m in enumerate(names) if i and m not in given[0] and file_mu[i] > 0]
+            if unsaid:
+                raise ValueError(
+                    f"The experiments have {n} wavelengths ({listed}), and the file does not say at "
+                    f"which energy its mu holds; give mu or the composition of {', '.join(unsaid)}."
+                )
+    if n > 1 and fit is not None and fit.energy_keV is None:
+        raise ValueError(
+            f"The experiments have {n} wavelengths ({listed}), and the projections do not say their "
+            "energy; give projections.energy= (keV)."
+        )
+    materials = []
+    for i, wavelength in enumerate(wavelengths):
+        energy, known = energy_from_wavelength(wavelength), given[i if len(given) > 1 else 0]
+        if fit is None:
+            of_one = materials_at(energy, names, known, file_mu, file_energy_keV)
+        else:
+            of_one = materials_from_fit(
+                fit, energy, known, file_mu, file_energy_keV, fit_before_file
+            )
+        materials.append(tuple(of_one))
+    return materials
+
+
+def _scaled(materials: tuple[Material, ...], mu_scale: float) -> tuple[Material, ...]:
+    """The materials with every mu multiplied by a factor that the diffraction data gave."""
+    if mu_scale == 1.0:
+        return materials
+    origin = f", times {mu_scale:.3f} (alignment.refine)"
+    return tuple(
+        replace(m, mu_per_um=m.mu_per_um * mu_scale, origin=m.origin + origin)
+        if m.mu_per_um > 0
+        else m
+        for m in materials
+    )
+
+
+# ---- warnings -------------------------------------------------------------------------------------
+
+
+def _warnings_of_labels(labels: LabelVolume) -> list[str]:
+    edge = labels.edge_fraction()
+    if edge <= EDGE_FRACTION:
+        return []
+    return [
+        f"{100 * edge:.1f} % of the crystal lies at the edge of the volume: what lies outside it "
+        "is missing. Reconstruct a larger volume."
+    ]
+
+
+def _warnings_of_factors(
+    transmissions: FloatArray, results: Sequence[WavelengthFactors]
+) -> list[str]:
+    warnings = []
+    small = int(np.count_nonzero(transmissions < DIALS_EXCLUDES_BELOW))
+    if small:
+        warnings.append(
+            f"{small} reflections have A < {DIALS_EXCLUDES_BELOW:g}: dials.scale leaves them out in "
+            "silence. Such data hold nothing; see whether mu and the voxel size are right."
+        )
+    for result in results:
+        accuracy = result.factors.accuracy
+        if not accuracy.reached:
+            warnings.append(
+                f"At {result.wavelength:.5g} A the error of the factors is "
+                f"{100 * accuracy.rms_error:.3f} %, above the tolerance of "
+                f"{100 * accuracy.tolerance:.3f} %."
+            )
+    return warnings

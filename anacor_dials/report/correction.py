@@ -1,0 +1,384 @@
+"""The report of an absorption correction: page, numbers, CIF block, tables for the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from anacor_dials import __version__
+from anacor_dials.report.alignment import alignment_items, alignment_numbers, alignment_text
+from anacor_dials.report.coefficients import (
+    coefficient_items,
+    coefficients_numbers,
+    coefficients_text,
+)
+from anacor_dials.report.page import Figure, Item, Section, Table, Text
+from anacor_dials.report.sample import slice_figures, view_3d
+from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.materials import Material
+from anacor_dials.sample.volumes import LabelVolume
+
+if TYPE_CHECKING:
+    from anacor_dials.jobs.correct import Correction
+
+
+def materials_text(materials: Sequence[Material], labels: LabelVolume) -> str:
+    """The table of materials for the log."""
+    counts = labels.counts()
+    lines = [f"{'label':>5} {'material':12} {'mu /um':>10} {'mu /mm':>9} {'volume um3':>13}  from"]
+    for m in materials:
+        volume = counts[m.label] * labels.voxel_volume_um3
+        lines.append(
+            f"{m.label:5d} {m.name:12} {m.mu_per_um:10.6f} {1e3 * m.mu_per_um:9.4f} "
+            f"{volume:13.4g}  {m.origin}"
+        )
+    return "\n".join(lines)
+
+
+def log_text(correction: Correction, file_mu_per_um: FloatArray | None = None) -> str:
+    """What the log says of a correction.
+
+    file_mu_per_um: (n_labels,) what the file of the sample says, to stand beside mu from projections.
+    """
+    parts = []
+    if correction.coefficients is not None:
+        table = coefficients_text(correction.coefficients, file_mu_per_um)
+        parts.append(f"mu from the projections:\n{table}")
+    if correction.alignment_fit is not None:
+        parts.append(f"Alignment:\n{alignment_text(correction.alignment_fit)}")
+    for w in correction.wavelengths:
+        table = materials_text(w.materials, correction.labels)
+        parts.append(f"Wavelength {w.wavelength:.5f} A ({w.energy_keV:.4f} keV):\n{table}")
+    a = correction.transmissions
+    parts.append(
+        f"Transmission of {len(a)} reflections: {a.min():.4f} to {a.max():.4f}, mean {a.mean():.4f}; "
+        f"{correction.n_undefined} rows have no direction (factor 1)"
+    )
+    return "\n".join(parts)
+
+
+def numbers(correction: Correction, scale_command: str) -> dict[str, Any]:
+    """Everything in numbers, for JSON."""
+    a, labels = correction.transmissions, correction.labels
+    counts = labels.counts()
+    return {
+        "program": {"name": "anacor_dials", "version": __version__},
+        "reflections": {
+            "rows": len(correction.transmission),
+            "with_factor": len(a),
+            "without_direction": correction.n_undefined,
+        },
+        "transmission": {
+            "min": a.min(),
+            "max": a.max(),
+            "mean": a.mean(),
+            "percentiles": dict(
+                zip(("1", "5", "25", "50", "75", "95", "99"), _percentiles(a), strict=True)
+            ),
+        },
+        "volume": {
+            "shape": labels.shape,
+            "voxel_size_um": labels.voxel_size_um,
+            "centre": labels.centre,
+        },
+        "wavelengths": [
+            {
+                "wavelength_angstrom": w.wavelength,
+                "energy_keV": w.energy_keV,
+                "materials": [
+                    {
+                        "label": m.label,
+                        "name": m.name,
+                        "mu_per_um": m.mu_per_um,
+                        "mu_per_mm": 1e3 * m.mu_per_um,
+                        "from": m.origin,
+                        "volume_um3": counts[m.label] * labels.voxel_volume_um3,
+                        "mean_path_um": w.factors.mean_path_um[:, m.label].mean(),
+                    }
+                    for m in w.materials
+                ],
+                "method": w.factors.accuracy.method,
+                "device": w.factors.accuracy.device,
+                "points": w.factors.accuracy.n_points,
+                "directions": w.factors.accuracy.n_directions,
+                "rms_error": w.factors.accuracy.rms_error,
+                "traced_error": w.factors.accuracy.traced_error,
+                "point_error": w.factors.accuracy.point_error,
+                "tolerance": w.factors.accuracy.tolerance,
+                "seconds": w.factors.accuracy.seconds,
+            }
+            for w in correction.wavelengths
+        ],
+        "coefficients_from_projections": None
+        if correction.coefficients is None
+        else coefficients_numbers(correction.coefficients),
+        "alignment": None
+        if correction.alignment_fit is None
+        else alignment_numbers(correction.alignment_fit),
+        "tomo_to_datum": correction.tomo_to_datum,
+        "warnings": correction.warnings,
+        "scale_command": scale_command,
+    }
+
+
+def _percentiles(values: FloatArray) -> FloatArray:
+    return np.percentile(values, (1, 5, 25, 50, 75, 95, 99))
+
+
+def cif_block(correction: Correction) -> str:
+    """A CIF block of what an absorption correction is asked for; mu of the crystal in 1/mm.
+
+    The core dictionary calls a correction by numerical integration over the crystal's measured
+    shape "numerical".
+    """
+    a = correction.transmissions
+    lines = []
+    for number, w in enumerate(correction.wavelengths, 1):
+        crystal = next(m for m in w.materials if m.name == "crystal")
+        suffix = "" if len(correction.wavelengths) == 1 else f"_{number}"
+        lines += [
+            f"data_anacor{suffix}",
+            f"_diffrn_radiation_wavelength           {w.wavelength:.5f}",
+            f"_exptl_absorpt_coefficient_mu          {1e3 * crystal.mu_per_um:.4f}",
+            f"_exptl_absorpt_correction_T_min        {w.factors.transmission.min():.4f}",
+            f"_exptl_absorpt_correction_T_max        {w.factors.transmission.max():.4f}",
+            "_exptl_absorpt_correction_type         numerical",
+            "_exptl_absorpt_process_details",
+            ";",
+            f"  anacor_dials {__version__}: path lengths through crystal, mother liquor and loop, traced",
+            "  through an X-ray tomogram of the sample taken on the same goniometer.",
+            f"  mu (1/mm): {', '.join(f'{m.name} {1e3 * m.mu_per_um:.4f}' for m in w.materials)};",
+            f"  {len(w.factors.transmission)} reflections, transmission {a.min():.4f} to {a.max():.4f}.",
+            ";",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def sections(correction: Correction, scale_command: str) -> list[Section]:
+    """The HTML report."""
+    labels = correction.labels
+    parts = [
+        Section("Summary", _summary_items(correction, scale_command)),
+        Section("Materials", _material_items(correction)),
+    ]
+    if correction.alignment_fit is not None:
+        parts.append(Section("Alignment", alignment_items(correction.alignment_fit)))
+    pictures: list[Item] = [
+        Figure(traces, layout, caption, height=460)
+        for traces, layout, caption in slice_figures(labels)
+    ]
+    traces, layout = view_3d(labels)
+    pictures.append(
+        Figure(traces, layout, "Crystal, liquor and loop in the frame of the tomogram.", height=460)
+    )
+    parts.append(Section("Sample", pictures))
+    parts.append(Section("Factors", _factor_figures(correction)))
+    parts.append(Section("Accuracy", _accuracy_items(correction)))
+    return parts
+
+
+def _summary_items(correction: Correction, scale_command: str) -> list[Item]:
+    a = correction.transmissions
+    overview = [
+        ("Reflections with a factor", f"{len(a)}"),
+        ("Rows without a direction (factor 1)", f"{correction.n_undefined}"),
+        ("Transmission, smallest", f"{a.min():.4f}"),
+        ("Transmission, mean", f"{a.mean():.4f}"),
+        ("Transmission, largest", f"{a.max():.4f}"),
+        ("Label volume", repr(correction.labels)),
+    ]
+    return [
+        *(Text(warning, "warning") for warning in correction.warnings),
+        Table(overview),
+        Text(f"How to go on:\n{scale_command}"),
+    ]
+
+
+def _material_items(correction: Correction) -> list[Item]:
+    labels = correction.labels
+    counts = labels.counts()
+    materials: list[Item] = []
+    for w in correction.wavelengths:
+        rows = [
+            (
+                m.label,
+                m.name,
+                f"{m.mu_per_um:.6f}",
+                f"{1e3 * m.mu_per_um:.4f}",
+                f"{counts[m.label] * labels.voxel_volume_um3:.4g}",
+                f"{w.factors.mean_path_um[:, m.label].mean():.1f}" if m.label else "",
+                m.origin,
+            )
+            for m in w.materials
+        ]
+        materials.append(
+            Table(
+                rows,
+                (
+                    "label",
+                    "material",
+                    "mu (1/um)",
+                    "mu (1/mm)",
+                    "volume (um3)",
+                    "mean path (um)",
+                    "from",
+                ),
+                f"{w.wavelength:.5f} A, {w.energy_keV:.4f} keV. Mean path: incident and exit together, "
+                "weighted with transmission (-d ln A / d mu).",
+            )
+        )
+    if correction.coefficients is not None:
+        materials += coefficient_items(correction.coefficients)
+    return materials
+
+
+def _band(x: FloatArray, values: FloatArray, n_bins: int, name: str) -> list[dict[str, Any]]:
+    """Median and the 5 to 95 % band of values against x, in bins of equal width."""
+    edges = np.linspace(x.min(), x.max() + 1e-9, n_bins + 1)
+    bins = np.digitize(x, edges) - 1
+    order = np.argsort(bins, kind="stable")
+    starts = np.searchsorted(bins[order], np.arange(n_bins + 1))
+    centres, low, middle, high = [], [], [], []
+    for i in range(n_bins):
+        members = values[order[starts[i] : starts[i + 1]]]
+        if len(members):
+            centres.append(0.5 * (edges[i] + edges[i + 1]))
+            quantiles = np.percentile(members, (5, 50, 95))
+            low.append(quantiles[0])
+            middle.append(quantiles[1])
+            high.append(quantiles[2])
+    band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+    return [
+        {"x": centres, "y": high, **band},
+        {"x": centres, "y": low, "fill": "tonexty", "fillcolor": "rgba(31,95,139,0.18)", **band},
+        {"x": centres, "y": middle, "mode": "lines", "name": name},
+    ]
+
+
+def _factor_figures(correction: Correction) -> list[Item]:
+    a, directions = correction.transmissions, correction.directions
+    to_source, exits, experiment = directions.to_source, directions.exit, directions.experiment
+    figures: list[Item] = []
+    images = correction.images
+    if images is not None and np.ptp(images) > 0:
+        traces = []
+        for index in np.unique(experiment):
+            chosen = experiment == index
+            traces += _band(images[chosen], a[chosen], 120, f"experiment {index}")
+        figures.append(
+            Figure(
+                traces,
+                {"xaxis": {"title": {"text": "image number"}}, "yaxis": {"title": {"text": "A"}}},
+                "Transmission against image number: median, and the band from 5 to 95 %.",
+            )
+        )
+    two_theta = np.degrees(np.arccos(np.clip(-np.einsum("ij,ij->i", to_source, exits), -1.0, 1.0)))
+    figures.append(
+        Figure(
+            _band(two_theta, a, 80, "median"),
+            {"xaxis": {"title": {"text": "2\u03b8 (deg)"}}, "yaxis": {"title": {"text": "A"}}},
+            "Transmission against scattering angle: median, and the band from 5 to 95 %.",
+        )
+    )
+    heights, edges = np.histogram(a, bins=100)
+    figures.append(
+        Figure(
+            [{"type": "bar", "x": 0.5 * (edges[1:] + edges[:-1]), "y": heights}],
+            {
+                "xaxis": {"title": {"text": "A"}},
+                "yaxis": {"title": {"text": "reflections"}},
+                "bargap": 0,
+            },
+            "Distribution of the transmissions.",
+        )
+    )
+    theta = np.degrees(np.arccos(np.clip(exits[:, 0], -1.0, 1.0)))
+    psi = np.degrees(np.arctan2(exits[:, 2], exits[:, 1]))
+    bins = (np.arange(0, 181, 4), np.arange(-180, 181, 4))
+    sums, _, _ = np.histogram2d(theta, psi, bins=bins, weights=a)
+    numbers, _, _ = np.histogram2d(theta, psi, bins=bins)
+    with np.errstate(invalid="ignore"):
+        mean = sums / numbers
+    figures.append(
+        Figure(
+            [
+                {
+                    "type": "heatmap",
+                    "z": mean,
+                    "x": bins[1][:-1] + 2,
+                    "y": bins[0][:-1] + 2,
+                    "colorscale": "Viridis",
+                    "colorbar": {"title": {"text": "A"}},
+                }
+            ],
+            {
+                "xaxis": {"title": {"text": "azimuth about X, from Y towards Z (deg)"}},
+                "yaxis": {"title": {"text": "angle from X (deg)"}},
+            },
+            "Mean transmission over the sphere of exit directions, in the frame of the sample.",
+        )
+    )
+    return figures
+
+
+def _accuracy_items(correction: Correction) -> list[Item]:
+    items: list[Item] = []
+    rows = []
+    for w in correction.wavelengths:
+        accuracy = w.factors.accuracy
+        rows.append(
+            (
+                f"{w.wavelength:.5f}",
+                accuracy.method,
+                accuracy.n_points,
+                accuracy.n_directions,
+                f"{100 * accuracy.traced_error:.3f} % ({accuracy.n_checked} reflections)",
+                f"{100 * accuracy.largest_traced_error:.3f} %",
+                f"{100 * accuracy.point_error:.3f} %",
+                f"{100 * accuracy.rms_error:.3f} %",
+                f"{100 * accuracy.tolerance:.3f} %",
+                f"{accuracy.seconds:.1f} s ({accuracy.device})",
+            )
+        )
+    items.append(
+        Table(
+            rows,
+            (
+                "wavelength (A)",
+                "method",
+                "points",
+                "directions",
+                "rays and grid, rms",
+                "worst",
+                "points, rms",
+                "together",
+                "tolerance",
+                "time",
+            ),
+            "Rays and grid: against exact voxel traversal of random reflections, from the same points. "
+            "Points: standard error of a mean over points instead of the whole crystal.",
+        )
+    )
+    for w in correction.wavelengths:
+        if not np.any(w.factors.deviation):
+            continue
+        items.append(
+            Figure(
+                [
+                    {
+                        "x": w.factors.transmission[w.factors.checked],
+                        "y": 100 * w.factors.deviation,
+                        "mode": "markers",
+                    }
+                ],
+                {
+                    "xaxis": {"title": {"text": "A"}},
+                    "yaxis": {"title": {"text": "deviation (%)"}, "zeroline": True},
+                },
+                "Deviation from exact tracing of the reflections that were checked.",
+            )
+        )
+    return items
