@@ -209,6 +209,7 @@ def test_what_needs_no_torch_and_no_gpu():
         name for name in WITHOUT_DIALS
         if wing(name) in ("", "sample", "absorption", "tomography", "jobs", "report")
         and not name.startswith("anacor_dials.jobs.train")
+        and name not in ("anacor_dials.jobs.simulate", "anacor_dials.jobs.likeness")
     ]  # fmt: skip
     outcome = import_without({"torch", "torchvision", "cupy", "sam2"} | DIALS, modules)
     assert {name: error for name, error in outcome.items() if error is not None} == {}

@@ -1,0 +1,136 @@
+"""Virtual scans and diffraction data of random or given samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from anacor_dials.sample.materials import energy_from_wavelength, wavelength_from_energy
+from anacor_dials.sample.tomogram_files import write_sample_file
+from anacor_dials.simulation.batch import ScanJob, make_scan, run_jobs
+
+if TYPE_CHECKING:
+    from anacor_dials.simulation.diffraction_data import Sweep
+
+logger = logging.getLogger("dials.anacor_dials.jobs.simulate")
+
+
+@dataclass(frozen=True)
+class DiffractionSettings:
+    """The diffraction data of a virtual sample.
+
+    Parameters
+    ----------
+    wavelength : float, optional
+        Angstrom; that of the scan if not given.
+    d_min : float
+        Resolution, Angstrom.
+    sweeps : sequence of Sweep
+        One sweep of the class's defaults if empty.
+    angle_offset : float
+        Scan angle, deg, at which the rotation angle of the tomography is zero.
+    rotation_sense : int
+        1, or -1 if the rotation angle of the tomography runs against the goniometer.
+    n_points : int, optional
+        Points of the crystal that the true transmission is a mean of.
+    mean_counts, background, instrument_error, decay_b : float
+        As in :func:`anacor_dials.simulation.diffraction_data.simulate_diffraction`.
+    voxel_size_um : float
+        Edge length of the voxels of the truth, if no scan was simulated that writes it, um.
+    """
+
+    wavelength: float | None = None
+    d_min: float = 3.5
+    sweeps: Sequence[Sweep] = ()
+    angle_offset: float = 0.0
+    rotation_sense: int = 1
+    n_points: int | None = None
+    mean_counts: float = 20000.0
+    background: float = 0.2
+    instrument_error: float = 0.01
+    decay_b: float = 2.0
+    voxel_size_um: float = 1.0
+
+
+def make_scans(jobs: Sequence[ScanJob], nproc: int = 1, scheduler: str | None = None) -> None:
+    """Writes the scans of all jobs that are not there yet.
+
+    Parameters
+    ----------
+    jobs : sequence of ScanJob
+        Of :func:`anacor_dials.simulation.batch.scan_jobs`.
+    nproc : int
+        How many are made at the same time.
+    scheduler : str, optional
+        The address of a Dask scheduler that they are given to.
+    """
+    if len(jobs) == 1 and scheduler is None:
+        (job,) = jobs
+        if job.is_done():
+            logger.info("%s is there already", job.scan_file)
+        else:
+            with tqdm(total=job.settings.n_projections, disable=None, unit="projection") as bar:
+                make_scan(job, bar.update)
+    else:
+        waiting = sum(not job.is_done() for job in jobs)
+        with tqdm(total=waiting, disable=None, unit="scan") as bar:
+            for name in run_jobs(jobs, nproc, scheduler):
+                bar.update()
+                logger.info("Written: %s", name)
+    logger.info("Scans: %s ... %s, with truths beside them", jobs[0].scan_file, jobs[-1].scan_file)
+
+
+def make_diffraction(job: ScanJob, settings: DiffractionSettings, with_scan: bool) -> None:
+    """Writes PREFIX_0001.expt, .refl and .pdb of a job's sample, where they are not there yet.
+
+    with_scan: whether the job's scan is made too. Without it the truth is written here.
+    """
+    from anacor_dials.simulation.diffraction_data import (
+        Sweep,
+        simulate_diffraction,
+        thaumatin_structure,
+        write_diffraction,
+    )
+
+    stem = job.scan_file.removesuffix(".nxs")
+    files = (f"{stem}.expt", f"{stem}.refl", f"{stem}.pdb")
+    if all(Path(f).is_file() for f in files) and (with_scan or Path(job.truth_file).is_file()):
+        logger.info("%s, %s and %s are there already", *files)
+        return
+    sample = job.recipe.sample(job.generators()[0], job.settings if with_scan else None)
+    wavelength = settings.wavelength or wavelength_from_energy(job.settings.energy_keV)
+    rng = np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=(job.number, 1)))
+    structure = thaumatin_structure(rng)
+    experiments, reflections = simulate_diffraction(
+        sample,
+        rng,
+        wavelength=wavelength,
+        d_min=settings.d_min,
+        sweeps=list(settings.sweeps) or [Sweep()],
+        angle_offset=settings.angle_offset,
+        rotation_sense=settings.rotation_sense,
+        n_points=settings.n_points,
+        mean_counts=settings.mean_counts,
+        background=settings.background,
+        instrument_error=settings.instrument_error,
+        decay_b=settings.decay_b,
+        structure=structure,
+    )
+    if not with_scan:
+        energy = energy_from_wavelength(wavelength)
+        write_sample_file(
+            job.truth_file,
+            labels=sample.label_volume(settings.voxel_size_um),
+            mu_per_um=sample.mu_per_um(energy),
+            energy_keV=energy,
+            parameters=job.parameters,
+        )
+        logger.info("Written: %s", job.truth_file)
+    write_diffraction(experiments, reflections, *files[:2], structure, files[2])
+    logger.info("Written: %s, %s (%d reflections), %s", *files[:2], len(reflections), files[2])
