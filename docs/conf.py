@@ -14,11 +14,23 @@ author = "the authors of anacor_dials"
 version = release = anacor_dials.__version__
 html_title = f"anacor_dials {version}"
 
-extensions = ["myst_parser", "generated_pages", "mathml"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "generated_pages",
+    "mathml",
+]
+# types are in words in the docstrings, with shapes and units
+autodoc_typehints = "none"
+napoleon_google_docstring = False
+napoleon_use_param = False
+napoleon_use_rtype = False
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["extensions"]
 nitpicky = True
+nitpick_ignore_regex = [("py:.*", ".*")]  # what docstrings name need not be on the page of the API
 highlight_language = "none"  # of listings that do not say
 
 html_theme = "furo"

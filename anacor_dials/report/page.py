@@ -96,10 +96,8 @@ def _script_for_plotly() -> str:
     return f"<script>{get_plotlyjs()}</script>"
 
 
-def write_html(
-    path: str | os.PathLike[str], title: str, sections: Sequence[Section], subtitle: str = ""
-) -> None:
-    """Writes one self-contained HTML file."""
+def html_of(title: str, sections: Sequence[Section], subtitle: str = "") -> str:
+    """One self-contained HTML page."""
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -116,7 +114,7 @@ def write_html(
     }
     # "</" would end the script element that the figures stand in
     as_json = json.dumps(figures, separators=(",", ":")).replace("</", "<\\/")
-    html = template.render(
+    html: str = template.render(
         title=title,
         subtitle=subtitle,
         sections=sections,
@@ -124,8 +122,15 @@ def write_html(
         figures=as_json,
         plotly=_script_for_plotly() if figures else "",
     )
+    return html
+
+
+def write_html(
+    path: str | os.PathLike[str], title: str, sections: Sequence[Section], subtitle: str = ""
+) -> None:
+    """Writes one self-contained HTML file."""
     with open(path, "w", encoding="utf-8") as file:
-        file.write(html)
+        file.write(html_of(title, sections, subtitle))
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from anacor_dials.report.page import Figure, Section, Table, Text
 from anacor_dials.sample.materials import typical_composition
 
 if TYPE_CHECKING:
+    from anacor_dials.jobs.reconstruct import Reconstruction
     from anacor_dials.tomography.corrections import FloatImages
     from anacor_dials.tomography.reconstruction import ReconstructionPlan
 
@@ -58,6 +59,18 @@ def sections(plan: ReconstructionPlan) -> list[Section]:
         Section("Centre of rotation", [f for n, f in drawn.items() if n.startswith("centre_")]),
         Section("Sinograms", [f for n, f in drawn.items() if n.startswith("sinogram_")]),
     ]
+
+
+def tomogram_sections(reconstruction: Reconstruction) -> list[Section]:
+    """The three middle slices of a tomogram."""
+    values = reconstruction.tomogram.values
+    items = []
+    for axis, (down, across) in enumerate((("Y", "Z"), ("X", "Z"), ("X", "Y"))):
+        image = np.take(values, values.shape[axis] // 2, axis=axis)
+        title = f"Middle slice across {'XYZ'[axis]}"
+        figure = _picture(image, title, across, down, "mu (1/um)")
+        items.append(Figure(figure["data"], figure["layout"]))
+    return [Section("Slices", items)]
 
 
 def _rounded(image: NDArray[Any]) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""Pictures of labelled volumes, as plotly traces in plain dictionaries: slices and a 3-D view."""
+"""Pictures of labelled volumes: slices and a 3-D view."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anacor_dials.report.page import Figure, Item, Section
 from anacor_dials.sample.frames import AXIS_NAMES
 from anacor_dials.sample.volumes import LabelVolume
 
@@ -15,6 +16,19 @@ COLOURS = ("#ffffff", "#9ecae9", "#e0a458", "#c0504d", "#7aa974", "#8c7ab8", "#c
 LARGEST_PICTURE = 400  # pixels on edge
 CELLS_3D = 72  # along the longest edge of the 3-D view
 SAMPLES_OF_CELL = 4
+
+
+def sections(labels: LabelVolume) -> list[Section]:
+    """Slices through the crystal, and a view of the whole."""
+    pictures: list[Item] = [
+        Figure(traces, layout, caption, height=460)
+        for traces, layout, caption in slice_figures(labels)
+    ]
+    traces, layout = view_3d(labels)
+    pictures.append(
+        Figure(traces, layout, "Crystal, liquor and loop in the frame of the tomogram.", height=460)
+    )
+    return [Section("Sample", pictures)]
 
 
 def colour(label: int) -> str:

@@ -1,0 +1,1 @@
+``import anacor_dials`` is a Python API: reconstruction, segmentation, factors for directions or for reflection tables, comparison and reports are functions with typed settings; a page of the manual and two notebooks show them.
