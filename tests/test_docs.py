@@ -21,6 +21,11 @@ import h5py
 import numpy as np
 import pytest
 
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10, where pytest brings the same module under this name
+    import tomli as tomllib
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 DOCS = CHECKOUT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md"]
@@ -43,18 +48,17 @@ def generated_pages() -> ModuleType:
     return module
 
 
-def commands_in_setup() -> dict[str, str]:
-    """COMMANDS of setup.py: name -> file of command_line/."""
-    for node in ast.parse((CHECKOUT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "COMMANDS":
-            return dict(ast.literal_eval(node.value))
-    raise AssertionError("setup.py has no COMMANDS")
+def installed_commands() -> dict[str, str]:
+    """[project.scripts] of pyproject.toml: name -> file of command_line/."""
+    with open(CHECKOUT / "pyproject.toml", "rb") as file:
+        scripts = tomllib.load(file)["project"]["scripts"]
+    return {name: target.partition(":")[0].rpartition(".")[2] for name, target in scripts.items()}
 
 
 @cache
 def parameters(command: str) -> frozenset[str]:
     """All parameters of one of our commands, or of one of DIALS' that the manual uses."""
-    ours = commands_in_setup()
+    ours = installed_commands()
     name = (
         f"anacor_dials.command_line.{ours[command]}"
         if command in ours
@@ -69,7 +73,7 @@ def parameters(command: str) -> frozenset[str]:
 @cache
 def all_parameters() -> frozenset[str]:
     """Those of all our commands, and of dials.scale."""
-    ours = [name for name, file in commands_in_setup().items() if has_file(file)]
+    ours = [name for name, file in installed_commands().items() if has_file(file)]
     return frozenset().union(*(parameters(name) for name in [*ours, "dials.scale"]))
 
 
@@ -107,7 +111,7 @@ def check_command_line(line: str) -> None:
     command, *words = re.sub(r'"[^"]*"', "x", line).split()
     options = [word.partition("=")[0] for word in words if "=" in word]
     hidden = ("dials.split_experiments",)  # whose parameters cannot be had without running it
-    ours = command in commands_in_setup()
+    ours = command in installed_commands()
     if ours or (options and command.startswith("dials.") and command not in hidden):
         for name in options:
             assert is_known(name, parameters(command)), f"{name} in: {line}"
@@ -119,7 +123,7 @@ def check_command_line(line: str) -> None:
 def test_every_command_has_a_page_with_all_its_parameters(
     generated_pages: ModuleType, tmp_path: Path
 ) -> None:
-    installed = {name: file for name, file in commands_in_setup().items() if has_file(file)}
+    installed = {name: file for name, file in installed_commands().items() if has_file(file)}
     generated_pages.write_pages(tmp_path)
     overview = (tmp_path / "commands" / "index.md").read_text(encoding="utf-8")
     for name, module in installed.items():

@@ -19,8 +19,6 @@ import numpy as np
 
 from anacor_dials import __version__
 
-PLOTLY_CDN = "https://cdn.plot.ly/plotly-2.35.2.min.js"
-
 
 @dataclass(frozen=True)
 class Text:
@@ -88,11 +86,9 @@ def plain(value: Any) -> Any:
 
 
 def _script_for_plotly() -> str:
-    """plotly.js itself where the Python package brings it, else a link to it."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        return f'<script src="{PLOTLY_CDN}"></script>'
+    """plotly.js itself, in a script element."""
+    from plotly.offline import get_plotlyjs
+
     return f"<script>{get_plotlyjs()}</script>"
 
 

@@ -1,1 +1,0 @@
-``dials.anacor_absorption alignment.refine=offset,sense,mu_scale`` takes the angle between the two experiments' zeros, the sense of rotation and a common factor on mu from the agreement of symmetry equivalents, with standard errors and curves in the report; nothing is moved where the data do not determine it.

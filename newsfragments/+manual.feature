@@ -1,1 +1,0 @@
-A manual, built by ``make docs``: a tutorial from raw files to a merged MTZ, every command with all its parameters, the method with its equations, the file format, troubleshooting by symptom, and how to cite.

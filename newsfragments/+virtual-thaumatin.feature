@@ -1,1 +1,0 @@
-`examples/virtual_thaumatin`: the proof on virtual data, from the scan to merged data that are held against the structure that diffracted (`docs/virtual_thaumatin.md`); `dials.anacor_simulate` writes that structure as PDB.

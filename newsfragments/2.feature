@@ -1,1 +1,0 @@
-``dials.anacor_absorption``: exact absorption factors of every reflection from a labelled tomogram (or from a tomogram or raw scan, which it segments first), by ray tracing with any number of materials, written as the column ``analytical_correction`` for ``dials.scale``, with their standard errors.

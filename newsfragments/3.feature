@@ -1,1 +1,0 @@
-``dials.anacor_reconstruct`` makes a tomogram in 1/um of scans in the usual layouts (NXtomo, GDA, Data Exchange, TIFF), and ``dials.anacor_absorption`` can take the materials' absorption coefficients from the same projections.

@@ -1,1 +1,0 @@
-``dials.anacor_simulate``: virtual tomography scans of virtual samples by wave optics, with true labels, and virtual diffraction data with true intensities and transmissions.
