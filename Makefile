@@ -50,7 +50,7 @@ format: ## put the formatting and the order of imports right
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-types: ## static types of what stands without DIALS
+types: ## static types
 	$(RUN) mypy
 
 clean: ## remove what was built here, but not the environment's root

@@ -45,7 +45,9 @@ def main() -> None:
     )
     card = train_weights([], settings, given.folder / "anacornet.safetensors", simulated)
     steps = card["training"]["steps_done"]
-    print(f"{steps} steps of {given.batch} crops in {left:.1f} min: {steps / left / 60:.2f} per second")
+    print(
+        f"{steps} steps of {given.batch} crops in {left:.1f} min: {steps / left / 60:.2f} per second"
+    )
     for name, scores in card.get("evaluation", {}).items():
         print(f"{name}: {scores}")
 

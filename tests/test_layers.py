@@ -145,6 +145,87 @@ def test_every_module_has_a_subject():
     assert not [name for name in MODULES if name.split(".")[-1] in ("util", "utils", "helpers")]
 
 
+# ---- sizes -----------------------------------------------------------------------------------------
+
+MOST_LINES_OF_A_MODULE = 600
+MOST_LINES_OF_A_FUNCTION = 80  # without its docstring
+MOST_PARAMETERS = 8  # of a public function
+# What is larger still. Nothing may be added here; what has become smaller must be taken out.
+LONG_MODULES = {
+    "anacor_dials.segmentation.inference",
+    "anacor_dials.segmentation.training",
+    "anacor_dials.tomography.reconstruction",
+}
+LONG_FUNCTIONS = {
+    "anacor_dials.command_line.xia2_anacor.run",
+    "anacor_dials.report.pipeline.numbers",
+    "anacor_dials.report.reconstruction.figures",
+    "anacor_dials.segmentation.training.train",
+    "anacor_dials.simulation.diffraction_data.simulate_diffraction",
+    "anacor_dials.simulation.samples.random_parameters",
+    "anacor_dials.simulation.scan.write_scan",
+}
+MANY_PARAMETERS = {
+    "anacor_dials.diffraction.alignment.fit.refine_alignment",
+    "anacor_dials.sample.tomogram_files.write_sample_file",
+    "anacor_dials.segmentation.inference.segment",
+    "anacor_dials.simulation.diffraction_data.simulate_diffraction",
+    "anacor_dials.simulation.scan.write_scan",
+}
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function and method of the program, by its dotted name (without its class)."""
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{name}.{node.name}", node
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function from "def" on, without its docstring."""
+    first = function.body[0]
+    n = (function.end_lineno or 0) - function.lineno + 1
+    if ast.get_docstring(function) is not None:
+        n -= (first.end_lineno or 0) - first.lineno + 1
+    return n
+
+
+def n_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many parameters a caller may give, **options counted as one."""
+    arguments = function.args
+    named = [*arguments.posonlyargs, *arguments.args]
+    n = len(named) + len(arguments.kwonlyargs) + (arguments.kwarg is not None)
+    return n - (bool(named) and named[0].arg in ("self", "cls"))
+
+
+def test_modules_are_no_longer_than_they_may_be():
+    lines = {name: len(path.read_text("utf-8").splitlines()) for name, path in MODULES.items()}
+    assert {name for name, n in lines.items() if n > MOST_LINES_OF_A_MODULE} == LONG_MODULES
+
+
+def test_functions_are_no_longer_than_they_may_be():
+    long = {name for name, node in functions() if code_lines(node) > MOST_LINES_OF_A_FUNCTION}
+    assert long == LONG_FUNCTIONS
+
+
+def test_public_functions_have_no_more_parameters_than_they_may_have():
+    many = {
+        name
+        for name, node in functions()
+        if not node.name.startswith("_") and n_parameters(node) > MOST_PARAMETERS
+    }
+    assert many == MANY_PARAMETERS
+
+
+def test_sizes_are_counted():
+    (function,) = ast.parse(
+        'def f(self, a, /, b, *, c=1, **d):\n    """Of\n    two."""\n    x\n'
+    ).body
+    assert isinstance(function, ast.FunctionDef)
+    assert (code_lines(function), n_parameters(function)) == (2, 4)
+
+
 # ---- in a process of its own, where some packages cannot be imported --------------------------------
 
 IMPORT_ALL = """

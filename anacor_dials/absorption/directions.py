@@ -60,7 +60,11 @@ class Directions:
     def of_one_sweep(
         cls, to_source: ArrayLike, exits: ArrayLike, rotation_axis: ArrayLike = (1.0, 0.0, 0.0)
     ) -> Directions:
-        """The directions of reflections of one sweep; vectors (n, 3) of any length."""
+        """The directions of reflections of one sweep; vectors (n, 3) of any length.
+
+        >>> Directions.of_one_sweep([[0, 0, 2]], [[0, 3, 4]]).exit
+        array([[0. , 0.6, 0.8]])
+        """
         s = unit(np.asarray(to_source, dtype=np.float64).reshape(-1, 3))
         e = unit(np.asarray(exits, dtype=np.float64).reshape(-1, 3))
         return cls(s, e, np.zeros(len(s), dtype=np.int64), np.array([rotation_axis]))

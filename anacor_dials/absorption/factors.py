@@ -181,6 +181,17 @@ def absorption_factors(
     ValueError
         If mu does not fit the labels, the volume has no crystal, the beam misses the crystal, or
         there are no reflections.
+
+    Examples
+    --------
+    A reflection straight through a cube of crystal, 30 um on edge: exp(-30 mu).
+
+    >>> from anacor_dials.sample.volumes import LabelVolume
+    >>> cube = LabelVolume(np.full((30, 30, 30), 3, dtype=np.uint8), voxel_size_um=1.0)
+    >>> through = Directions.of_one_sweep([[0, 0, 1]], [[0, 0, -1]])
+    >>> factors = absorption_factors(cube, [0, 0, 0, 0.02], through)
+    >>> print(f"{factors.transmission[0]:.3f}, {np.exp(-30 * 0.02):.3f}")
+    0.549, 0.549
     """
     tracing = tracing or Tracing()
     threads = use_threads(tracing.nproc)

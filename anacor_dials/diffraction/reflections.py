@@ -17,7 +17,7 @@ import numpy as np
 from dials.array_family import flex
 from dxtbx import flumpy
 from dxtbx.model import Experiment, ExperimentList
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials.absorption.directions import Directions
 from anacor_dials.sample.frames import (
@@ -65,15 +65,15 @@ def _matrix(elements: Sequence[float]) -> FloatArray:
     return np.array(elements, dtype=np.float64).reshape(3, 3)
 
 
-def sample_rotations(experiment: Experiment, phi_deg: FloatArray) -> FloatArray:
+def sample_rotations(experiment: Experiment, phi_deg: ArrayLike) -> FloatArray:
     """S R'(axis_datum, phi) F (n, 3, 3): lab = rotation @ datum, for scan angles (n,) in degrees."""
     goniometer = experiment.goniometer
-    phi_deg = np.asarray(phi_deg, dtype=np.float64)
+    angles = np.asarray(phi_deg, dtype=np.float64)
     if goniometer is None:
-        return np.broadcast_to(np.eye(3), (*phi_deg.shape, 3, 3))
+        return np.broadcast_to(np.eye(3), (*angles.shape, 3, 3))
     setting = _matrix(goniometer.get_setting_rotation())
     fixed = _matrix(goniometer.get_fixed_rotation())
-    turned = rotation_about(goniometer.get_rotation_axis_datum(), phi_deg)
+    turned = rotation_about(goniometer.get_rotation_axis_datum(), angles)
     return setting @ turned @ fixed
 
 

@@ -155,8 +155,9 @@ def choose_strategy(
     names = dict.fromkeys(name for one in values_by_wavelength for name in one)
     values = {}
     for name in names:
+        # a wavelength without a value makes the mean unknown
         each = [one.get(name, {}).get(statistic) for one in values_by_wavelength]
-        values[name] = math.nan if None in each else sum(each) / len(each)
+        values[name] = sum(math.nan if one is None else one for one in each) / len(each)
     if strategy:
         return Selection(strategy_called(strategy), statistic, values, "chosen by hand")
     known = {name: value for name, value in values.items() if math.isfinite(value)}

@@ -272,7 +272,10 @@ def compare(
         try:
             statistics.append(merging_statistics(one, *limits, settings.n_bins, width))
         except ValueError as error:
-            outcomes = [_not_merged(o, error) if o.label == one.label else o for o in outcomes]
+            outcomes = [
+                _not_merged(o, error) if isinstance(o, ScaledData) and o.label == one.label else o
+                for o in outcomes
+            ]
         tell(f"{one.label} merged")
     _refuse_if_all_failed(outcomes)
     same, why_not = _same_observations(outcomes, limits)
@@ -311,10 +314,11 @@ def _not_merged(outcome: ScaledData, error: ValueError) -> FailedScaling:
 
 
 def _refuse_if_all_failed(outcomes: Sequence[ScaledData | FailedScaling]) -> None:
-    if not any(isinstance(outcome, ScaledData) for outcome in outcomes):
+    failed = [outcome for outcome in outcomes if isinstance(outcome, FailedScaling)]
+    if len(failed) == len(outcomes):
         reasons = "; ".join(
             f"{outcome.label}: {outcome.reason.rstrip('.')}"
             + (f" (log: {outcome.log})" if outcome.log else "")
-            for outcome in outcomes
+            for outcome in failed
         )
         raise ValueError(f"No strategy succeeded. {reasons}.")

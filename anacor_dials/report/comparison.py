@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from anacor_dials.report.page import Figure, Section, Table, Text, write_html, w
 
 if TYPE_CHECKING:
     from anacor_dials.diffraction.merging import MergingStatistics
+    from anacor_dials.diffraction.scaling import ScaledData
     from anacor_dials.jobs.compare import Comparison
 
 # ---- the table -----------------------------------------------------------------------------------
@@ -162,15 +163,15 @@ def numbers(comparison: Comparison) -> dict[str, Any]:
             "log": str(outcome.log) if outcome.log else None,
         }
         if outcome.label in comparison.failed:
-            entry |= {"succeeded": False, "reason": outcome.reason}
+            entry |= {"succeeded": False, "reason": comparison.failed[outcome.label]}
         else:
-            one = by_label[outcome.label]
+            one, scaled = by_label[outcome.label], cast("ScaledData", outcome)
             entry |= {
                 "succeeded": True,
-                "seconds": round(outcome.seconds, 1),
-                "experiments": str(outcome.experiments),
-                "reflections": str(outcome.reflections),
-                "html": str(outcome.html) if outcome.html else None,
+                "seconds": round(scaled.seconds, 1),
+                "experiments": str(scaled.experiments),
+                "reflections": str(scaled.reflections),
+                "html": str(scaled.html) if scaled.html else None,
                 "table_1": dict(one.table_1),
                 "by_resolution": dict(one.by_resolution),
                 "by_image": [vars(series) for series in one.by_image],
@@ -377,7 +378,9 @@ def sections(comparison: Comparison) -> list[Section]:
             [
                 outcome.label,
                 outcome.strategy.description,
-                "failed" if outcome.label in failed else f"{outcome.seconds:.0f} s",
+                "failed"
+                if outcome.label in failed
+                else f"{cast('ScaledData', outcome).seconds:.0f} s",
                 outcome.log or "",
             ]
             for outcome in comparison.outcomes

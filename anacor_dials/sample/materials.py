@@ -27,14 +27,22 @@ PROTEIN_DENSITY = 1.35
 
 
 def energy_from_wavelength(wavelength_angstrom: float) -> float:
-    """Photon energy in keV of a wavelength in Angstrom. Raises ValueError unless it is > 0."""
+    """The photon energy of a wavelength in Angstrom, keV. Raises ValueError unless it is > 0.
+
+    >>> round(energy_from_wavelength(4.13), 3)
+    3.002
+    """
     if not (math.isfinite(wavelength_angstrom) and wavelength_angstrom > 0):
         raise ValueError(f"The wavelength is {wavelength_angstrom} A; it must be a length > 0.")
     return KEV_ANGSTROM / wavelength_angstrom
 
 
 def wavelength_from_energy(energy_keV: float) -> float:
-    """Wavelength in Angstrom of a photon energy in keV. Raises ValueError unless it is > 0."""
+    """The wavelength of a photon energy in keV, Angstrom. Raises ValueError unless it is > 0.
+
+    >>> round(wavelength_from_energy(12.398), 4)
+    1.0
+    """
     if not (math.isfinite(energy_keV) and energy_keV > 0):
         raise ValueError(f"The photon energy is {energy_keV} keV; it must be > 0.")
     return KEV_ANGSTROM / energy_keV

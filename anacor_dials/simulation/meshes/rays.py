@@ -174,7 +174,7 @@ def _attenuations(
 
 
 def attenuation_to_outside(
-    meshes: Sequence[Mesh], mu_per_um: Sequence[float], points_um: ArrayLike, directions: ArrayLike
+    meshes: Sequence[Mesh], mu_per_um: ArrayLike, points_um: ArrayLike, directions: ArrayLike
 ) -> FloatArray:
     """Line integrals of mu from points to the outside, exact for the meshes.
 
@@ -182,7 +182,7 @@ def attenuation_to_outside(
     ----------
     meshes : sequence of n Mesh
         Where two overlap, the one that is later in the list counts.
-    mu_per_um : sequence of n float
+    mu_per_um : array (n,)
         mu of each mesh, 1/um.
     points_um : array (n_points, 3)
         Where the rays start, um.

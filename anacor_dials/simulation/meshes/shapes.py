@@ -56,7 +56,11 @@ def _without_unused_vertices(vertices: FloatArray, faces: NDArray[Any]) -> Mesh:
 
 
 def box(size_um: ArrayLike) -> Mesh:
-    """A rectangular box centred on the origin, with edges of size_um (3,)."""
+    """A rectangular box centred on the origin, with edges of size_um (3,).
+
+    >>> round(box((10, 20, 30)).volume_um3)
+    6000
+    """
     half = np.asarray(size_um, dtype=np.float64) / 2
     axes = np.vstack([np.eye(3), -np.eye(3)])
     return convex_polyhedron(axes, np.concatenate([half, half]))
