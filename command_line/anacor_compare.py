@@ -45,7 +45,7 @@ from anacor_dials.jobs.compare import (
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report.comparison import (
     format_table,
-    numbers,
+    record,
     rows_of_same_observations,
     sections,
 )
@@ -130,7 +130,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
                     comparison.same.observations,
                 )
             if json:
-                write_json(json, numbers(comparison))
+                write_json(json, record(comparison))
             if html:
                 write_html(html, "Comparison of absorption corrections", sections(comparison))
     except ValueError as error:

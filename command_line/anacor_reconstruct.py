@@ -38,7 +38,7 @@ from anacor_dials.jobs.reconstruct import plan_reconstruction, write_reconstruct
 from anacor_dials.phil import parse_phil
 from anacor_dials.phil.settings import reconstruction_settings, scan_description
 from anacor_dials.report.page import write_html, write_json
-from anacor_dials.report.reconstruction import numbers, sections
+from anacor_dials.report.reconstruction import record, sections
 from anacor_dials.sample.output_files import OutputFiles
 
 logger = logging.getLogger("dials.anacor_reconstruct")
@@ -84,7 +84,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
             if html:
                 write_html(html, "Tomographic reconstruction", sections(plan), subtitle=scan)
             if json:
-                write_json(json, numbers(plan))
+                write_json(json, record(plan))
     except ValueError as error:
         raise Sorry(error) from None
 

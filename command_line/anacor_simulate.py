@@ -47,7 +47,7 @@ from anacor_dials.command_line import begin_log
 from anacor_dials.jobs.likeness import LikenessSettings, simulate_real_scan
 from anacor_dials.jobs.simulate import DiffractionSettings, make_diffraction, make_scans
 from anacor_dials.phil import choice, parse_phil
-from anacor_dials.report.likeness import log_line, numbers, sections
+from anacor_dials.report.likeness import log_line, record, sections
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.sample.output_files import OutputFiles
 from anacor_dials.simulation.batch import SampleRecipe, scan_jobs
@@ -211,7 +211,7 @@ def compare(params: Any, device: str) -> None:
             title = "Simulated and real scan"
             write_html(outputs.path(output.html), title, sections(likeness), params.compare)
         if output.json:
-            write_json(outputs.path(output.json), numbers(likeness))
+            write_json(outputs.path(output.json), record(likeness))
     logger.info("%s", log_line(likeness))
     for path in (f"{prefix}.nxs", f"{prefix}_truth.h5", output.html, output.json):
         if path:

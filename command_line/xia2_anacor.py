@@ -64,7 +64,7 @@ from anacor_dials.jobs.pipeline.steps import WorkingFolder
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report import comparison
 from anacor_dials.report.page import write_html, write_json
-from anacor_dials.report.pipeline import numbers, sections, table_text
+from anacor_dials.report.pipeline import record, sections, table_text
 from anacor_dials.sample.output_files import OutputFiles
 
 logger = logging.getLogger("dials.xia2_anacor")
@@ -227,7 +227,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
             with OutputFiles() as outputs:
                 write_json(
                     outputs.path(work.path / params.output.json),
-                    numbers(result, work, settings, args, changed),
+                    record(result, work, settings, args, changed),
                 )
                 write_html(
                     outputs.path(work.path / params.output.html),

@@ -25,7 +25,7 @@ from anacor_dials.jobs.compare import (
     scaling_jobs,
 )
 from anacor_dials.report import comparison
-from anacor_dials.report.comparison import figures, numbers
+from anacor_dials.report.comparison import figures, record
 from anacor_dials.report.page import plain
 
 FAST = (
@@ -378,7 +378,7 @@ def test_a_data_set_that_cannot_be_merged_is_a_failure(monkeypatch, tmp_path):
     result = scale_and_compare([], progress=steps.append)
     assert result.failed == {"bad": "scaled, not merged: no equivalents"}
     assert [one.label for one in result.statistics] == ["good"]
-    good, bad = json.loads(json.dumps(plain(numbers(result)), allow_nan=False))["strategies"]
+    good, bad = json.loads(json.dumps(plain(record(result)), allow_nan=False))["strategies"]
     assert good["table_1"]["Rmeas(I)"] == [0.1, 0.1, None]
     assert good["by_resolution"]["cc_anomalous"] == [0.1, None]
     assert good["by_image"][1]["identifier"] == "sweep2"

@@ -158,7 +158,6 @@ LONG_MODULES = {
 }
 LONG_FUNCTIONS = {
     "anacor_dials.command_line.xia2_anacor.run",
-    "anacor_dials.report.pipeline.numbers",
     "anacor_dials.report.reconstruction.figures",
     "anacor_dials.segmentation.training.train",
     "anacor_dials.simulation.diffraction_data.simulate_diffraction",

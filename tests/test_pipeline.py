@@ -33,6 +33,8 @@ from anacor_dials.jobs.pipeline.inputs import (
 from anacor_dials.jobs.pipeline.settings import PipelineSettings
 from anacor_dials.jobs.pipeline.stages import integration, process, wavelength_names
 from anacor_dials.jobs.pipeline.steps import Step, StepError, WorkingFolder
+from anacor_dials.jobs.records import ComparisonRecord, SameObservationsRecord, StrategyRecord
+from anacor_dials.report.page import write_json
 from anacor_dials.sample.output_files import file_name
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Tomogram
@@ -561,24 +563,24 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
     r_meas = {"none": 0.11, "analytical": 0.04, "sh_high": 0.09, "analytical_sh": 0.0399}
 
     def compare(outcomes, settings, write_report, folder):
-        entries = [
-            {
-                "strategy": one.strategy.name,
-                "label": one.label,
-                "succeeded": hasattr(one, "seconds"),
-                "table_1": {"Rmeas(I)": (r_meas[one.strategy.name], 0, 0)},
-            }
+        scaled = [one for one in outcomes if hasattr(one, "seconds")]
+        values = {one.label: {"r_meas": r_meas[one.strategy.name]} for one in scaled}
+        strategies = [
+            StrategyRecord(
+                label=one.label,
+                strategy=one.strategy.name,
+                description="",
+                command="",
+                log=None,
+                succeeded=one in scaled,
+                table_1={"Rmeas(I)": (r_meas[one.strategy.name], 0, 0)},
+            )
             for one in outcomes
         ]
-        files = [str(one.reflections) for one in outcomes if hasattr(one, "seconds")]
-        values = {
-            one.label: {"r_meas": r_meas[one.strategy.name]}
-            for one in outcomes
-            if hasattr(one, "seconds")
-        }
-        same = {"observations": 9, "values": values}
-        content = {"strategies": entries, "files": files, "same_observations": same}
-        (folder / "anacor_compare.json").write_text(json.dumps(content))
+        same = SameObservationsRecord(9, values)
+        columns = [one.label for one in scaled]
+        content = ComparisonRecord(50.0, 2.0, 20, columns, [], same, strategies)
+        write_json(folder / "anacor_compare.json", content)
         write_report(None, folder)
 
     monkeypatch.setattr(steps, "run_step_command", made)
@@ -665,7 +667,8 @@ def test_what_is_run_on_what(tmp_path: Path, mad: list, programs: Programs):
     }  # fmt: skip
     # each statistic is of one wavelength and of all strategies
     for one, split in ((x1.wavelengths[0], "split_0.refl"), (x1.wavelengths[1], "split_1.refl")):
-        assert [Path(name).name for name in one.table["files"]] == [split] * 3
+        inputs = [Path(path).name for path in one.comparison.inputs]
+        assert [name for name in inputs if name.endswith(".refl")] == [split] * 3
     # the merged file is of the chosen strategy, from the data that were scaled by it
     assert "X1/split/split_0.refl" in (tmp_path / "work/DataFiles/X1_scaled_PEAK.mtz").read_text()
     split = (tmp_path / "work/X1/split/split_0.refl").read_text()

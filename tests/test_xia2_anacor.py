@@ -447,7 +447,10 @@ def made_up_result(crystals, settings, work, write_report) -> PipelineResult:
         "absorption",
         **{"anacor_absorption.json": json.dumps(factors), "anacor_absorption.html": "report"},
     )
+    unsaid = {"description": "", "command": "", "log": None}
     comparison = {
+        "version": 2,
+        "n_bins": 20,
         "columns": ["none", "analytical"],
         "d_max": 50.0,
         "d_min": 2.5,
@@ -459,14 +462,21 @@ def made_up_result(crystals, settings, work, write_report) -> PipelineResult:
             {"name": "Rmeas", "cells": ["0.110 (0.2)", "0.040 (0.1)"], "best": ["analytical"]}
         ],
         "strategies": [
-            {"label": "none", "strategy": "none", "succeeded": True, "table_1": {"R": [0.11]}},
+            {
+                "label": "none",
+                "strategy": "none",
+                "succeeded": True,
+                "table_1": {"R": [0.11]},
+                **unsaid,
+            },
             {
                 "label": "analytical",
                 "strategy": "analytical",
                 "succeeded": True,
                 "table_1": {"R": [0.04]},
+                **unsaid,
             },
-            {"label": "SH high", "strategy": "sh_high", "succeeded": False},
+            {"label": "SH high", "strategy": "sh_high", "succeeded": False, **unsaid},
         ],
     }
     compare = step(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +11,12 @@ import numpy as np
 
 from anacor_dials.diffraction.statistics import STATISTICS
 from anacor_dials.jobs.pipeline.results import COMPARISON_HTML, COMPARISON_JSON
+from anacor_dials.jobs.records import (
+    ComparisonRecord,
+    SameObservationsRecord,
+    StrategyRecord,
+    TableRowRecord,
+)
 from anacor_dials.report.page import Figure, Section, Table, Text, write_html, write_json
 
 if TYPE_CHECKING:
@@ -150,56 +156,64 @@ def rows_of_same_observations(comparison: Comparison) -> list[TableRow]:
     ]
 
 
-def numbers(comparison: Comparison) -> dict[str, Any]:
-    """The comparison for `anacor_dials.report.page.write_json`. Resolutions in A, seconds of scaling."""
-    by_label = {one.label: one for one in comparison.statistics}
-    strategies = []
-    for outcome in comparison.outcomes:
-        entry: dict[str, Any] = {
-            "label": outcome.label,
-            "strategy": outcome.strategy.name,
-            "description": outcome.strategy.description,
-            "command": outcome.command_line,
-            "log": str(outcome.log) if outcome.log else None,
-        }
-        if outcome.label in comparison.failed:
-            entry |= {"succeeded": False, "reason": comparison.failed[outcome.label]}
-        else:
-            one, scaled = by_label[outcome.label], cast("ScaledData", outcome)
-            entry |= {
-                "succeeded": True,
-                "seconds": round(scaled.seconds, 1),
-                "experiments": str(scaled.experiments),
-                "reflections": str(scaled.reflections),
-                "html": str(scaled.html) if scaled.html else None,
-                "table_1": dict(one.table_1),
-                "by_resolution": dict(one.by_resolution),
-                "by_image": [vars(series) for series in one.by_image],
-            }
-        strategies.append(entry)
-    return {
-        "d_max": comparison.d_max,
-        "d_min": comparison.d_min,
-        "n_bins": comparison.n_bins,
-        "columns": [one.label for one in comparison.statistics],
-        "table": [
-            {
-                "name": row.name,
-                "cells": list(row.cells),
-                "best": [
-                    one.label
-                    for one, best in zip(comparison.statistics, row.best, strict=True)
-                    if best
-                ],
-            }
-            for row in (
-                *comparison_table(comparison.statistics),
-                *rows_of_same_observations(comparison),
+def record(comparison: Comparison) -> ComparisonRecord:
+    """The content of anacor_compare.json."""
+    statistics = comparison.statistics
+    rows = [(row, False) for row in comparison_table(statistics)]
+    rows += [(row, True) for row in rows_of_same_observations(comparison)]
+    same = comparison.same
+    return ComparisonRecord(
+        d_max=comparison.d_max,
+        d_min=comparison.d_min,
+        n_bins=comparison.n_bins,
+        columns=[one.label for one in statistics],
+        table=[
+            TableRowRecord(
+                row.name,
+                row.cells,
+                [one.label for one, best in zip(statistics, row.best, strict=True) if best],
+                of_same,
             )
+            for row, of_same in rows
         ],
-        "same_observations": None if comparison.same is None else asdict(comparison.same),
-        "strategies": strategies,
-    }
+        same_observations=None
+        if same is None
+        else SameObservationsRecord(same.observations, same.values),
+        strategies=_strategy_records(comparison),
+    )
+
+
+def _strategy_records(comparison: Comparison) -> list[StrategyRecord]:
+    by_label = {one.label: one for one in comparison.statistics}
+    records = []
+    for outcome in comparison.outcomes:
+        failed = StrategyRecord(
+            label=outcome.label,
+            strategy=outcome.strategy.name,
+            description=outcome.strategy.description,
+            command=outcome.command_line,
+            log=str(outcome.log) if outcome.log else None,
+            succeeded=False,
+            reason=comparison.failed.get(outcome.label),
+        )
+        if outcome.label in comparison.failed:
+            records.append(failed)
+            continue
+        one, scaled = by_label[outcome.label], cast("ScaledData", outcome)
+        records.append(
+            replace(
+                failed,
+                succeeded=True,
+                seconds=round(scaled.seconds, 1),
+                experiments=str(scaled.experiments),
+                reflections=str(scaled.reflections),
+                html=str(scaled.html) if scaled.html else None,
+                table_1=one.table_1,
+                by_resolution=one.by_resolution,
+                by_image=[vars(series) for series in one.by_image],
+            )
+        )
+    return records
 
 
 # Okabe and Ito (2008): distinct for every kind of colour vision
@@ -413,7 +427,7 @@ def sections(comparison: Comparison) -> list[Section]:
 
 def write(comparison: Comparison, folder: Path) -> None:
     """Writes the comparison as page and as numbers into a folder."""
-    write_json(folder / COMPARISON_JSON, numbers(comparison))
+    write_json(folder / COMPARISON_JSON, record(comparison))
     write_html(
         folder / COMPARISON_HTML,
         "Comparison of absorption corrections",

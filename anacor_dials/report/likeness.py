@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anacor_dials.jobs.records import LikenessRecord
 from anacor_dials.report.page import Figure, Item, Section, Table
 
 if TYPE_CHECKING:
@@ -59,16 +60,16 @@ def sections(likeness: Likeness) -> list[Section]:
     ]
 
 
-def numbers(likeness: Likeness) -> dict[str, Any]:
-    """SSIM, PSNR (dB) and MSE of each projection, and their means."""
+def record(likeness: Likeness) -> LikenessRecord:
+    """The content of the JSON file."""
     realism = likeness.realism
-    return {
+    return LikenessRecord(
+        angles_deg=realism.angles_deg.tolist(),
+        ssim=realism.ssim.tolist(),
+        psnr_db=realism.psnr_db.tolist(),
+        mse=realism.mse.tolist(),
         **realism.summary(),
-        "ssim": realism.ssim,
-        "psnr_db": realism.psnr_db,
-        "mse": realism.mse,
-        "angles_deg": realism.angles_deg,
-    }
+    )
 
 
 def log_line(likeness: Likeness) -> str:

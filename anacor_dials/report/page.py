@@ -11,13 +11,14 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
 from anacor_dials import __version__
+from anacor_dials.jobs.records import Record
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class Section:
 
 
 def plain(value: Any) -> Any:
-    """The value in types that JSON has: arrays as lists, numbers without a value (NaN, inf) as None."""
+    """The value in types that JSON has: arrays as lists, dataclasses as dictionaries, numbers without a value (NaN, inf) as None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
@@ -129,8 +132,10 @@ def write_html(
         file.write(html_of(title, sections, subtitle))
 
 
-def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Writes the content as JSON, see :func:`plain`."""
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any] | Record) -> None:
+    """Writes a record, or any content, as JSON; see :func:`plain`."""
+    if isinstance(content, Record):
+        content = content.content()
     with open(path, "w", encoding="utf-8") as file:
         json.dump(plain(content), file, indent=1)
         file.write("\n")

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from anacor_dials.diffraction.statistics import STATISTICS
 from anacor_dials.jobs.pipeline.results import COMPARISON_HTML
+from anacor_dials.jobs.records import (
+    CrystalRecord,
+    GroupRecord,
+    PipelineRecord,
+    SelectionRecord,
+    WavelengthRecord,
+)
 from anacor_dials.report.page import Item, Section, Table, Text
 
 if TYPE_CHECKING:
-    from anacor_dials.jobs.pipeline.results import GroupResult, PipelineResult, WavelengthResult
+    from anacor_dials.jobs.pipeline.results import (
+        CorrectedCrystal,
+        GroupResult,
+        PipelineResult,
+        WavelengthResult,
+    )
     from anacor_dials.jobs.pipeline.settings import PipelineSettings
     from anacor_dials.jobs.pipeline.steps import FinishedStep, WorkingFolder
 
@@ -33,38 +45,37 @@ def links(folder: Path, root: Path) -> Markup:
 
 def main_table(group: GroupResult, of: WavelengthResult) -> Table:
     """The merging statistics of all strategies, the best values marked and the chosen one named."""
-    content = of.table
-    labels = {entry["label"]: entry["strategy"] for entry in content["strategies"]}
+    record, taken = of.record, group.selection
     header = [
-        label + (" (taken)" if labels[label] == group.selection.strategy.name else "")
-        for label in content["columns"]
+        label + (" (taken)" if record.strategy_of[label] == taken.strategy.name else "")
+        for label in record.columns
     ]
-    failed = [entry["label"] for entry in content["strategies"] if not entry["succeeded"]]
-    rows = [[row["name"], *row["cells"], *["failed"] * len(failed)] for row in content["table"]]
+    failed = [one.label for one in record.strategies if not one.succeeded]
+    # what each strategy keeps differs; the choice is made on the same observations, the last row
+    shown = [row for row in record.table if not row.of_same_observations]
+    rows = [[row.name, *row.cells, *["failed"] * len(failed)] for row in shown]
     marked = frozenset(
-        (i, 1 + content["columns"].index(label))
-        for i, row in enumerate(content["table"])
-        for label in row["best"]
+        (i, 1 + list(record.columns).index(label))
+        for i, row in enumerate(shown)
+        for label in row.best
     )
-    # what each strategy keeps differs; the choice is made on the same observations
-    same = content["same_observations"]
-    values = [
-        same["values"].get(label, {}).get(group.selection.statistic) for label in content["columns"]
-    ]
-    row, sign = STATISTICS[group.selection.statistic]
-    known = [sign * value for value in values if value is not None]
-    rows.append(
-        [
-            f"{row}, same {same['observations']} observations",
-            *("-" if value is None else f"{value:.3f}" for value in values),
-            *["failed"] * len(failed),
-        ]
-    )
-    marked |= {
-        (len(rows) - 1, 1 + j)
-        for j, value in enumerate(values)
-        if value is not None and len(known) > 1 and sign * value == max(known)
-    }
+    same = record.same_observations
+    if same is not None:
+        row_name, sign = STATISTICS[taken.statistic]
+        values = [same.values.get(label, {}).get(taken.statistic) for label in record.columns]
+        known = [sign * value for value in values if value is not None]
+        rows.append(
+            [
+                f"{row_name}, same {same.observations} observations",
+                *("-" if value is None else f"{value:.3f}" for value in values),
+                *["failed"] * len(failed),
+            ]
+        )
+        marked |= {
+            (len(rows) - 1, 1 + j)
+            for j, value in enumerate(values)
+            if value is not None and len(known) > 1 and sign * value == max(known)
+        }
     several = f", {of.wavelength:.5g} Å" if len(group.wavelengths) > 1 else ""
     caption = (
         f"{group.name}{several}. Overall (outer shell), of the observations that each strategy keeps; last "
@@ -149,83 +160,27 @@ def sections(result: PipelineResult, work: WorkingFolder) -> list[Section]:
     ]
 
 
-def step_record(step: FinishedStep | None) -> str | None:
-    return None if step is None else step.name
-
-
-def numbers(
+def record(
     result: PipelineResult,
     work: WorkingFolder,
     settings: PipelineSettings,
     arguments: list[str],
     changed: str,
-) -> dict[str, Any]:
-    """The content of anacor.json; inputs: SHA-256 of what came from outside, by path."""
-    return {
-        "program": {"name": "xia2.anacor", **work.versions},
-        "arguments": arguments,
-        "parameters": changed,
-        "inputs": {
+) -> PipelineRecord:
+    """The content of anacor.json; changed: the parameters that were changed, as PHIL."""
+    return PipelineRecord(
+        program={"name": "xia2.anacor", **work.versions},
+        arguments=arguments,
+        parameters=changed,
+        inputs={
             path: digest
             for step in work.finished
             for path, digest in step.inputs.items()
             if not Path(path).is_relative_to(work.path)
         },
-        "crystals": [
-            {
-                "name": one.crystal.name,
-                "tomography": one.crystal.tomography,
-                "labels": one.labels,
-                "segmented_by": step_record(one.segmentation),
-                "factors_by": step_record(one.absorption),
-                "sweeps": [vars(sweep) for sweep in one.crystal.sweeps],
-                "factors": {
-                    key: one.summary[key] for key in ("transmission", "wavelengths", "warnings")
-                },
-            }
-            for one in result.corrections
-        ],
-        "groups": [
-            {
-                "name": group.name,
-                "crystals": group.crystals,
-                "symmetry_by": step_record(group.symmetry),
-                "absences_by": step_record(group.absences),
-                "space_group": group.space_group,
-                "unit_cell": group.unit_cell,
-                "scaled_by": {name: step.name for name, step in group.scaled.items()},
-                "failed": group.failed,
-                "warning": group.warning,
-                "selection": {
-                    "strategy": group.selection.strategy.name,
-                    "statistic": group.selection.statistic,
-                    "values": group.selection.values,
-                    "margin": settings.margin,
-                    "reason": group.selection.reason,
-                },
-                "experiments": group.experiments,
-                "reflections": group.reflections,
-                "wavelengths": [
-                    {
-                        "name": one.name,
-                        "wavelength_angstrom": one.wavelength,
-                        "files": one.files,
-                        "d_max": one.table["d_max"],
-                        "d_min": one.table["d_min"],
-                        "table": one.table["table"],
-                        "same_observations": one.table["same_observations"],
-                        "table_1": {
-                            entry["strategy"]: entry["table_1"]
-                            for entry in one.table["strategies"]
-                            if entry["succeeded"]
-                        },
-                    }
-                    for one in group.wavelengths
-                ],
-            }
-            for group in result.groups
-        ],
-        "steps": [
+        crystals=[_crystal_record(one) for one in result.corrections],
+        groups=[_group_record(group, settings.margin) for group in result.groups],
+        steps=[
             {
                 "name": step.name,
                 "done_in_this_run": step.why is not None,
@@ -236,7 +191,59 @@ def numbers(
             }
             for step in work.finished
         ],
-    }
+    )
+
+
+def _name(step: FinishedStep | None) -> str | None:
+    return None if step is None else step.name
+
+
+def _crystal_record(one: CorrectedCrystal) -> CrystalRecord:
+    summary = one.summary
+    return CrystalRecord(
+        name=one.crystal.name,
+        tomography=one.crystal.tomography,
+        labels=one.labels,
+        segmented_by=_name(one.segmentation),
+        factors_by=_name(one.absorption),
+        sweeps=[vars(sweep) for sweep in one.crystal.sweeps],
+        factors={key: summary[key] for key in ("transmission", "wavelengths", "warnings")},
+    )
+
+
+def _group_record(group: GroupResult, margin: float) -> GroupRecord:
+    taken = group.selection
+    return GroupRecord(
+        name=group.name,
+        crystals=group.crystals,
+        symmetry_by=_name(group.symmetry),
+        absences_by=_name(group.absences),
+        space_group=group.space_group,
+        unit_cell=group.unit_cell,
+        scaled_by={name: step.name for name, step in group.scaled.items()},
+        failed=group.failed,
+        warning=group.warning,
+        selection=SelectionRecord(
+            taken.strategy.name, taken.statistic, taken.values, margin, taken.reason
+        ),
+        experiments=group.experiments,
+        reflections=group.reflections,
+        wavelengths=[_wavelength_record(one) for one in group.wavelengths],
+    )
+
+
+def _wavelength_record(one: WavelengthResult) -> WavelengthRecord:
+    record = one.record
+    return WavelengthRecord(
+        name=one.name,
+        wavelength_angstrom=one.wavelength,
+        files=one.files,
+        d_max=record.d_max,
+        d_min=record.d_min,
+        table=record.table,
+        same_observations=record.same_observations,
+        table_1={of.strategy: of.table_1 for of in record.strategies if of.succeeded},
+    )
 
 
 def table_text(group: GroupResult, of: WavelengthResult) -> str:

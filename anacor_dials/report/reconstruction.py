@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anacor_dials.jobs.records import ReconstructionRecord
 from anacor_dials.report.page import Figure, Section, Table, Text
 from anacor_dials.sample.materials import typical_composition
 
@@ -231,33 +232,33 @@ def _vertical_line(x: float) -> dict[str, Any]:
     }
 
 
-def numbers(plan: ReconstructionPlan) -> dict[str, Any]:
-    """The numbers of a reconstruction, for JSON; lengths in um, mu in 1/um, angles in degrees."""
+def record(plan: ReconstructionPlan) -> ReconstructionRecord:
+    """The content of anacor_reconstruct.json."""
     d, p = plan.diagnostics, plan.projections
     edges, counts = d.histogram if d.histogram is not None else (np.empty(0), np.empty(0))
-    return {
-        "scan": str(p.path),
-        "layout": p.layout,
-        "n_projections": d.n_projections,
-        "angles_deg": d.angles_deg,
-        "largest_gap_deg": d.largest_gap_deg,
-        "full_turn": d.full_turn,
-        "energy_keV": p.energy_keV,
-        "backend": d.backend,
-        "filter": plan.settings.filter_name,
-        "rings": plan.settings.rings,
-        "phase_retrieved": d.phase_retrieved,
-        "centre_of_rotation_pixel": d.centre,
-        "centre_method": d.centre_method,
-        "centre_per_slice": d.centre_per_slice,
-        "shape": plan.shape,
-        "voxel_size_um": plan.voxel_size_um,
-        "origin_voxel": plan.centre,
-        "clipped_percent": d.clipped_percent,
-        "unusable_percent": d.unusable_percent,
-        "zinger_percent": d.zinger_percent,
-        "seconds": d.seconds,
-        "seconds_per_slice": d.seconds_per_slice,
-        "histogram": {"edges_per_um": edges, "counts": counts},
-        "warnings": d.warnings,
-    }
+    return ReconstructionRecord(
+        scan=str(p.path),
+        layout=p.layout,
+        n_projections=d.n_projections,
+        angles_deg=d.angles_deg,
+        largest_gap_deg=d.largest_gap_deg,
+        full_turn=d.full_turn,
+        energy_keV=p.energy_keV,
+        backend=d.backend,
+        filter=plan.settings.filter_name,
+        rings=plan.settings.rings,
+        phase_retrieved=d.phase_retrieved,
+        centre_of_rotation_pixel=d.centre,
+        centre_method=d.centre_method,
+        centre_per_slice=d.centre_per_slice,
+        shape=plan.shape,
+        voxel_size_um=plan.voxel_size_um.tolist(),
+        origin_voxel=plan.centre.tolist(),
+        clipped_percent=d.clipped_percent,
+        unusable_percent=d.unusable_percent,
+        zinger_percent=d.zinger_percent,
+        seconds=d.seconds,
+        seconds_per_slice=d.seconds_per_slice,
+        histogram={"edges_per_um": edges.tolist(), "counts": counts.tolist()},
+        warnings=d.warnings,
+    )

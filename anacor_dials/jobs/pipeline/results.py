@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from anacor_dials.jobs.pipeline.inputs import Crystal
 from anacor_dials.jobs.pipeline.steps import FinishedStep
+from anacor_dials.jobs.records import ComparisonRecord, read_record
 
 if TYPE_CHECKING:
     from anacor_dials.diffraction.selection import Selection
@@ -46,11 +47,9 @@ class WavelengthResult:
     files: Mapping[str, Path]
 
     @property
-    def table(self) -> dict[str, Any]:
-        """The comparison as numbers (`anacor_dials.report.comparison.numbers`)."""
-        path = self.comparison.path(COMPARISON_JSON)
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return content
+    def record(self) -> ComparisonRecord:
+        """The statistics of all strategies, as the step of the comparison left them."""
+        return read_record(self.comparison.path(COMPARISON_JSON), ComparisonRecord)
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,10 @@ class PipelineResult:
     groups: tuple[GroupResult, ...]
 
 
-def same_observations(comparison: FinishedStep) -> dict[str, dict[str, float | None]]:
-    """{strategy: {statistic: overall value}} of the same observations, from the numbers of a comparison."""
-    content = json.loads(comparison.path(COMPARISON_JSON).read_text(encoding="utf-8"))
-    strategies = {entry["label"]: entry["strategy"] for entry in content["strategies"]}
-    values = content["same_observations"]["values"]
-    return {strategies[label]: of_one for label, of_one in values.items()}
+def same_observations(comparison: FinishedStep) -> dict[str, Mapping[str, float | None]]:
+    """{strategy: {statistic: overall value}} of the same observations, from what a comparison left."""
+    record = read_record(comparison.path(COMPARISON_JSON), ComparisonRecord)
+    if record.same_observations is None:
+        return {}
+    strategy = record.strategy_of
+    return {strategy[label]: values for label, values in record.same_observations.values.items()}

@@ -1,0 +1,1 @@
+The JSON files of ``dials.anacor_reconstruct``, ``dials.anacor_compare``, ``dials.anacor_simulate compare=`` and ``xia2.anacor`` have a version; their keys are described in the manual. ``same_observations`` is by label in all of them.
