@@ -1,4 +1,6 @@
-"""What may import what: the ground knows nothing above it, and most of the house stands without DIALS."""
+"""What may import what: the ground knows nothing above it, and most of the house stands without
+DIALS.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,7 @@ WITHOUT_DIALS = [name for name in MODULES if not f"{name}.".startswith(WITH_DIAL
 
 
 def imported_by(name: str, path: Path) -> Iterator[str]:
-    """Dotted names of everything that a module imports, anywhere in it: at the top or in functions."""
+    """Dotted names of everything that a module imports, at its top or in functions."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
@@ -145,7 +147,7 @@ def test_every_module_has_a_subject():
     assert not [name for name in MODULES if name.split(".")[-1] in ("util", "utils", "helpers")]
 
 
-# ---- sizes -----------------------------------------------------------------------------------------
+# ---- sizes ---------------------------------------------------------------------------------------
 
 MOST_LINES_OF_A_MODULE = 600
 MOST_LINES_OF_A_FUNCTION = 80  # without its docstring
@@ -225,7 +227,7 @@ def test_sizes_are_counted():
     assert (code_lines(function), n_parameters(function)) == (2, 4)
 
 
-# ---- in a process of its own, where some packages cannot be imported --------------------------------
+# ---- in a process of its own, where some packages cannot be imported -----------------------------
 
 IMPORT_ALL = """
 import importlib, json, sys
@@ -250,7 +252,7 @@ print("outcome:" + json.dumps(outcome))
 
 
 def import_without(blocked: set[str], modules: list[str]) -> dict[str, list[str] | None]:
-    """For each module None, or the error of importing it, where some packages cannot be imported."""
+    """For each module None, or the error of importing it without some packages."""
     arguments = json.dumps([sorted(blocked), modules])
     result = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL, arguments],

@@ -40,7 +40,8 @@ DISTRIBUTION = {
     "nrrd": "pynrrd",
     "skimage": "scikit-image",
 }
-# what no registry of Python packages has: DIALS and what comes with it, Blender's own module, tomopy
+# what no registry of Python packages has: DIALS and what comes with it, Blender's own module,
+# tomopy
 ELSEWHERE = {
     "bpy", "cctbx", "dials", "dxtbx", "gemmi", "iotbx", "libtbx", "mathutils", "scitbx", "tomopy",
     "xia2",
@@ -122,7 +123,7 @@ def test_fragments_have_a_type_that_is_known():
             assert path.read_text(encoding="utf-8").strip().endswith((".", ")")), path.name
 
 
-# ---- the other forms of the package ---------------------------------------------------------------
+# ---- the other forms of the package --------------------------------------------------------------
 
 RECIPES = CHECKOUT / "packaging"
 
@@ -156,7 +157,7 @@ def test_images_take_extras_that_there_are(name):
     assert commands <= set(PROJECT["scripts"])
 
 
-# ---- wheel and sdist ------------------------------------------------------------------------------
+# ---- wheel and sdist -----------------------------------------------------------------------------
 
 
 def run(*command: str | os.PathLike[str], **options) -> str:
@@ -228,8 +229,8 @@ def test_the_sdist_makes_the_same_wheel(sdist, wheel, tmp_path):
 def installed(wheel, tmp_path_factory) -> Path:
     """The folder of the programs of a new environment with the wheel, without the checkout.
 
-    It sees the packages of the environment below (DIALS and the requirements), but not the checkout's
-    own environment.
+    It sees the packages of the environment below (DIALS and the requirements), but not the
+    checkout's own environment.
     """
     folder = tmp_path_factory.mktemp("environment")
     below = Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}"
@@ -306,7 +307,7 @@ def find_browser() -> str | None:
 
 @pytest.mark.slow
 def test_a_report_of_the_wheel_without_a_network(installed, tmp_path):
-    """The commands of the wheel run with the network cut, and their report loads nothing from it."""
+    """The wheel's commands run with the network cut; their report loads nothing from it."""
     pytest.importorskip("dials", reason="DIALS is not installed")
     pytest.importorskip("torch", reason="virtual scans need torch")
     cut = without_network()

@@ -13,18 +13,18 @@ from numpy.typing import ArrayLike, NDArray
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.volumes import LabelVolume
 
-# Largest optical depth of one step of the march. At the boundary of the sample a ray is wrong by up to
-# half a step, without bias; but the mean of exp(-tau) is then too large by 0.1 to 0.3 (mu step)^2,
-# nearly equally for all reflections. factors.py divides by this common factor.
+# Largest optical depth of one step of the march. At the boundary of the sample a ray is wrong by up
+# to half a step, without bias; but the mean of exp(-tau) is then too large by 0.1 to 0.3 (mu
+# step)^2, nearly equally for all reflections. factors.py divides by this common factor.
 STEP_OPTICAL_DEPTH = 0.05
 # A boundary is blurred by one cell, half a step: no more than the march itself is wrong there.
 CELLS_PER_STEP = 2
-# However weak the absorption, the thinnest extent of the crystal has so many cells: the blurred boundary
-# is then at most 3 % of it.
+# However weak the absorption, the thinnest extent of the crystal has so many cells: the blurred
+# boundary is then at most 3 % of it.
 CELLS_ACROSS_CRYSTAL = 32
 
-# Positions along a marched ray are whole numbers of 2^-16 cells: in an int32, 15 bits are left for the
-# cell. Two cells are the border.
+# Positions along a marched ray are whole numbers of 2^-16 cells: in an int32, 15 bits are left for
+# the cell. Two cells are the border.
 FIXED_POINT_BITS = 16
 LARGEST_AXIS = 2 ** (31 - FIXED_POINT_BITS) - 2
 MOST_MATERIALS = 128  # the other 127 codes of a uint8 grid are levels of mean mu
@@ -95,7 +95,8 @@ def prepare_volume(
     crystal: str = "crystal",
     step_optical_depth: float = STEP_OPTICAL_DEPTH,
 ) -> AttenuatingVolume:
-    """The volume, with a grid of mean mu for :func:`anacor_dials.absorption.ray_tracing.march_transmission`.
+    """The volume, with a grid of mean mu for
+    :func:`anacor_dials.absorption.ray_tracing.march_transmission`.
 
     Parameters
     ----------
@@ -154,7 +155,9 @@ def prepare_volume(
 
 
 def label_bounds(labels: Array, wanted: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first index (3,), and one more than the last, of voxels with a wanted label; wanted: (256,)."""
+    """The first index (3,), and one more than the last, of voxels with a wanted label; wanted:
+    (256,).
+    """
     low, high = _plane_bounds(labels, wanted)
     inside = high > low
     if not inside.any():

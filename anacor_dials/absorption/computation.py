@@ -32,29 +32,30 @@ IMPORTANCE_POINTS = 8192
 IMPORTANCE_REFLECTIONS = 96
 LEAST_IMPORTANCE = 0.1
 
-# The error of points falls as n^-5/6 in theory; points ~ error^-1.3 was measured on crystals of 10^6
-# voxels.
+# The error of points falls as n^-5/6 in theory; points ~ error^-1.3 was measured on crystals of
+# 10^6 voxels.
 POINT_POWER = 1.3
-# Parts of the tolerance for points and for rays and grid. In quadrature they make 0.96 of it; the rest
-# is for chance.
+# Parts of the tolerance for points and for rays and grid. In quadrature they make 0.96 of it; the
+# rest is for chance.
 POINT_SHARE = 0.6
 GRID_SHARE = 0.75
 POINTS_ABOVE_SHARE = 1.2  # points are added only above so many times their share
 MOST_POINTS = 2_000_000
 
-# Degrees between exit nodes of the fine grid at a tolerance of 0.1 %, its power of the tolerance, and its
-# range: by trial on the benchmark (benchmarks/RESULTS.md) and on the bodies of tests/test_factors.py.
-# Where they do not suffice, the measured error makes the grid finer.
+# Degrees between exit nodes of the fine grid at a tolerance of 0.1 %, its power of the tolerance,
+# and its range: by trial on the benchmark (benchmarks/RESULTS.md) and on the bodies of
+# tests/test_factors.py. Where they do not suffice, the measured error makes the grid finer.
 STEP_AT_TOLERANCE_1E3 = 5.5
 STEP_POWER = 0.7
 STEP_RANGE = (1.5, 15.0)
-# Incident nodes lie on a line, exit nodes on a sphere: coarser arcs save few rays, and cost as little.
+# Incident nodes lie on a line, exit nodes on a sphere: coarser arcs save few rays, and cost as
+# little.
 ARC_TO_EXIT_STEP = 1.25
 
 # Two levels: the fine grid is traced from one point in FINE_SHARE, if there are at least
-# TWO_LEVELS_FROM points, and never from more than MOST_FINE_POINTS. The coarse grid, traced from all
-# points, has COARSE_RATIO times the step. Fewer points for the fine grid missed the tolerance on large,
-# strongly absorbing samples.
+# TWO_LEVELS_FROM points, and never from more than MOST_FINE_POINTS. The coarse grid, traced from
+# all points, has COARSE_RATIO times the step. Fewer points for the fine grid missed the tolerance
+# on large, strongly absorbing samples.
 FINE_SHARE = 3
 TWO_LEVELS_FROM = 6144
 MOST_FINE_POINTS = 100_000
@@ -63,8 +64,8 @@ COARSE_RATIO = 2.0
 LARGEST_CHUNK = 8192  # points traced together: more bring no speed
 MOST_EXACT_POINTS = 15_000  # for the reflections that are traced exactly
 
-# Points that no beam reaches are left out. Each sweep is looked at from so many directions. The beam is
-# widened by the margin, for the directions between them.
+# Points that no beam reaches are left out. Each sweep is looked at from so many directions. The
+# beam is widened by the margin, for the directions between them.
 LIT_DIRECTIONS = 72
 LIT_MARGIN = 1.1
 LEAST_LIGHT = 1e-4  # of the full intensity
@@ -222,7 +223,9 @@ class Computation:
     def beam_weights(
         self, points: SampledPoints, directions: FloatArray, sweep: int
     ) -> NDArray[np.float32]:
-        """Weights of m points, times the intensity of the beam, for n directions to the source: (n, m)."""
+        """Weights of m points, times the intensity of the beam, for n directions to the source: (n,
+        m).
+        """
         assert self.tracing.beam is not None
         positions = self.labels.position_um(points.voxels)
         axis = self.directions.rotation_axes[sweep]
@@ -232,7 +235,9 @@ class Computation:
     def reflection_weights(
         self, points: SampledPoints, directions: Directions
     ) -> NDArray[np.float32]:
-        """Weights of m points for n reflections: (n, m), or (1, m) for a beam wider than the crystal."""
+        """Weights of m points for n reflections: (n, m), or (1, m) for a beam wider than the
+        crystal.
+        """
         if self.tracing.beam is None:
             return points.weights.astype(np.float32)[None]
         weights = np.empty((len(directions), len(points)), dtype=np.float32)
@@ -357,7 +362,7 @@ class Computation:
         return fine / n_parts + coarse < 2 * len(self.directions)
 
     def _tables(self, points: SampledPoints, fine: Grid) -> tuple[TableSum, DirectionTable, int]:
-        """log A and the log of its relative variance by direction; how many directions were traced."""
+        """log A, the log of its relative variance, and how many directions were traced."""
         parts = _interleaved(len(points), _n_parts(len(points)))
         if len(parts) == 1:
             log_a, log_variance, _ = self._node_values(points, parts, fine)
@@ -379,7 +384,7 @@ class Computation:
     def _node_values(
         self, points: SampledPoints, parts: list[NDArray[np.int64]], grid: Grid
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """At the nodes: log A, the log of its relative variance, and log A of the first part alone."""
+        """At the nodes: log A, the log of its relative variance, log A of the first part alone."""
         exits = grid[1].directions
         sums = _NodeSums(self, grid)
         # rays of both kinds, their squares and pair products, in float32
@@ -472,7 +477,7 @@ def _table_bytes(grid: Grid) -> float:
 
 
 def _interleaved(n: int, n_parts: int) -> list[NDArray[np.int64]]:
-    """The indices of n points in n_parts, each spread over the whole crystal; pairs stay together."""
+    """The indices of n points in n_parts that each cover the crystal; pairs stay together."""
     pair = np.arange(n // 2)
     return [
         np.stack([2 * pair[i::n_parts], 2 * pair[i::n_parts] + 1], axis=1).ravel()

@@ -1,12 +1,13 @@
 """Points of the crystal at which its transmission is sampled.
 
-Two points are taken at random from each of n/2 parts of the crystal, the parts being stretches of a
-Hilbert curve through its voxels: compact, whatever the crystal's shape. The error of a mean over such
-points falls as n^-5/6, where that of points taken anywhere falls as n^-1/2 (stratified sampling;
-Cochran, Sampling Techniques, 1977, ch. 5). The parts are of equal volume, or small where much depends on
-the point (Neyman's allocation, ibid. 5.5); a point's weight is the volume of its part. The two points of a
-part give the error without bias: var(sum w f) = sum over parts of w^2 (f_a - f_b)^2.
-Points in the order of the curve also keep the rays of neighbours close together in memory.
+The crystal is divided into n/2 parts, and two points are taken at random from each. The parts are
+stretches of a Hilbert curve through the voxels: they are compact, whatever the shape of the
+crystal. The error of a mean over such points falls as n^-5/6; that of independent random points
+falls as n^-1/2 (stratified sampling; Cochran, Sampling Techniques, 1977, ch. 5). The parts have
+equal volumes, or are smaller where the result depends strongly on the point (Neyman's allocation,
+ibid. 5.5). The weight of a point is the volume of its part. The two points of a part give an
+unbiased estimate of the error: var(sum w f) = sum over parts of w^2 (f_a - f_b)^2. Since the points
+are in the order of the curve, the rays of neighbours read the same memory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.volumes import LabelVolume
 
+# Crystal voxels are counted in blocks of 8 x 8 x 8: the curve is followed through single voxels
+# only in blocks that a point falls into.
 BLOCK_BITS = 3
 BLOCK = 1 << BLOCK_BITS
 IN_BLOCK = BLOCK**3
@@ -28,9 +31,10 @@ IN_BLOCK = BLOCK**3
 
 @njit(cache=True)
 def hilbert_code(x, y, z, bits):  # type: ignore[no-untyped-def]
-    """The place along the Hilbert curve of a cell of a cube of 2^bits cells on edge.
+    """The position along the Hilbert curve of a cell of a cube with 2^bits cells on edge.
 
-    Skilling, AIP Conf. Proc. 707 (2004) 381: axes to transposed code, bits then interleaved.
+    Skilling, AIP Conf. Proc. 707 (2004) 381: the coordinates become the transposed code, whose bits
+    are then interleaved.
     """
     q = 1 << (bits - 1)
     while q > 1:
@@ -69,7 +73,7 @@ def hilbert_code(x, y, z, bits):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def hilbert_cell(code, bits):  # type: ignore[no-untyped-def]
-    """The cell (x, y, z) at a place along the Hilbert curve: the inverse of hilbert_code."""
+    """The cell (x, y, z) at a position along the Hilbert curve: the inverse of hilbert_code."""
     x = 0
     y = 0
     z = 0
@@ -124,7 +128,10 @@ def _codes(cells, bits):  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, cache=True)
 def _voxels_of_ranks(labels, label, codes, bits, starts, ranks, voxels):  # type: ignore[no-untyped-def]
-    """In block i: the voxels of the ranks[starts[i]:starts[i + 1]] (ascending) along the curve."""
+    """Writes the voxels with given ranks along the curve within their blocks to voxels (n, 3).
+
+    Block i has the ranks[starts[i]:starts[i + 1]], in ascending order.
+    """
     nx, ny, nz = labels.shape
     for i in prange(codes.shape[0]):
         seen = 0
@@ -144,10 +151,14 @@ def _voxels_of_ranks(labels, label, codes, bits, starts, ranks, voxels):  # type
 
 @dataclass(frozen=True, eq=False)
 class SampledPoints:
-    """Points of the crystal and what they stand for.
+    """n points of the crystal.
 
-    voxels: (n, 3) voxel indices, not whole; points 2k and 2k + 1 come from one part. weights: (n,) the
-    part's volume, relative to that of the average part; a pair has one weight.
+    Attributes
+    ----------
+    voxels : array (n, 3)
+        Fractional voxel indices; points 2k and 2k + 1 come from one part of the crystal.
+    weights : array (n,)
+        The volume of the part, relative to the mean volume of the parts.
     """
 
     voxels: FloatArray
@@ -161,9 +172,23 @@ class SampledPoints:
 
 
 class CrystalPoints:
-    """Draws stratified points from one label of a volume.
+    """Draws stratified points from the voxels of one label.
 
-    n_voxels: how many voxels have the label. Raises ValueError where there are none.
+    Parameters
+    ----------
+    labels : LabelVolume
+    name : str
+        The name of the label.
+
+    Attributes
+    ----------
+    n_voxels : int
+        The number of voxels with this label.
+
+    Raises
+    ------
+    ValueError
+        If no voxel has this label.
     """
 
     def __init__(self, labels: LabelVolume, name: str = "crystal") -> None:
@@ -185,10 +210,16 @@ class CrystalPoints:
     def draw(
         self, n: int, rng: np.random.Generator, importance: FloatArray | None = None
     ) -> SampledPoints:
-        """n points, two from each of n/2 parts; n is even.
+        """n points, two from each of n/2 parts.
 
-        importance: (k,), > 0, of k stretches of equal volume along the curve: there will be so many
-        points per volume, relatively. None: the same everywhere.
+        Parameters
+        ----------
+        n : int
+            An even number.
+        rng : numpy.random.Generator
+        importance : array (k,), optional
+            The relative density of points in k stretches of equal volume along the curve, all > 0.
+            By default it is constant.
         """
         if n < 2 or n % 2:
             raise ValueError(f"{n} points were asked for; their number must be even and >= 2.")

@@ -1,15 +1,15 @@
 """Functions of two directions, tabulated and interpolated: incident arcs and the sphere of exits.
 
-The transmission of a sample depends on two directions only, to the source and along the exit. The
-first lies on a circle for each sweep (a cone about its rotation axis), the second anywhere on the
-sphere. Both are sampled at nodes, and between nodes interpolated by cubic B-splines (Unser, IEEE Sig.
-Proc. Mag. 16 (1999) 22).
+The transmission of a sample depends on two directions only: to the source, and along the diffracted
+beam (exit). In one sweep the first lies on a circle (a cone about the rotation axis); the second
+can be anywhere on the sphere. Both are sampled at nodes. Between the nodes cubic B-splines
+interpolate (Unser, IEEE Sig. Proc. Mag. 16 (1999) 22).
 
-Exits: rings of constant angle theta from the tomo frame's X, at (i + 1/2) step, with a number of nodes
-proportional to sin(theta). Each ring is periodic, so trigonometric interpolation brings all rings to
-one length without loss. Continued over the poles (theta -> -theta, psi -> psi + 180 deg), the sphere
-becomes a torus (the double Fourier sphere; Merilees, Atmosphere 11 (1973) 13) on which splines know no
-edge and no pole.
+Exit directions: the nodes lie on rings of constant angle theta from X of the tomo frame, at (i +
+1/2) step; their number is proportional to sin(theta). Each ring is periodic, so trigonometric
+interpolation brings all rings to one length without loss. With the continuation over the poles
+(theta -> -theta, psi -> psi + 180 deg) the sphere becomes a torus (the double Fourier sphere;
+Merilees, Atmosphere 11 (1973) 13), and splines on it have neither an edge nor a pole.
 """
 
 from __future__ import annotations
@@ -25,16 +25,29 @@ from scipy import ndimage
 
 from anacor_dials.sample.frames import FloatArray, unit
 
-RING_MARGIN = 4  # nodes beyond the directions in use: the spline's memory is 0.27 per node
+# Nodes beyond the directions in use. The influence of a node falls by 0.27 from one to the next
+# (the pole of the cubic spline's filter, sqrt(3) - 2): to 0.5 % after four.
+RING_MARGIN = 4
 ARC_MARGIN = 3
-CONE_TOLERANCE = 2e-4  # rad; how far directions to the source may lie off their cone
+# rad; largest deviation of directions to the source from their cone: a hundredth of a degree, far
+# below any change of the transmission
+CONE_TOLERANCE = 2e-4
 
 
 class ExitGrid:
-    """Nodes on the part of the sphere that exit directions use.
+    """Nodes on the part of the sphere that the exit directions occupy.
 
-    directions: (n, 3) unit vectors of the nodes. step_deg: distance of rings and, along the longest
-    ring, of nodes.
+    Parameters
+    ----------
+    step_deg : float
+        The distance between rings, and between nodes along the longest ring, deg.
+    exits : array (n, 3)
+        The exit directions, unit vectors.
+
+    Attributes
+    ----------
+    directions : array (n_nodes, 3)
+        Unit vectors of the nodes.
     """
 
     def __init__(self, step_deg: float, exits: ArrayLike) -> None:
@@ -65,9 +78,10 @@ class ExitGrid:
         self.directions = np.concatenate(rings)
 
     def torus(self, values: NDArray[np.floating[Any]]) -> FloatArray:
-        """Values at the nodes (k, n) on the torus (k, 2 n_rings, n_psi).
+        """Values at the nodes (k, n_nodes), continued to the torus (k, 2 n_rings, n_psi).
 
-        Rings that were left out take the values of the nearest one; no direction in use feels them.
+        Rings that were left out take the values of the nearest one. They are too far from the
+        directions in use to influence them.
         """
         k = values.shape[0]
         sphere = np.empty((k, self.n_rings, self.n_psi))
@@ -76,7 +90,7 @@ class ExitGrid:
             spectrum = np.fft.rfft(values[:, start : start + size].astype(np.float64), axis=1)
             start += size
             if size < self.n_psi:
-                spectrum[:, -1] *= 0.5  # the highest frequency is shared by +size/2 and -size/2
+                spectrum[:, -1] *= 0.5  # the highest frequency stands for +size/2 and -size/2
             longer = np.zeros((k, self.n_psi // 2 + 1), dtype=np.complex128)
             longer[:, : spectrum.shape[1]] = spectrum
             sphere[:, ring] = np.fft.irfft(longer, self.n_psi, axis=1) * (self.n_psi / size)
@@ -86,18 +100,35 @@ class ExitGrid:
         return np.concatenate([sphere, over_the_pole], axis=1)
 
     def coordinates(self, exits: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Fractional indices (n,) along the torus' two axes of directions (n, 3)."""
+        """Fractional indices (n,) of directions (n, 3) along the two axes of the torus."""
         theta = np.arccos(np.clip(exits[:, 0], -1.0, 1.0))
         psi = np.arctan2(exits[:, 2], exits[:, 1])
         return theta * (self.n_rings / math.pi) - 0.5, psi * (self.n_psi / (2 * math.pi))
 
 
 class IncidentArc:
-    """Nodes on the circle, or the part of it, from which one sweep's beam comes.
+    """Nodes on the part of a circle from which the beam of one sweep comes.
 
-    directions: (n, 3) unit vectors of the nodes. closed: the arc goes all the way round. A sweep
-    without reflections has one node, which nothing uses.
-    Raises ValueError where the directions to the source do not lie on one cone about the axis.
+    Parameters
+    ----------
+    step_deg : float
+        The distance between nodes, deg.
+    rotation_axis : array (3,)
+    to_source : array (n, 3)
+        The directions to the source, unit vectors. A sweep without reflections has one node, which
+        is never used.
+
+    Attributes
+    ----------
+    directions : array (n_nodes, 3)
+        Unit vectors of the nodes.
+    closed : bool
+        Whether the arc is the whole circle.
+
+    Raises
+    ------
+    ValueError
+        If the directions to the source do not lie on one cone about the axis.
     """
 
     def __init__(self, step_deg: float, rotation_axis: ArrayLike, to_source: ArrayLike) -> None:
@@ -117,7 +148,7 @@ class IncidentArc:
         self._axis = axis
         if radius > 1e-6:
             self._u = unit(across[0])
-        else:  # the beam runs along the axis: one direction, whatever the angle
+        else:  # the beam is parallel to the axis: one direction at all angles
             self._u = unit(np.cross(axis, np.eye(3)[np.argmin(np.abs(axis))]))
         self._v = np.cross(axis, self._u)
         angle = np.mod(self._angle(s), 2 * math.pi) if radius > 1e-6 else np.zeros(1)
@@ -148,7 +179,7 @@ class IncidentArc:
         return np.arctan2(to_source @ self._v, to_source @ self._u)
 
     def coordinates(self, to_source: FloatArray) -> FloatArray:
-        """Fractional node index (n,) of directions (n, 3)."""
+        """Fractional node indices (n,) of directions (n, 3)."""
         if self.n == 1:
             return np.zeros(len(to_source))
         ahead = np.mod(self._angle(to_source) - self._start, 2 * math.pi)
@@ -157,9 +188,15 @@ class IncidentArc:
 
 @dataclass(frozen=True, eq=False)
 class DirectionTable:
-    """A function of (to_source, exit) by its values at the nodes of arcs and an exit grid.
+    """A function of the directions to the source and of exit, from its values at nodes.
 
-    values: (sum of arc sizes, number of exit nodes); coefficients of the splines are made from them.
+    Parameters
+    ----------
+    arcs : tuple of IncidentArc
+        One for each sweep.
+    exit_grid : ExitGrid
+    values : array (n_incident_nodes, n_exit_nodes)
+        The incident nodes are those of all arcs, one arc after the other.
     """
 
     arcs: tuple[IncidentArc, ...]
@@ -179,7 +216,15 @@ class DirectionTable:
         object.__setattr__(self, "_offsets", offsets.astype(np.int64))
 
     def __call__(self, to_source: ArrayLike, exits: ArrayLike, sweep: ArrayLike) -> FloatArray:
-        """Interpolated values (n,) for directions (n, 3) of the sweeps (n,) that the arcs belong to."""
+        """The interpolated values (n,).
+
+        Parameters
+        ----------
+        to_source, exits : array (n, 3)
+            Unit vectors.
+        sweep : array (n,) of int
+            The sweep, and so the arc, of each.
+        """
         to_source = np.asarray(to_source, dtype=np.float64).reshape(-1, 3)
         sweep = np.asarray(sweep, dtype=np.int64)
         along_arc = np.empty(len(to_source))
@@ -204,17 +249,17 @@ class DirectionTable:
 
 @dataclass(frozen=True)
 class TableSum:
-    """The sum of functions tabulated on different grids, and of a constant."""
+    """The sum of functions that are tabulated on different grids, and of a constant."""
 
     tables: tuple[DirectionTable, ...]
     constant: float = 0.0
 
     def scaled(self, constant: float) -> TableSum:
-        """The same with a further constant added (a factor, where the functions are logarithms)."""
+        """The same with a further constant added; of logarithms, a factor."""
         return TableSum(self.tables, self.constant + constant)
 
     def __call__(self, to_source: ArrayLike, exits: ArrayLike, sweep: ArrayLike) -> FloatArray:
-        """Summed values (n,), see :meth:`DirectionTable.__call__`."""
+        """The sum of the interpolated values (n,), see :meth:`DirectionTable.__call__`."""
         total = np.sum([table(to_source, exits, sweep) for table in self.tables], axis=0)
         return np.asarray(total + self.constant)
 

@@ -34,7 +34,8 @@ class Engine(Protocol):
     def march_transmission(
         self, volume: AttenuatingVolume, points: ArrayLike, directions: ArrayLike
     ) -> Any:
-        """exp(-integral of mu) (n_directions, n_points), float32, along marched rays, as array of xp.
+        """exp(-integral of mu) (n_directions, n_points), float32, along marched rays, as array of
+        xp.
 
         See :func:`anacor_dials.absorption.ray_tracing.march_transmission`.
         """

@@ -4,21 +4,23 @@
 
 (International Tables for Crystallography C, 6.3.3.1); V is the illuminated part of the crystal. The
 integral over V is a mean over stratified points of the crystal. A depends on two directions only.
-Therefore the rays of every point are traced for the nodes of a direction table: T_in (incident nodes x
-points) and T_out (exit nodes x points). A at the nodes is the matrix product T_in T_out^T / n, and log A
-is interpolated for each reflection. If there are few reflections, their own rays are traced instead.
+Therefore the rays of every point are traced for the nodes of a direction table: T_in (incident
+nodes x points) and T_out (exit nodes x points). A at the nodes is the matrix product T_in T_out^T /
+n, and log A is interpolated for each reflection. If there are few reflections, their own rays are
+traced instead.
 
-Two levels save most of the rays. log A varies quickly with direction, but this variation is nearly the
-same for every fair choice of points. Therefore a fine grid is traced from some of the points only, and a
-coarse grid from all points gives the correction:
-log A = log A_some (fine grid) + log (A_all / A_some) (coarse grid).
+Two levels save most of the rays. log A varies quickly with direction, but this variation is nearly
+the same for every fair choice of points. Therefore a fine grid is traced from some of the points
+only, and a coarse grid from all points gives the correction: log A = log A_some (fine grid) + log
+(A_all / A_some) (coarse grid).
 
-The error is measured in every run. (1) For random reflections A is computed by exact voxel traversal
-from the same points (from a part of them if there are very many). The mean of the relative differences
-is a common scale factor, caused by marching, and A is divided by it; the spread of the differences is
-the error of marching and interpolation. (2) The differences within pairs of points give an unbiased
-estimate of the error of taking points instead of the whole crystal. The sum of both in quadrature is
-compared with the tolerance, and the grid or the points are refined until it is small enough.
+The error is measured in every run. (1) For random reflections A is computed by exact voxel
+traversal from the same points (from a part of them if there are very many). The mean of the
+relative differences is a common scale factor, caused by marching, and A is divided by it; the
+spread of the differences is the error of marching and interpolation. (2) The differences within
+pairs of points give an unbiased estimate of the error of taking points instead of the whole
+crystal. The sum of both in quadrature is compared with the tolerance, and the grid or the points
+are refined until it is small enough.
 """
 
 from __future__ import annotations

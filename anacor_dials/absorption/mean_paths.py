@@ -17,7 +17,7 @@ POINTS_AT_A_TIME = 128  # bounds the memory for lengths (directions, points, lab
 
 
 def mean_paths(computation: Computation) -> FloatArray:
-    """-d ln A / d mu of all reflections (n, n_labels), um, good to 1 to 2 %; 0 for the background."""
+    """-d ln A / d mu of all reflections (n, n_labels), um, good to 1 to 2 %."""
     directions = computation.directions
     n_labels = len(computation.labels.names)
     points = computation.draw(PATH_POINTS)
@@ -68,7 +68,7 @@ def _by_own_rays(computation: Computation, points: SampledPoints) -> FloatArray:
 def _path_lengths(
     computation: Computation, points: FloatArray, directions: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Transmissions (n, m) and lengths (n, m, n_labels), um, of rays from points along directions."""
+    """Transmissions (n, m) and lengths (n, m, n_labels), um, of the rays from points."""
     depths, lengths = ray_tracing.exact_path_lengths(
         computation.volume, points, directions, len(computation.labels.names)
     )

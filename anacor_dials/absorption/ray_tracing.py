@@ -1,13 +1,13 @@
 """Optical depths along rays through a labelled sample, on the CPU.
 
-A ray starts at a point of the crystal and runs straight to the edge of the volume. There are two ways
-to integrate mu along it:
+A ray starts at a point of the crystal and runs straight to the edge of the volume. There are two
+ways to integrate mu along it:
 
 * **exact**: every voxel on the ray contributes mu times the length in it (Amanatides & Woo,
   Eurographics 1987), in float64, through the labels themselves. This is the reference.
 * **march**: mu is sampled at the middle of equal steps along the ray, in a grid of mean mu. At each
-  boundary the error is at most half a step times the change of mu, of either sign; over the points of
-  the crystal it averages out. This is four to ten times faster.
+  boundary the error is at most half a step times the change of mu, of either sign; over the points
+  of the crystal it averages out. This is four to ten times faster.
 
 Points are fractional voxel indices (voxel i extends from i - 1/2 to i + 1/2). Directions are unit
 vectors of the tomo frame, away from the crystal. Lengths are in um, mu in 1/um.
@@ -278,7 +278,9 @@ def exact_path_lengths(
 
 @njit(parallel=True, cache=True)
 def _line_lengths(labels, lower, upper, start, steps, gradients, lengths):  # type: ignore[no-untyped-def]
-    """Writes the lengths (n_angles, n_lines, n_labels) of lines through start + steps along gradients."""
+    """Writes the lengths (n_angles, n_lines, n_labels) of lines through start + steps along
+    gradients.
+    """
     n_lines = steps.shape[1]
     no_mu = np.zeros(256)
     n_tasks = (n_lines + POINTS_PER_TASK - 1) // POINTS_PER_TASK
@@ -421,7 +423,8 @@ def exact_transmission(
     exit_directions: ArrayLike,
     weights: ArrayLike | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """A of reflections by exact traversal from all points: sum_x w exp(-tau_in - tau_out) / sum_x w.
+    """A of reflections by exact traversal from all points: sum_x w exp(-tau_in - tau_out) / sum_x
+    w.
 
     Parameters
     ----------
@@ -467,8 +470,8 @@ def ratio_error(
 ) -> Array:
     """The standard error of a weighted mean A = sum f / sum w over pairs of points.
 
-    The two points a, b of each pair come from one part of the crystal. By linearisation of the ratio
-    (Cochran, Sampling Techniques, 1977, ch. 6), var A = sum (d_f - A d_w)^2 / (sum w)^2 with
+    The two points a, b of each pair come from one part of the crystal. By linearisation of the
+    ratio (Cochran, Sampling Techniques, 1977, ch. 6), var A = sum (d_f - A d_w)^2 / (sum w)^2 with
     d = f_a - f_b or w_a - w_b.
 
     Parameters

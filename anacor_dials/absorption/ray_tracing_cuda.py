@@ -18,7 +18,8 @@ from anacor_dials.sample.frames import FloatArray
 THREADS = 256  # per block: whole warps of 32, and several blocks fit a multiprocessor
 EXACT_BYTES = 5e8  # for the values of one launch of the exact kernel: little beside a GPU's memory
 
-# Plain C except for the thread index: the tests compile it with a C++ compiler and run it without a GPU.
+# Plain C except for the thread index: the tests compile it with a C++ compiler and run it without a
+# GPU.
 KERNELS = r"""
 typedef long long i64;
 

@@ -1,3 +1,3 @@
-"""DIALS' experiments and reflections: with simulation/diffraction_data.py, all that imports DIALS."""
+"""Models and tables of DIALS. Beside this wing only some jobs and the commands import DIALS."""
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Materials: labels, names, and linear attenuation coefficients from composition and energy.
 
-Attenuation is the total cross-section (photoelectric, Rayleigh, Compton) of xraylib (Schoonjans et
-al., Spectrochim. Acta B 66 (2011) 776), mu = rho * sum_i w_i (mu/rho)_i. Lengths in um, mu in 1/um,
-densities in g/cm3, energies in keV.
+Attenuation coefficients are total cross-sections (photoelectric, Rayleigh, Compton) of xraylib
+(Schoonjans et al., Spectrochim. Acta B 66 (2011) 776): mu = rho * sum_i w_i (mu/rho)_i. Lengths are
+in um, mu in 1/um, densities in g/cm3, energies in keV.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from anacor_dials.sample.frames import FloatArray
 
 KEV_ANGSTROM = 12.398419843320026  # h c / e, CODATA 2018 (exact)
 UM_PER_CM = 1.0e4
-ENERGY_TOLERANCE = 0.002  # relative; mu changes three times as much
+# Relative difference of energies that count as the same: mu ~ E^-3 then changes by less than 1 %.
+ENERGY_TOLERANCE = 0.002
 
-# Mean composition of protein per residue, from the amino-acid frequencies of UniProt, and its density
+# Mean composition of a residue, from the frequencies of amino acids in UniProt; the density of
+# protein, 1.35 g/cm3, is that of Matthews (J. Mol. Biol. 33 (1968) 491: 0.74 cm3/g).
 PROTEIN = "C4.94H7.76N1.36O1.48S0.04"
 PROTEIN_DENSITY = 1.35
 
@@ -50,10 +52,19 @@ def wavelength_from_energy(energy_keV: float) -> float:
 
 @dataclass(frozen=True)
 class Composition:
-    """What a material is made of: mass fractions of the elements and the density.
+    """The elements of a material and its density.
 
-    mass_fractions: atomic number -> fraction, normalised to a sum of one on construction.
-    density_g_cm3: in g/cm3.
+    Parameters
+    ----------
+    mass_fractions : mapping of atomic number to float
+        Mass fractions, >= 0; they are normalised to a sum of one.
+    density_g_cm3 : float
+        g/cm3, between 0 and 30.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
     """
 
     mass_fractions: Mapping[int, float]
@@ -73,11 +84,20 @@ class Composition:
 
     @classmethod
     def parse(cls, text: str, density_g_cm3: float) -> Composition:
-        """The composition of a formula, or of a mixture by mass.
+        """The composition of a formula, or of a mixture.
 
-        text: ``"C22H10N2O5"``, the name of a NIST compound (``"Kapton Polyimide Film"``), or
-        ``"0.70 H2O + 0.29 C3H8O3 + 0.01 NaCl"``: mass fractions, normalised to a sum of one.
-        Raises ValueError for what is not a formula.
+        Parameters
+        ----------
+        text : str
+            A formula (``"C22H10N2O5"``), the name of a NIST compound (``"Kapton Polyimide Film"``),
+            or a mixture with mass fractions (``"0.70 H2O + 0.29 C3H8O3 + 0.01 NaCl"``), which are
+            normalised to a sum of one.
+        density_g_cm3 : float
+
+        Raises
+        ------
+        ValueError
+            If the text is neither of these.
         """
         fractions: dict[int, float] = {}
         for part in text.split("+"):
@@ -90,7 +110,9 @@ class Composition:
         return cls(fractions, density_g_cm3)
 
     def mixed_by_volume(self, other: Composition, volume_fraction: float) -> Composition:
-        """This material with a volume fraction (0 to 1) of another in it, volumes additive."""
+        """The mixture of this material with a volume fraction (0 to 1) of another; volumes are
+        additive.
+        """
         if not 0 <= volume_fraction <= 1:
             raise ValueError(f"The volume fraction is {volume_fraction}; it lies between 0 and 1.")
         mass_self = (1 - volume_fraction) * self.density_g_cm3
@@ -107,7 +129,7 @@ class Composition:
 
     @cached_property
     def formula(self) -> str:
-        """A formula with the atomic fractions, as xraylib reads it."""
+        """A formula with atomic fractions that xraylib can read."""
         import xraylib
 
         moles = {z: w / xraylib.AtomicWeight(z) for z, w in self.mass_fractions.items() if w > 0}
@@ -117,7 +139,7 @@ class Composition:
         )
 
     def mu_per_um(self, energy_keV: float) -> float:
-        """The linear attenuation coefficient in 1/um at a photon energy in keV (0.1 to 800)."""
+        """The linear attenuation coefficient at a photon energy in keV (0.1 to 800), 1/um."""
         import xraylib
 
         _check_energy(energy_keV)
@@ -127,7 +149,10 @@ class Composition:
         return float(cross_section) * self.density_g_cm3 / UM_PER_CM
 
     def refractive_index(self, energy_keV: float) -> tuple[float, float]:
-        """(delta, beta) of n = 1 - delta + i beta at a photon energy in keV; beta = mu wavelength/4 pi."""
+        """delta and beta of the refractive index 1 - delta + i beta at a photon energy in keV.
+
+        beta = mu * wavelength / (4 pi).
+        """
         import xraylib
 
         _check_energy(energy_keV)
@@ -160,9 +185,14 @@ def _compound_mass_fractions(formula: str) -> dict[int, float]:
 
 
 def protein_crystal(solvent_content: float, solvent: Composition | None = None) -> Composition:
-    """The composition of a protein crystal: mean protein of 1.35 g/cm3 and solvent by volume.
+    """The composition of a protein crystal: mean protein and solvent.
 
-    solvent_content: volume fraction 0 to 1; solvent: water where None.
+    Parameters
+    ----------
+    solvent_content : float
+        The volume fraction of the solvent, 0 to 1.
+    solvent : Composition, optional
+        Water by default.
     """
     protein = Composition.parse(PROTEIN, PROTEIN_DENSITY)
     return protein.mixed_by_volume(solvent or Composition.parse("H2O", 1.0), solvent_content)
@@ -172,7 +202,20 @@ def protein_crystal(solvent_content: float, solvent: Composition | None = None) 
 class Material:
     """One material of a labelled volume, at one photon energy.
 
-    label: its value in the volume; mu_per_um: 1/um; origin: where mu comes from, for the log.
+    Parameters
+    ----------
+    label : int
+        Its value in the volume.
+    name : str
+    mu_per_um : float
+        1/um, 0 to 10.
+    origin : str
+        Where mu comes from, for the log.
+
+    Raises
+    ------
+    ValueError
+        If mu is out of range.
     """
 
     label: int
@@ -195,7 +238,10 @@ class Material:
 
 
 def mu_by_label(materials: Sequence[Material]) -> FloatArray:
-    """mu (n,) in 1/um indexed by label; raises ValueError unless labels are 0 ... n - 1, once each."""
+    """mu (n,) of materials by label, 1/um.
+
+    Raises ValueError unless every label from 0 to n - 1 has exactly one material.
+    """
     if sorted(m.label for m in materials) != list(range(len(materials))):
         raise ValueError(
             "The materials' labels are "
@@ -210,10 +256,17 @@ def mu_by_label(materials: Sequence[Material]) -> FloatArray:
 
 @dataclass(frozen=True)
 class MaterialInput:
-    """What a user says of one material; None where nothing is said.
+    """What a user gives for one material; None for what is not given.
 
-    mu_per_um: 1/um at the beam's energy; formula and density_g_cm3: see :meth:`Composition.parse`;
-    solvent_content: of a protein crystal, volume fraction.
+    Parameters
+    ----------
+    mu_per_um : float, optional
+        mu at the energy of the beam, 1/um.
+    formula : str, optional
+        See :meth:`Composition.parse`.
+    density_g_cm3 : float, optional
+    solvent_content : float, optional
+        The volume fraction of the solvent of a protein crystal.
     """
 
     mu_per_um: float | None = None
@@ -222,7 +275,10 @@ class MaterialInput:
     solvent_content: float | None = None
 
     def composition(self, name: str) -> Composition | None:
-        """The composition that was given, or None. Raises ValueError where only half of it was."""
+        """The composition that was given, or None.
+
+        Raises ValueError if there is a formula without a density, or the other way round.
+        """
         if self.formula is not None:
             if self.density_g_cm3 is None:
                 raise ValueError(
@@ -237,7 +293,12 @@ class MaterialInput:
 
 
 def typical_composition(name: str) -> Composition | None:
-    """What a material of this name usually is, for the energy dependence of its mu; or None."""
+    """The usual composition of a material of this name, for the energy dependence of its mu; or
+    None.
+
+    crystal: protein with 50 % solvent, near the mean of 47 % (Matthews, J. Mol. Biol. 33 (1968)
+    491). liquor: water. loop: Kapton.
+    """
     if name == "crystal":
         return protein_crystal(0.5)
     if name == "liquor":
@@ -254,12 +315,27 @@ def materials_at(
     file_mu_per_um: Sequence[float] | FloatArray | None = None,
     file_energy_keV: float | None = None,
 ) -> list[Material]:
-    """The materials of a labelled volume at the beam's energy, and from where each mu comes.
+    """The materials of a labelled volume at the energy of the beam, and where each mu comes from.
 
-    In this order: mu as given, from the composition given, from the file. A mu of the file that
-    belongs to another energy is multiplied by the ratio of mu(E) of the typical composition of its
-    name. Background has mu = 0 unless something else is said.
-    Raises ValueError for names that the volume does not have and for materials without any mu.
+    mu is taken as given; else from the given composition; else from the file. A mu of the file that
+    holds at another energy is multiplied by the ratio of mu(E) of the typical composition of its
+    name. The background has mu = 0 unless another value is given.
+
+    Parameters
+    ----------
+    energy_keV : float
+        The energy of the beam.
+    names : sequence of n_labels str
+    given : mapping of name to MaterialInput
+    file_mu_per_um : array (n_labels,), optional
+        mu in the file, 1/um; NaN where it has none.
+    file_energy_keV : float, optional
+        The energy at which the mu of the file hold.
+
+    Raises
+    ------
+    ValueError
+        For names that the volume does not have, and for materials without any mu.
     """
     for name in given:
         if name not in names:

@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all.
+"""Output files that are complete, or absent.
 
-Every file of a run is written under a temporary name in its own folder; all are given their names at
-the end. What an earlier run left is replaced only then.
+Every file of a run is written under a temporary name, in the folder where it will be. All files get
+their names at the end of the run. Files of an earlier run are replaced only then.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from types import TracebackType
 
 
 class OutputFiles(AbstractContextManager["OutputFiles"]):
-    """Collects the files of one run: ``with OutputFiles() as out: write(out.path("a.refl"))``.
+    """The files of one run: ``with OutputFiles() as out: write(out.path("a.refl"))``.
 
-    On a normal exit all files get their names; on an exception all temporary files are removed.
+    At the end of the block all files get their names. After an exception all temporary files are
+    removed.
     """
 
     def __init__(self) -> None:
         self._pending: dict[Path, Path] = {}
 
     def path(self, final: str | os.PathLike[str]) -> Path:
-        """A temporary path for a file that will be called `final`; the suffixes stay the same.
+        """A temporary path with the suffixes of `final`, the name that the file will get.
 
-        Raises ValueError where the folder does not exist or cannot be written to.
+        Raises ValueError if the folder does not exist or cannot be written to, or if the name is
+        that of a folder or of another output.
         """
         target = Path(final).absolute()
         if target in self._pending:
@@ -66,14 +68,15 @@ class OutputFiles(AbstractContextManager["OutputFiles"]):
 
 @contextmanager
 def whole_file(final: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path that becomes `final` when the block ends without an exception."""
+    """A temporary path; the file gets the name `final` if the block ends without an exception."""
     with OutputFiles() as out:
         yield out.path(final)
 
 
 def file_name(label: str, otherwise: str) -> str:
-    """A label with everything replaced that does not belong in a file's name.
+    """A file name made of a label: other characters than letters, digits, ".", "+" and "-" become
+    "_".
 
-    otherwise: the name where nothing is left of the label.
+    otherwise: the name if nothing of the label remains.
     """
     return re.sub(r"[^A-Za-z0-9.+-]+", "_", label).strip("_.") or otherwise

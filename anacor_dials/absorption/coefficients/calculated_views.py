@@ -1,4 +1,4 @@
-"""Radiographs as they should be for given absorption coefficients, smoothed like the measured ones."""
+"""Radiographs calculated for given absorption coefficients, smoothed like the measured ones."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def calculated_views(
 ) -> CalculatedViews:
     """Views as they should be, smoothed like the measured ones.
 
-    Refraction: I(z) = I - z div(I grad(phase)) / k (Teague, J. Opt. Soc. Am. 73 (1983) 1434) with the
-    phase -k sum delta L. Therefore -ln T changes by -z div(T grad(sum delta L)) / T.
+    Refraction: I(z) = I - z div(I grad(phase)) / k (Teague, J. Opt. Soc. Am. 73 (1983) 1434) with
+    the phase -k sum delta L. Therefore -ln T changes by -z div(T grad(sum delta L)) / T.
 
     Parameters
     ----------

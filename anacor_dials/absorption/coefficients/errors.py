@@ -17,13 +17,14 @@ from anacor_dials.absorption.coefficients.least_squares import (
 )
 from anacor_dials.sample.frames import FloatArray
 
-# Groups for the jackknife. Its own relative error is about 1 / sqrt(2 (g - 1)): a fifth for twelve. Each must
-# be longer than the correlation between neighbouring rays, so more of them are not better.
+# Groups for the jackknife. Its own relative error is about 1 / sqrt(2 (g - 1)): a fifth for twelve.
+# Each must be longer than the correlation between neighbouring rays, so more of them are not
+# better.
 ANGLE_BLOCKS = 12
 SLICE_BANDS = 8
-# Two materials cannot be told apart if the error of one is above INDISTINCT_ERROR of the mean mu and the
-# correlation of their errors is below INDISTINCT_CORRELATION. Their difference is then taken as
-# 0 +- RIDGE_SPREAD of the mean mu: this decides nothing where the data know it to 5 %.
+# Two materials cannot be told apart if the error of one is above INDISTINCT_ERROR of the mean mu
+# and the correlation of their errors is below INDISTINCT_CORRELATION. Their difference is then
+# taken as 0 +- RIDGE_SPREAD of the mean mu: this decides nothing where the data know it to 5 %.
 INDISTINCT_ERROR = 0.05
 INDISTINCT_CORRELATION = -0.7
 RIDGE_SPREAD = 0.1
@@ -37,7 +38,9 @@ def _jackknife(replicates: FloatArray) -> FloatArray:
 
 
 def _angle_blocks(angles_deg: FloatArray) -> tuple[NDArray[np.int64], int]:
-    """The number of the block of neighbouring angles of each angle (n_angles,); the number of blocks."""
+    """The number of the block of neighbouring angles of each angle (n_angles,); the number of
+    blocks.
+    """
     n = min(ANGLE_BLOCKS, len(angles_deg))
     rank = np.argsort(np.argsort(np.mod(angles_deg, 180.0), kind="stable"))
     return (rank * n) // len(angles_deg), n
@@ -99,7 +102,7 @@ class _Sensitivity:
         self.normal = self.whole.equations()[0]
 
     def jackknife(self, ridge: FloatArray) -> FloatArray:
-        """Standard errors (m,) from blocks of angles or from bands of slices, whichever is larger."""
+        """Standard errors (m,) from blocks of angles or bands of slices, whichever is larger."""
         replicates = [
             self.whole.without(angles=self._block == b).solve(ridge) for b in range(self._n_blocks)
         ]

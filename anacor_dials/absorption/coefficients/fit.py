@@ -4,31 +4,33 @@ For every ray of the parallel beam, at pixel (x, u) and angle k,
 
     -ln T = b_k + sum_m mu_m L_m + refraction
 
-with the path lengths L_m through the labels (exact voxel traversal) and an offset b_k for each angle,
-since the intensity of the beam is never exactly that of its flat image. All mu_m are found together by
-least squares:
+with the path lengths L_m through the labels (exact voxel traversal) and an offset b_k for each
+angle, since the intensity of the beam is never exactly that of its flat image. All mu_m are found
+together by least squares:
 
-* **Fringes.** Refraction moves intensity to other pixels: a fibre 10 um thick, 10 mm from the detector,
-  can seem to absorb half as much again. Calculated and measured transmissions are smoothed in the same
-  way, over one Fresnel zone sqrt(lambda z) or one pixel. On that scale the transport of intensity is linear
-  in the distance (Teague, J. Opt. Soc. Am. 73 (1983) 1434), and delta z is one more parameter of the fit;
-  the delta of the materials are in the ratio that their compositions give (electron density). If energy
-  and distance are known, delta z is known to a tenth, and the effect of this tenth on mu is part of the
-  errors. Rays outside the sample are used only far from it.
+* **Fringes.** Refraction moves intensity to other pixels: a fibre 10 um thick, 10 mm from the
+  detector, can seem to absorb half as much again. Calculated and measured transmissions are
+  smoothed in the same way, over one Fresnel zone sqrt(lambda z) or one pixel. On that scale the
+  transport of intensity is linear in the distance (Teague, J. Opt. Soc. Am. 73 (1983) 1434), and
+  delta z is one more parameter of the fit; the delta of the materials are in the ratio that their
+  compositions give (electron density). If energy and distance are known, delta z is known to a
+  tenth, and the effect of this tenth on mu is part of the errors. Rays outside the sample are used
+  only far from it.
 * **Rays.** Pixels are averaged in blocks. Rays are left out where the thickness of a material bends
-  strongly within the margin of two such zones: there the labels are wrong by half a voxel. The margin is
-  halved for materials that would lose most of their rays. Rays with T < 0.02 are left out, too.
+  strongly within the margin of two such zones: there the labels are wrong by half a voxel. The
+  margin is halved for materials that would lose most of their rays. Rays with T < 0.02 are left
+  out, too.
 * **Weights.** The scatter of the residuals is measured as a function of -ln T. The weights are
   1 / scatter^2 times those of Huber (Ann. Math. Statist. 35 (1964) 73), iterated.
-* **Errors.** The errors of neighbouring rays are correlated, so the scatter of single rays says little.
-  Standard errors are those of the delete-a-block jackknife (Kuensch, Ann. Statist. 17 (1989) 1217), over
-  blocks of neighbouring angles and over bands of slices in which the material occurs; the larger one
-  counts. They do not contain errors that all views and slices share (a wrong pixel size, labels that are
-  all too large).
-* **Materials that cannot be told apart.** If the error of a mu is above a twentieth of the mean mu, and
-  strongly anticorrelated with that of another material, their difference is taken as 0 +- 10 % of the mean
-  mu (a ridge). Both then move to their common mean. What both absorb together, which the data do determine,
-  does not change. The errors contain these ten per cent.
+* **Errors.** The errors of neighbouring rays are correlated, so the scatter of single rays says
+  little. Standard errors are those of the delete-a-block jackknife (Kuensch, Ann. Statist. 17
+  (1989) 1217), over blocks of neighbouring angles and over bands of slices in which the material
+  occurs; the larger one counts. They do not contain errors that all views and slices share (a wrong
+  pixel size, labels that are all too large).
+* **Materials that cannot be told apart.** If the error of a mu is above a twentieth of the mean mu,
+  and strongly anticorrelated with that of another material, their difference is taken as 0 +- 10 %
+  of the mean mu (a ridge). Both then move to their common mean. What both absorb together, which
+  the data do determine, does not change. The errors contain these ten per cent.
 
 Lengths are in um, mu in 1/um, angles in degrees; frames as in :mod:`anacor_dials.sample.frames`.
 """
@@ -68,8 +70,8 @@ from anacor_dials.sample.volumes import LabelVolume
 
 MOST_BLOCKS = 600_000  # of pixels: 2.4 MB of path lengths per label, traced in some seconds
 LEAST_SMOOTHING_PIXELS = 1.0
-# In standard deviations of the smoothing. Beyond two, an edge changes the smoothed thickness by less than a
-# twentieth of its step; refracted light reaches farther, as fringes do.
+# In standard deviations of the smoothing. Beyond two, an edge changes the smoothed thickness by
+# less than a twentieth of its step; refracted light reaches farther, as fringes do.
 MARGIN_SIGMAS = 2.0
 BESIDE_SIGMAS = 6.0
 MOST_CYCLES = 6  # of linearisation; two or three are usual
@@ -201,7 +203,7 @@ class CoefficientFit:
 def _remaining_shift(
     measured: FloatArray, calculated: FloatArray, offsets: FloatArray, step_um: FloatArray
 ) -> FloatArray:
-    """How far the measured images (k, gx, gy) are from the calculated ones, (2,) along X and Y, um."""
+    """The shift (2,) of measured images (k, gx, gy) from calculated ones along X and Y, um."""
     slopes = np.gradient(calculated, *step_um, axis=(1, 2))
     design = np.stack([s.ravel() for s in slopes], axis=1)
     residual = (measured - calculated - offsets[:, None, None]).ravel()
@@ -259,8 +261,9 @@ def absorption_coefficients(
     labels : LabelVolume
         The sample in the tomo frame.
     compositions : mapping of name to Composition, optional
-        Of materials whose composition is known. Others have the typical one of their name. mu expected
-        from them is only compared with the result; the ratios of delta are taken from them.
+        Of materials whose composition is known. Others have the typical one of their name. mu
+        expected from them is only compared with the result; the ratios of delta are taken from
+        them.
     margin_um : float, optional
         How far from the edges of materials rays are left out, um; by default MARGIN_SIGMAS of the
         smoothing.

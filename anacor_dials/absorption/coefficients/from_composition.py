@@ -13,8 +13,9 @@ from anacor_dials.sample.materials import Composition, protein_crystal, typical_
 REFRACTION_SPREAD = (
     0.1  # relative standard deviation of delta z where energy and distance are known
 )
-# The least squares count every ray as independent, but the errors of neighbouring rays are correlated.
-# What is known beforehand is given the weight of so many rays, to count for something beside them.
+# The least squares count every ray as independent, but the errors of neighbouring rays are
+# correlated. What is known beforehand is given the weight of so many rays, to count for something
+# beside them.
 CORRELATED_RAYS = 1000.0
 
 
@@ -46,7 +47,8 @@ def expected_coefficients(
 def relative_delta(
     names: Sequence[str], made_of: Mapping[str, Composition | None], energy_keV: float | None
 ) -> FloatArray:
-    """delta of the refractive index 1 - delta + i beta of materials, relative to that of the crystal.
+    """delta of the refractive index 1 - delta + i beta of materials, relative to that of the
+    crystal.
 
     The ratio depends on the electron densities and hardly on the energy; 10 keV is taken if it is
     unknown. Materials of unknown composition are taken as the crystal.

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from anacor_dials.absorption.coefficients.ray_selection import LEAST_RAYS, LEAST_TRANSMISSION
 from anacor_dials.sample.frames import FloatArray
 
-# Of Huber's weights, in standard deviations: 95 % efficient for normal errors (Huber, Ann. Math. Statist.
-# 35 (1964) 73).
+# Of Huber's weights, in standard deviations: 95 % efficient for normal errors (Huber, Ann. Math.
+# Statist. 35 (1964) 73).
 HUBER = 1.345
 OFFSET_SPREAD = 0.02  # standard deviation of -ln(beam / flat), known beforehand
 
@@ -98,7 +98,7 @@ class NormalSums:
         return NormalSums(self.dd * k2, self.d * k1, self.w * keep, self.dy * k1, self.y * keep)
 
     def equations(self) -> tuple[FloatArray, FloatArray]:
-        """N (p, p) and r (p,) of the equations N parameters = r, after elimination of the offsets."""
+        """N (p, p) and r (p,) of N parameters = r, after elimination of the offsets."""
         d, w = self.d.sum(axis=1), self.w.sum(axis=1) + OFFSET_SPREAD**-2
         normal = self.dd.sum(axis=(0, 1)) - np.einsum("ai,aj,a->ij", d, d, 1 / w)
         right = self.dy.sum(axis=(0, 1)) - np.einsum("ai,a,a->i", d, self.y.sum(axis=1), 1 / w)
@@ -119,7 +119,8 @@ class NormalSums:
 
 
 def faint_ridge(normal: FloatArray, m: int, refraction: float) -> FloatArray:
-    """A ridge (p, p) that is negligible unless columns are zero or exactly proportional to each other.
+    """A ridge (p, p) that is negligible unless columns are zero or exactly proportional to each
+    other.
 
     m: the number of materials; refraction: the weight of the square of the last parameter.
     """
@@ -131,7 +132,7 @@ def faint_ridge(normal: FloatArray, m: int, refraction: float) -> FloatArray:
 
 
 def pair_ridge(size: int, pairs: Sequence[tuple[int, int]]) -> FloatArray:
-    """The matrix (size, size) of the quadratic form: the sum over pairs (i, j) of (mu_i - mu_j)^2."""
+    """The matrix (size, size) of the sum over pairs (i, j) of (mu_i - mu_j)^2."""
     ridge = np.zeros((size, size))
     for i, j in pairs:
         d = np.zeros(size)

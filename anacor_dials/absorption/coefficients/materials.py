@@ -21,9 +21,9 @@ def materials_from_fit(
 ) -> list[Material]:
     """The materials at an energy: as given, from the projections, or from the labels' file.
 
-    A material in `given` is always as given. Else mu is that of the file, and that of the fit where the
-    file has none; with before_file the fit comes first. A mu that holds at another energy is rescaled
-    by composition, see :func:`anacor_dials.sample.materials.materials_at`.
+    A material in `given` is always as given. Else mu is that of the file, and that of the fit where
+    the file has none; with before_file the fit comes first. A mu that holds at another energy is
+    rescaled by composition, see :func:`anacor_dials.sample.materials.materials_at`.
 
     Parameters
     ----------

@@ -28,11 +28,11 @@ class Radiographs:
     pixel_size_um : (float, float)
         Size of a pixel at the sample, along the fast and the slow direction, um.
     axes : ImageAxes
-        How rows and columns lie in the tomo frame at rotation_angle = 0. Default: upright (rows along
-        X, columns along Y).
+        How rows and columns lie in the tomo frame at rotation_angle = 0. Default: upright (rows
+        along X, columns along Y).
     centre : (float, float), optional
-        Row or column number of the rotation axis, across it, and of the centre of the beam, along it;
-        None if unknown.
+        Row or column number of the rotation axis, across it, and of the centre of the beam, along
+        it; None if unknown.
     energy_keV : float, optional
         None if unknown.
     distance_mm : float, optional
@@ -116,7 +116,7 @@ class Radiographs:
 
     @property
     def fresnel_zone_um(self) -> float | None:
-        """sqrt(lambda z), the width of the first fringe, um; None if energy or distance is unknown."""
+        """sqrt(lambda z), the width of the first fringe, um; None if it is unknown."""
         if self.energy_keV is None or self.distance_mm is None:
             return None
         return math.sqrt(wavelength_from_energy(self.energy_keV) * 1e-4 * self.distance_mm * 1e3)

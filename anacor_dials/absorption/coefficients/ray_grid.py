@@ -1,7 +1,7 @@
 """Rays through blocks of pixels of radiographs, and their path lengths through the labels.
 
-Views are averaged over blocks of pixels, so that some hundred thousand rays at most are traced. Lengths
-are in um, angles in degrees; frames as in :mod:`anacor_dials.sample.frames`.
+Views are averaged over blocks of pixels, so that some hundred thousand rays at most are traced.
+Lengths are in um, angles in degrees; frames as in :mod:`anacor_dials.sample.frames`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.volumes import LabelVolume
 
 RAYS_AT_A_TIME = 1_000_000  # bounds the memory: 4 bytes per ray and label
-# Blocks as long as so many slices of voxels, or fewer, count every slice; longer blocks are traced in as
-# many places.
+# Blocks as long as so many slices of voxels, or fewer, count every slice; longer blocks are traced
+# in as many places.
 MOST_SLICES = 3
 
 
@@ -52,10 +52,10 @@ class RayGrid:
     def path_lengths(self, labels: LabelVolume) -> NDArray[np.float32]:
         """Mean path lengths in each material (k, gx, gy, n_labels), um.
 
-        Across the axis the mean is that of two rays, at a quarter and three quarters of the block: a
-        ray through its middle could run along the faces of voxels, always on the same side. Along the
-        axis a ray stays in its slice of voxels. Therefore slices count with their part of the block;
-        blocks of more than MOST_SLICES slices are traced in MOST_SLICES places.
+        Across the axis the mean is that of two rays, at a quarter and three quarters of the block:
+        a ray through its middle could run along the faces of voxels, always on the same side. Along
+        the axis a ray stays in its slice of voxels. Therefore slices count with their part of the
+        block; blocks of more than MOST_SLICES slices are traced in MOST_SLICES places.
         """
         x, shares = _slices_of_blocks(self.x_um, float(self.step_um[0]), labels)
         u = (self.u_um[:, None] + np.array([-0.25, 0.25]) * self.step_um[1]).ravel()
@@ -93,7 +93,7 @@ def _slices_of_blocks(
 
 
 def _block_means(images: NDArray[Any], block: int) -> FloatArray:
-    """Means (k, nx // block, ny // block) of the usable pixels of blocks; NaN if most are unusable."""
+    """Means (k, nx // block, ny // block) of usable pixels; NaN where most are unusable."""
     k, nx, ny = images.shape
     gx, gy = nx // block, ny // block
     out = np.empty((k, gx, gy))
@@ -140,7 +140,9 @@ def ray_grid(
 
 
 def _extent_um(labels: LabelVolume) -> tuple[float, float, float]:
-    """Lowest and highest X of the sample, and its largest distance from the axis, um from the origin."""
+    """Lowest and highest X of the sample, and its largest distance from the axis, um from the
+    origin.
+    """
     sample = labels.values > 0
     bounds = []
     for axis in range(3):

@@ -15,7 +15,8 @@ LEAST_TRANSMISSION = 0.02  # of a usable ray: below, scattered light and the dar
 LEAST_BRIGHT = 0.02  # of the rays through the sample: with fewer, the sample is too opaque
 LEAST_RAYS = 30  # through a material whose mu is looked for
 MOST_RAYS = 80_000  # in the sample, and beside it: neighbours add little
-# A ray is left out where the slope of a material's thickness changes by more than this over the margin.
+# A ray is left out where the slope of a material's thickness changes by more than this over the
+# margin.
 LARGEST_BEND = 1.0
 VOXEL_NOISE = 1.5  # voxels by which the thickness of voxelised labels may seem to bend
 KEPT_SHARE = 0.25  # if fewer of the rays through a material remain, its margin is halved
@@ -26,8 +27,8 @@ def away_from_edges(
 ) -> tuple[NDArray[np.bool_], FloatArray]:
     """Rays away from the edges of all materials.
 
-    A material's thickness bends strongly at its edges. Rays within the margin of such a place are left
-    out. The margin is halved for materials that would keep less than KEPT_SHARE of their rays.
+    A material's thickness bends strongly at its edges. Rays within the margin of such a place are
+    left out. The margin is halved for materials that would keep less than KEPT_SHARE of their rays.
 
     Parameters
     ----------

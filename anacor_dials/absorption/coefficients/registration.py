@@ -28,8 +28,8 @@ def _register(
     """Where the thickness of the labels agrees best with -ln T, and how well (0 to 1).
 
     The measure is the part of the sum of squares of -ln T that c * (thickness of all materials)
-    explains. It is searched over shifts within +- search (pixels along X and Y) in steps of a block of
-    pixels; a parabola through the best and its neighbours gives the place between the steps.
+    explains. It is searched over shifts within +- search (pixels along X and Y) in steps of a block
+    of pixels; a parabola through the best and its neighbours gives the place between the steps.
 
     Returns
     -------
@@ -78,8 +78,8 @@ def _register(
 def find_origin(radiographs: Radiographs, labels: LabelVolume) -> tuple[float, float]:
     """The index of the upright images, along X and Y, at which the labels' origin is seen.
 
-    The thickness of the labels is registered with -ln T, in smaller and smaller blocks of pixels. The
-    search covers a quarter of the image to each side of its middle.
+    The thickness of the labels is registered with -ln T, in smaller and smaller blocks of pixels.
+    The search covers a quarter of the image to each side of its middle.
 
     Parameters
     ----------

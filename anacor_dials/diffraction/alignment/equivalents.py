@@ -20,8 +20,8 @@ from anacor_dials.sample.frames import FloatArray
 LEAST_I_OVER_SIGMA = 5.0  # the median over the observations of a unique reflection
 LEAST_I_OVER_SIGMA_OF_ONE = 2.0  # below, the logarithm of an intensity is too uncertain
 MOST_OBSERVATIONS = 12_000  # bounds the time of a trial
-# Observations in one cell of scan angle and detector quadrant share systematic errors. A sweep has at least
-# so many cells in scan angle, for the spread between them to be known.
+# Observations in one cell of scan angle and detector quadrant share systematic errors. A sweep has
+# at least so many cells in scan angle, for the spread between them to be known.
 LARGEST_CELL_DEG = 10.0
 CELLS_OF_A_SWEEP = 18
 
@@ -82,7 +82,8 @@ class Equivalents:
 def usable_experiments(
     experiments: ExperimentList, tables: Sequence[flex.reflection_table]
 ) -> list[int]:
-    """The indices of the experiments that can be used: rotation scans of crystals of one space group.
+    """The indices of the experiments that can be used: rotation scans of crystals of one space
+    group.
 
     Raises ValueError if there are none, or if the tables lack what is compared.
     """
@@ -230,7 +231,9 @@ def _observations(
     index: NDArray[np.int64],
     used: Sequence[int],
 ) -> dict[str, NDArray[Any]]:
-    """The usable observations of one table, by column; hkl (n, 6): Friedel mates together, and apart."""
+    """The usable observations of one table, by column; hkl (n, 6): Friedel mates together, and
+    apart.
+    """
     intensity, variance, sound = _usable_intensities(table)
     directions = row_directions(table, index, experiments, np.eye(3))
     rows, experiment = directions.rows, directions.experiment

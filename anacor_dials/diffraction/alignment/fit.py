@@ -1,27 +1,30 @@
-"""The alignment of the tomogram from the diffraction data: angle offset, rotation sense, factor on mu.
+"""The alignment of the tomogram from the diffraction data: angle offset, rotation sense, factor on
+mu.
 
-Symmetry equivalents have one intensity. With the transmission A of a trial alignment the logarithm of a
-measured intensity (corrected for Lorentz factor, polarisation and the sensor) is
+Symmetry equivalents have one intensity. With the transmission A of a trial alignment the logarithm
+of a measured intensity (corrected for Lorentz factor, polarisation and the sensor) is
 
-    ln I_j = ln I_h(j) + ln A_j(offset, sense; k mu) + scale_sweep(phi_j) + decay_sweep(phi_j) / (2 d_j^2) + e_j
+    ln I_j = ln I_h(j) + ln A_j(offset, sense; k mu) + scale_sweep(phi_j) + decay_sweep(phi_j) / (2
+    d_j^2) + e_j
 
-with one unknown for every unique reflection h, and a scale and a decay that vary smoothly with the scan
-angle (cubic B-splines, as in scaling programs). The residuals, weighted with sigma(I)/I, an instrument
-error and Huber's weights against outliers, give the disagreement chi^2. The factor k on mu is fitted at
-every trial, also if mu itself is to stay as it is: a wrong mu must not decide the angle, and k = 0 is the
-case without absorption.
+with one unknown for every unique reflection h, and a scale and a decay that vary smoothly with the
+scan angle (cubic B-splines, as in scaling programs). The residuals, weighted with sigma(I)/I, an
+instrument error and Huber's weights against outliers, give the disagreement chi^2. The factor k on
+mu is fitted at every trial, also if mu itself is to stay as it is: a wrong mu must not decide the
+angle, and k = 0 is the case without absorption.
 
-What the data cannot tell. The part of A that depends only on the angle of the incident beam is a smooth
-scale, so only differences between exit directions count. A of a sphere depends on the scattering angle
-alone, which equivalents share: nothing can be learned from it. A sample that is symmetric about the axis
-has no offset. Therefore the alignment is moved only if every alternative is refuted: no absorption at all,
-and every trial that is farther than BASIN_DEG from the best one or has the other sense. Two alignments are
-compared as by Vuong (Econometrica 57 (1989) 307): the sum of the differences of squared residuals is
-divided by its standard deviation. This is taken from sums over clusters (all observations of a unique
-reflection, or a cell of scan angle and detector quadrant, whichever gives more), since the errors of
-neighbours are correlated. Friedel mates count as equivalents, or do not, whichever gives the smaller
-standard error. Standard errors are those of the curvature or of the same clusters (the sandwich formula;
-White, Econometrica 48 (1980) 817), whichever is largest.
+What the data cannot tell. The part of A that depends only on the angle of the incident beam is a
+smooth scale, so only differences between exit directions count. A of a sphere depends on the
+scattering angle alone, which equivalents share: nothing can be learned from it. A sample that is
+symmetric about the axis has no offset. Therefore the alignment is moved only if every alternative
+is refuted: no absorption at all, and every trial that is farther than BASIN_DEG from the best one
+or has the other sense. Two alignments are compared as by Vuong (Econometrica 57 (1989) 307): the
+sum of the differences of squared residuals is divided by its standard deviation. This is taken from
+sums over clusters (all observations of a unique reflection, or a cell of scan angle and detector
+quadrant, whichever gives more), since the errors of neighbours are correlated. Friedel mates count
+as equivalents, or do not, whichever gives the smaller standard error. Standard errors are those of
+the curvature or of the same clusters (the sandwich formula; White, Econometrica 48 (1980) 817),
+whichever is largest.
 """
 
 from __future__ import annotations
@@ -78,7 +81,8 @@ LEAST_WRONG_OFFSET_DEG = (
 
 
 def choices_from(words: Sequence[str] | None) -> tuple[str, ...]:
-    """What is to be refined, a selection of CHOICES, from words such as ["offset,sense"] or ["none"].
+    """What is to be refined, a selection of CHOICES, from words such as ["offset,sense"] or
+    ["none"].
 
     Raises ValueError for a word that is none of these.
     """
@@ -129,8 +133,8 @@ class AlignmentFit:
     disagreement_none, disagreement_before, disagreement_best : float
         The same without correction, at the given alignment with mu as given, and at the best one.
     refuted_none, refuted_others : float
-        By how many standard deviations the best trial is better than no correction, and than the best
-        alternative; infinite if there is none.
+        By how many standard deviations the best trial is better than no correction, and than the
+        best alternative; infinite if there is none.
     other : (float, int) or None
         Offset, deg, and sense of the best alternative.
     mu_grid : array
@@ -216,8 +220,8 @@ def refine_alignment(
     alignment : Alignment
         The given alignment.
     beam : BeamProfile, optional
-        None if the beam is wider than the crystal. With a smaller beam only sweeps about the rotation
-        axis of the tomogram are used.
+        None if the beam is wider than the crystal. With a smaller beam only sweeps about the
+        rotation axis of the tomogram are used.
     seed : int
     progress : bool
         Whether to show progress bars.

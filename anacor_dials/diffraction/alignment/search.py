@@ -1,7 +1,7 @@
 """The disagreement of equivalents at trial alignments, and the search for its minimum.
 
-All unknowns except the alignment enter linearly and are projected out once. A trial is then one look-up of
-ln A and one projection.
+All unknowns except the alignment enter linearly and are projected out once. A trial is then one
+look-up of ln A and one projection.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from anacor_dials.diffraction.alignment.equivalents import Equivalents
 from anacor_dials.diffraction.alignment.trials import LogTransmission, mu_weights
 from anacor_dials.sample.frames import FloatArray
 
-# Distances of the knots of scales and of decays, about as in scaling programs; the decay follows the dose
-# and varies more slowly.
+# Distances of the knots of scales and of decays, about as in scaling programs; the decay follows
+# the dose and varies more slowly.
 SCALE_INTERVAL_DEG = 10.0
 DECAY_INTERVAL_DEG = 45.0
 HUBER = 2.5  # standard deviations: 1 % of normal residuals are above it
@@ -30,7 +30,7 @@ OFFSET_STEP_DEG = 5.0  # of the grid of trials; the minimum is then found within
 
 
 def smooth_scales(data: Equivalents) -> FloatArray:
-    """The columns (n, p) of the scales and decays of all sweeps: cubic B-splines in the scan angle."""
+    """The columns (n, p) of scales and decays of all sweeps: B-splines in the scan angle."""
     blocks = []
     strongest = max(float(data.inverse_d_squared.max()), 1e-12)
     for e in np.unique(data.experiment):
@@ -181,8 +181,8 @@ class Search:
     def weights_from(self, residual: FloatArray) -> tuple[float, FloatArray]:
         """The instrument error and Huber's weights (n,) that explain the residuals (n,).
 
-        With this instrument error the sum of the squares, each at most HUBER^2, equals the degrees of
-        freedom.
+        With this instrument error the sum of the squares, each at most HUBER^2, equals the degrees
+        of freedom.
         """
         squares = self.disagreement.unweighted(residual) ** 2
         wanted = self.disagreement.degrees_of_freedom
@@ -206,7 +206,9 @@ class Search:
         return self.unique, self.data.cell
 
     def superiority(self, best: FloatArray, other: FloatArray) -> float:
-        """By how many standard deviations the squares of residuals (n,) are smaller than other ones."""
+        """By how many standard deviations the squares of residuals (n,) are smaller than other
+        ones.
+        """
         difference = other**2 - best**2
         sums = [np.bincount(cluster, difference) for cluster in self.clusters()]
         spread = max(float(np.sqrt(len(s)) * np.std(s, ddof=1)) for s in sums)
@@ -215,9 +217,9 @@ class Search:
     def linearised(self, best: Trial, with_offset: bool) -> tuple[FloatArray, FloatArray]:
         """The step to the minimum, and standard errors, from the first derivatives at a trial.
 
-        Both are (factor on mu, offset in deg), or (factor on mu,) without the offset. The errors are
-        infinite if the residuals do not depend on one of them. They are those of the curvature or of the
-        clusters (sandwich formula), whichever is largest.
+        Both are (factor on mu, offset in deg), or (factor on mu,) without the offset. The errors
+        are infinite if the residuals do not depend on one of them. They are those of the curvature
+        or of the clusters (sandwich formula), whichever is largest.
         """
         step = 0.5
         centre = mu_weights(best.mu_scale)[0]

@@ -1,9 +1,9 @@
 """Transmissions of the observations at trial alignments.
 
-ln A comes from direction tables of the sample at 0.6, 1 and 1.4 times mu, and between them (and A = 1 at
-mu = 0) from the cubic through the four. When the offset changes, all directions of all sweeps turn together
-about X of the tomo frame, whatever kappa was. Therefore directions to the source keep their angle from X,
-and the tables have rings of constant angle from X.
+ln A comes from direction tables of the sample at 0.6, 1 and 1.4 times mu, and between them (and A =
+1 at mu = 0) from the cubic through the four. When the offset changes, all directions of all sweeps
+turn together about X of the tomo frame, whatever kappa was. Therefore directions to the source keep
+their angle from X, and the tables have rings of constant angle from X.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ class TrialTransmissions:
         return transform(from_datum, self._data.to_source), transform(from_datum, self._data.exit)
 
     def _table_directions(self, rng: np.random.Generator) -> Directions:
-        """Directions to the source on all rings, each with exits that the observations have at some offset."""
+        """Directions to the source on all rings, each with exits that the observations have at some
+        offset.
+        """
         azimuth = np.arange(RING_AZIMUTHS) * (360.0 / RING_AZIMUTHS)
         about_x = rotation_about((1.0, 0.0, 0.0), azimuth)
         sources, exits, axes = [], [], []
@@ -143,7 +145,9 @@ class TrialTransmissions:
 
 
 def _ring_angles(polar_deg: FloatArray) -> FloatArray:
-    """Angles from X of the rings of directions to the source in the table: one, or at least four, deg."""
+    """Angles from X of the rings of directions to the source in the table: one, or at least four,
+    deg.
+    """
     low, high = float(polar_deg.min()), float(polar_deg.max())
     if high - low < 0.02:
         return np.array([0.5 * (low + high)])
@@ -154,7 +158,9 @@ def _ring_angles(polar_deg: FloatArray) -> FloatArray:
 def _ring_weights(
     rings_deg: FloatArray, cosine: FloatArray
 ) -> tuple[NDArray[np.int64], FloatArray]:
-    """The first ring (n,), and the weights (n, 1 or 4) of it and the next ones: cubic interpolation."""
+    """The first ring (n,), and the weights (n, 1 or 4) of it and the next ones: cubic
+    interpolation.
+    """
     if len(rings_deg) == 1:
         return np.zeros(len(cosine), dtype=np.int64), np.ones((len(cosine), 1))
     place = (np.degrees(np.arccos(np.clip(cosine, -1, 1))) - rings_deg[0]) / (
@@ -166,7 +172,9 @@ def _ring_weights(
 
 
 def _lagrange(nodes: Sequence[float] | NDArray[Any], x: FloatArray) -> FloatArray:
-    """The values (n, n_nodes) at x (n,) of the polynomials that are 1 at one node and 0 at the others."""
+    """The values (n, n_nodes) at x (n,) of the polynomials that are 1 at one node and 0 at the
+    others.
+    """
     columns = []
     for i, node in enumerate(nodes):
         others = [other for j, other in enumerate(nodes) if j != i]

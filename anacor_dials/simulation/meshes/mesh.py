@@ -110,7 +110,7 @@ class Mesh:
 
 
 def _open_edges(faces: IntArray) -> int:
-    """The number of directed edges for which there is not exactly one edge in the other direction."""
+    """The number of directed edges without exactly one edge in the other direction."""
     n = np.int64(faces.max()) + 1
     start = faces.astype(np.int64).ravel()
     end = np.roll(faces, -1, axis=1).astype(np.int64).ravel()
@@ -121,7 +121,7 @@ def _open_edges(faces: IntArray) -> int:
 
 
 def mesh_facing_outward(vertices: FloatArray, faces: NDArray[Any]) -> Mesh:
-    """The mesh of these vertices (n, 3) and faces (m, 3); faces that all point inward are reversed."""
+    """The mesh of vertices (n, 3) and faces (m, 3), reversed if all faces point inward."""
     faces = faces.astype(np.int32)
     a, b, c = (vertices[faces[:, i]] for i in range(3))
     if np.einsum("ij,ij->", a - vertices.mean(axis=0), np.cross(b - a, c - a)) < 0:

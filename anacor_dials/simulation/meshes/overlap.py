@@ -12,8 +12,8 @@ from anacor_dials.simulation.meshes.lines import frame_along, line_crossings
 from anacor_dials.simulation.meshes.mesh import Mesh
 from anacor_dials.simulation.meshes.rays import contains
 
-# of an edge: closer to its ends than this, faces touch and do not pierce. Well above the rounding of
-# float64 (1e-16 times the ratio of the sample to an edge), well below any real overlap.
+# of an edge: closer to its ends than this, faces touch and do not pierce. Well above the rounding
+# of float64 (1e-16 times the ratio of the sample to an edge), well below any real overlap.
 EPSILON = 1e-9
 
 

@@ -1,4 +1,4 @@
-"""Rays from points inside a sample to the outside: integrals of mu, and whether a point is inside."""
+"""Rays from points to the outside: integrals of mu, and whether a point is inside."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _project(points: Any, frame: Any, out: Any) -> None:
 def _attenuations_one(
     vertices: Any, faces: Any, owner: Any, coefficient: Any, frame: Any, points: Any, out: Any
 ) -> None:
-    """The sums of coefficient x length (n_points,) along one direction, the frame's third column."""
+    """Sums of coefficient x length (n_points,) along one direction, frame[:, 2]."""
     p = np.empty_like(vertices)
     _project(vertices, frame, p)
     q = np.empty_like(points)
@@ -209,7 +209,8 @@ def contains(mesh: Mesh, points_um: ArrayLike) -> NDArray[np.bool_]:
     direction = (0.2137, 0.5481, 0.8087)  # along no edge of a mesh made by hand
     far = 4.0 * float(np.ptp(mesh.bounds_um, axis=0).max())
     points = np.asarray(points_um, dtype=np.float64)
-    # a ray that starts a little before the point is longer inside by this step, if the point is inside
+    # a ray that starts a little before the point is longer inside by this step, if the point is
+    # inside
     near = attenuation_to_outside([mesh], [1.0], points, [direction])[0]
     step = 1e-9 * far
     before = attenuation_to_outside([mesh], [1.0], points - step * unit(direction), [direction])[0]

@@ -1,4 +1,4 @@
-"""Closed meshes of simple shapes: polyhedra, boxes, spheres, fibres, solids of revolution, prisms."""
+"""Closed meshes: polyhedra, boxes, spheres, fibres, solids of revolution, prisms."""
 
 from __future__ import annotations
 
@@ -187,8 +187,8 @@ def prism(outline_um: ArrayLike, low_um: float, high_um: float) -> Mesh:
     Parameters
     ----------
     outline_um : array (n, 2)
-        Corners of the outline, um. Straight lines from their mean to every point of the outline must
-        stay inside it (a star-shaped polygon).
+        Corners of the outline, um. Straight lines from their mean to every point of the outline
+        must stay inside it (a star-shaped polygon).
     low_um, high_um : float
         Where the solid begins and ends along Z, um.
     """
