@@ -40,6 +40,7 @@ import logging
 import re
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,18 @@ from dials.util.version import dials_version
 from anacor_dials import __version__
 from anacor_dials.command_line import begin_log
 from anacor_dials.jobs.pipeline.inputs import (
+    Crystal,
     SweepFiles,
     assign_tomography,
     existing_tomography,
     sweeps_of_directories,
     sweeps_of_files,
 )
+from anacor_dials.jobs.pipeline.results import PipelineResult
 from anacor_dials.jobs.pipeline.settings import PipelineSettings, refuse_unknown_crystals
 from anacor_dials.jobs.pipeline.stages import integration, process
-from anacor_dials.jobs.pipeline.steps import WorkingFolder
+from anacor_dials.jobs.pipeline.steps import Step, WorkingFolder
+from anacor_dials.jobs.records import PipelineRecord
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report import comparison
 from anacor_dials.report.page import write_html, write_json
@@ -167,6 +171,75 @@ def find_sweeps(given: list[str], crystals: list[str]) -> list[SweepFiles]:
     return sweeps_of_files(expts, refls, crystals)
 
 
+@dataclass(frozen=True)
+class Input:
+    """Where the integrated sweeps come from, and the tomography of each crystal.
+
+    given: xia2 directories, or .expt and .refl files; images: to be integrated instead. in_order: one scan
+    for each crystal, in their order; named: {crystal: scan}.
+    """
+
+    given: list[str]
+    images: list[str]
+    in_order: list[str]
+    named: dict[str, Any]
+
+    def crystals(self, settings: PipelineSettings) -> list[Crystal]:
+        """The crystals of files that are integrated already."""
+        names = list(self.named) or [f"CRYSTAL{i + 1}" for i in range(len(self.in_order))]
+        names = ["DEFAULT"] if len(names) < 2 and not self.named else names
+        return self.assigned(find_sweeps(self.given, names), settings)
+
+    def assigned(self, sweeps: list[SweepFiles], settings: PipelineSettings) -> list[Crystal]:
+        """The crystals with their tomography."""
+        crystals = assign_tomography(sweeps, self.in_order, self.named)
+        refuse_unknown_crystals(crystals, settings)
+        return crystals
+
+    def integration(self, options: tuple[str, ...], nproc: int) -> Step:
+        """The step that integrates the images. Raises ValueError where the tomography is absent."""
+        if not self.in_order and not self.named:
+            raise ValueError("No tomography was given; name a scan or a tomo.h5 by tomography=.")
+        for name, scan in [*(("", scan) for scan in self.in_order), *self.named.items()]:
+            existing_tomography(scan, name)
+        return integration(self.images, options, nproc)
+
+
+def save(result: PipelineResult, work: WorkingFolder, record: PipelineRecord, output: Any) -> None:
+    """Writes the report and its numbers into the working folder."""
+    crystals = ", ".join(one.crystal.name for one in result.corrections)
+    with OutputFiles() as outputs:
+        write_json(outputs.path(work.path / output.json), record)
+        write_html(
+            outputs.path(work.path / output.html),
+            "Absorption correction by tomography",
+            sections(result, work),
+            crystals,
+        )
+
+
+def log_result(result: PipelineResult) -> None:
+    """The main tables, what was taken and why, and the files that were written."""
+    for group in result.groups:
+        for one in group.wavelengths:
+            logger.info("\n%s, %.5f A\n%s", group.name, one.wavelength, table_text(group, one))
+        for name, reason in group.failed.items():
+            logger.warning("%s failed: %s", name, reason)
+        logger.info(
+            "\n%s: %s; taken: %s (%s)",
+            group.name,
+            group.space_group,
+            group.selection.strategy.label,
+            group.selection.reason,
+        )
+        if group.warning:
+            logger.warning("%s", group.warning)
+        for one in group.wavelengths:
+            for path in one.files.values():
+                logger.info("Written: %s", path)
+        logger.info("Written: %s, %s", group.experiments, group.reflections.name)
+
+
 @show_mail_handle_errors()
 def run(args: list[str] | None = None, phil: Any = None) -> None:
     """Run xia2.anacor as from the command line."""
@@ -192,30 +265,21 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
     try:
         nproc = CPU_COUNT if params.nproc is libtbx.Auto else params.nproc
         settings = settings_from(params, nproc)
-        in_order = [scan for scan in params.tomography.scan if scan]
-        named = by_crystal(params.tomography, "scan")
         if images and given:
             raise ValueError(f"Images and {given[0]} were given; give one or the other.")
-        if not images:  # what is wrong with the input is said before anything is written
-            names = list(named) or [f"CRYSTAL{i + 1}" for i in range(len(in_order))]
-            names = ["DEFAULT"] if len(names) < 2 and not named else names
-            crystals = assign_tomography(find_sweeps(given, names), in_order, named)
-            refuse_unknown_crystals(crystals, settings)
+        in_order = [scan for scan in params.tomography.scan if scan]
+        start = Input(given, images, in_order, by_crystal(params.tomography, "scan"))
+        # what is wrong with the input is said before anything is written
+        if images:
+            integrate = start.integration(words(params.xia2.options), nproc)
         else:
-            if not in_order and not named:
-                raise ValueError(
-                    "No tomography was given; name a scan or a tomo.h5 by tomography=."
-                )
-            for name, scan in [*(("", scan) for scan in in_order), *named.items()]:
-                existing_tomography(scan, name)
-            integrate = integration(images, words(params.xia2.options), nproc)
+            crystals = start.crystals(settings)
         versions = {"anacor_dials": __version__, "dials": dials_version()}
         work = WorkingFolder(params.output.directory, versions, params.redo or (), logger.info)
         with work.locked():
             if images:
                 sweeps = sweeps_of_directories([work.run(integrate).folder])
-                crystals = assign_tomography(sweeps, in_order, named)
-                refuse_unknown_crystals(crystals, settings)
+                crystals = start.assigned(sweeps, settings)
             for crystal in crystals:
                 logger.info(
                     "%s: %d integrated files, tomography %s",
@@ -224,41 +288,14 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
                     crystal.tomography,
                 )
             result = process(crystals, settings, work, comparison.write)
-            with OutputFiles() as outputs:
-                write_json(
-                    outputs.path(work.path / params.output.json),
-                    record(result, work, settings, args, changed),
-                )
-                write_html(
-                    outputs.path(work.path / params.output.html),
-                    "Absorption correction by tomography",
-                    sections(result, work),
-                    ", ".join(crystal.name for crystal in crystals),
-                )
+            save(result, work, record(result, work, settings, args, changed), params.output)
     except ValueError as error:
         raise Sorry(error) from None
 
     unknown = sorted(work.redo - {step.name for step in work.finished})
     if unknown:
         logger.warning("redo: no step is called %s", ", ".join(unknown))
-    for group in result.groups:
-        for one in group.wavelengths:
-            logger.info("\n%s, %.5f A\n%s", group.name, one.wavelength, table_text(group, one))
-        for name, reason in group.failed.items():
-            logger.warning("%s failed: %s", name, reason)
-        logger.info(
-            "\n%s: %s; taken: %s (%s)",
-            group.name,
-            group.space_group,
-            group.selection.strategy.label,
-            group.selection.reason,
-        )
-        if group.warning:
-            logger.warning("%s", group.warning)
-        for one in group.wavelengths:
-            for path in one.files.values():
-                logger.info("Written: %s", path)
-        logger.info("Written: %s, %s", group.experiments, group.reflections.name)
+    log_result(result)
     for name in (params.output.html, params.output.json):
         logger.info("Written: %s", work.path / name)
 

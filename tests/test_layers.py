@@ -159,8 +159,6 @@ LONG_MODULES = {
     "anacor_dials.tomography.reconstruction",
 }
 LONG_FUNCTIONS = {
-    "anacor_dials.command_line.xia2_anacor.run",
-    "anacor_dials.report.reconstruction.figures",
     "anacor_dials.segmentation.training.train",
     "anacor_dials.simulation.diffraction_data.simulate_diffraction",
     "anacor_dials.simulation.samples.random_parameters",

@@ -15,7 +15,7 @@ from anacor_dials.sample.materials import typical_composition
 if TYPE_CHECKING:
     from anacor_dials.jobs.reconstruct import Reconstruction
     from anacor_dials.tomography.corrections import FloatImages
-    from anacor_dials.tomography.reconstruction import ReconstructionPlan
+    from anacor_dials.tomography.reconstruction import Diagnostics, ReconstructionPlan
 
 PlotlyFigure = dict[str, Any]
 
@@ -125,61 +125,7 @@ def figures(
     expected_mu_per_um: material -> mu in 1/um, drawn into the histogram.
     """
     d = plan.diagnostics
-    drawn: dict[str, PlotlyFigure] = {}
-    for name, image in (("before", d.sinogram_before), ("after", d.sinogram_after)):
-        if image is not None:
-            figure = _picture(
-                image, f"Sinogram {name} corrections, slice {d.sinogram_x}", "pixel across the axis",
-                "projection", "-ln T",
-            )  # fmt: skip
-            figure["layout"]["yaxis"].pop("scaleanchor")
-            drawn[f"sinogram_{name}"] = figure
-    if d.sweep is not None:
-        sweep = d.sweep
-        here = int(np.argmin(np.abs(sweep.centres - d.centre)))
-        window = _window(sweep.pictures[here])
-        k = np.arange(len(sweep.centres))
-        drawn["centre_sweep"] = {
-            "data": [
-                _grey(_bytes(picture, window), (0, 255), visible=i == here, showscale=False)
-                for i, picture in enumerate(sweep.pictures)
-            ],
-            "layout": {
-                "title": {"text": f"Slice {sweep.x} with the rotation axis elsewhere"},
-                "xaxis": {"constrain": "domain", "title": {"text": "Z"}},
-                "yaxis": {"scaleanchor": "x", "autorange": "reversed", "title": {"text": "Y"}},
-                "sliders": [
-                    {
-                        "active": here,
-                        "currentvalue": {"prefix": "axis at pixel "},
-                        "steps": [
-                            {
-                                "label": f"{centre:.2f}",
-                                "method": "restyle",
-                                "args": [{"visible": (k == i).tolist()}],
-                            }
-                            for i, centre in enumerate(sweep.centres)
-                        ],
-                    }
-                ],
-            },
-        }
-        drawn["centre_negativity"] = {
-            "data": [
-                {
-                    "type": "scatter",
-                    "x": sweep.centres.tolist(),
-                    "y": (100 * sweep.negativity).tolist(),
-                    "mode": "lines+markers",
-                }
-            ],
-            "layout": {
-                "title": {"text": "Negative values: least at the right axis"},
-                "xaxis": {"title": {"text": "rotation axis (pixel)"}},
-                "yaxis": {"title": {"text": "share of negative values (%)"}},
-                "shapes": [_vertical_line(d.centre)],
-            },
-        }
+    drawn = _sinograms(d) | _centre_figures(d)
     axes = {"x": ("Z", "Y"), "y": ("Z", "X"), "z": ("Y", "X")}
     for name, image in d.slices.items():
         across, down = axes[name]
@@ -187,37 +133,103 @@ def figures(
             image, f"Middle slice across {name.upper()}", across, down, "mu (1/um)"
         )
     if d.histogram is not None:
-        edges, counts = d.histogram
-        lines = dict(expected_mu_per_um or {})
-        drawn["histogram"] = {
-            "data": [
-                {
-                    "type": "scatter",
-                    "x": (0.5 * (edges[1:] + edges[:-1])).tolist(),
-                    "y": np.maximum(counts, 0.5).tolist(),
-                    "mode": "lines",
-                    "line": {"shape": "hvh"},
-                }
-            ],
-            "layout": {
-                "title": {"text": "mu of all voxels"},
-                "xaxis": {"title": {"text": "mu (1/um)"}},
-                "yaxis": {"title": {"text": "voxels"}, "type": "log"},
-                "shapes": [_vertical_line(mu) for mu in lines.values()],
-                "annotations": [
-                    {
-                        "x": mu,
-                        "y": 1.0 - 0.07 * i,
-                        "yref": "paper",
-                        "text": f"{name} {mu:.4g}",
-                        "showarrow": False,
-                        "xanchor": "left",
-                    }
-                    for i, (name, mu) in enumerate(lines.items())
-                ],
-            },
-        }
+        drawn["histogram"] = _histogram(*d.histogram, expected_mu_per_um or {})
     return drawn
+
+
+def _sinograms(d: Diagnostics) -> dict[str, PlotlyFigure]:
+    """A sinogram before and after the corrections."""
+    drawn = {}
+    for name, image in (("before", d.sinogram_before), ("after", d.sinogram_after)):
+        if image is not None:
+            title = f"Sinogram {name} corrections, slice {d.sinogram_x}"
+            figure = _picture(image, title, "pixel across the axis", "projection", "-ln T")
+            figure["layout"]["yaxis"].pop("scaleanchor")
+            drawn[f"sinogram_{name}"] = figure
+    return drawn
+
+
+def _centre_figures(d: Diagnostics) -> dict[str, PlotlyFigure]:
+    """A slice with the rotation axis at several places, and the negative values at each."""
+    if d.sweep is None:
+        return {}
+    sweep = d.sweep
+    here = int(np.argmin(np.abs(sweep.centres - d.centre)))
+    window = _window(sweep.pictures[here])
+    k = np.arange(len(sweep.centres))
+    steps = [
+        {
+            "label": f"{centre:.2f}",
+            "method": "restyle",
+            "args": [{"visible": (k == i).tolist()}],
+        }
+        for i, centre in enumerate(sweep.centres)
+    ]
+    slices = {
+        "data": [
+            _grey(_bytes(picture, window), (0, 255), visible=i == here, showscale=False)
+            for i, picture in enumerate(sweep.pictures)
+        ],
+        "layout": {
+            "title": {"text": f"Slice {sweep.x} with the rotation axis elsewhere"},
+            "xaxis": {"constrain": "domain", "title": {"text": "Z"}},
+            "yaxis": {"scaleanchor": "x", "autorange": "reversed", "title": {"text": "Y"}},
+            "sliders": [
+                {"active": here, "currentvalue": {"prefix": "axis at pixel "}, "steps": steps}
+            ],
+        },
+    }
+    negativity = {
+        "data": [
+            {
+                "type": "scatter",
+                "x": sweep.centres.tolist(),
+                "y": (100 * sweep.negativity).tolist(),
+                "mode": "lines+markers",
+            }
+        ],
+        "layout": {
+            "title": {"text": "Negative values: least at the right axis"},
+            "xaxis": {"title": {"text": "rotation axis (pixel)"}},
+            "yaxis": {"title": {"text": "share of negative values (%)"}},
+            "shapes": [_vertical_line(d.centre)],
+        },
+    }
+    return {"centre_sweep": slices, "centre_negativity": negativity}
+
+
+def _histogram(
+    edges: NDArray[Any], counts: NDArray[Any], expected_mu_per_um: Mapping[str, float]
+) -> PlotlyFigure:
+    """The histogram of mu, with lines at the values that are expected."""
+    return {
+        "data": [
+            {
+                "type": "scatter",
+                "x": (0.5 * (edges[1:] + edges[:-1])).tolist(),
+                "y": np.maximum(counts, 0.5).tolist(),
+                "mode": "lines",
+                "line": {"shape": "hvh"},
+            }
+        ],
+        "layout": {
+            "title": {"text": "mu of all voxels"},
+            "xaxis": {"title": {"text": "mu (1/um)"}},
+            "yaxis": {"title": {"text": "voxels"}, "type": "log"},
+            "shapes": [_vertical_line(mu) for mu in expected_mu_per_um.values()],
+            "annotations": [
+                {
+                    "x": mu,
+                    "y": 1.0 - 0.07 * i,
+                    "yref": "paper",
+                    "text": f"{name} {mu:.4g}",
+                    "showarrow": False,
+                    "xanchor": "left",
+                }
+                for i, (name, mu) in enumerate(expected_mu_per_um.items())
+            ],
+        },
+    }
 
 
 def _vertical_line(x: float) -> dict[str, Any]:
