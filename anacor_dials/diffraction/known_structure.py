@@ -1,8 +1,10 @@
-"""Scaled data judged by a structure that is known: intensities, anomalous differences, peaks in its map.
+"""Scaled data compared with a known structure: intensities, anomalous differences, map peaks.
 
-Merging statistics say how well equivalent reflections agree with each other. They do not say whether
-they are right: an error that equivalents share raises none of them. Where the structure is known, as
-of virtual data, the merged data can be held against it.
+Merging statistics say how well equivalent reflections agree with each other. They do not say
+whether the
+intensities are right: an error that equivalents share changes none of them. If the structure is
+known, as
+it is for virtual data, the merged data can be compared with it.
 """
 
 from __future__ import annotations
@@ -27,14 +29,28 @@ FEWEST = 10  # reflections in a shell that has a correlation coefficient
 
 @dataclass(frozen=True)
 class Agreement:
-    """Merged data, Friedel mates apart, against those of the known structure.
+    """Merged data, Friedel mates apart, compared with those of the known structure.
 
-    cc_intensities: correlation of the intensities; r_intensities: sum |I - k T| / sum I, T the true ones;
-    cc_anomalous: correlation of |F+| - |F-|. Each is taken in shells of equal volume, k too, and the
-    overall value is the mean over the shells weighted by their numbers of reflections (pairs): so neither
-    the fall of intensities with resolution nor an overall temperature factor counts. n_reflections,
-    n_pairs: how many were compared. by_resolution: "d_max", "d_min" (A) and the three, low resolution
-    first; NaN in shells of too few.
+    Correlations, R and k are taken in shells of equal volume. The overall value is the mean
+    over the shells,
+    weighted by their numbers of reflections or pairs. Therefore neither the decrease of
+    intensities with
+    resolution nor an overall temperature factor matters.
+
+    Attributes
+    ----------
+    cc_intensities : float
+        Correlation of the intensities.
+    r_intensities : float
+        sum |I - k T| / sum I; T is the true intensity.
+    cc_anomalous : float
+        Correlation of |F+| - |F-|.
+    n_reflections, n_pairs : int
+        How many were compared.
+    by_resolution : mapping
+        {"d_max", "d_min" (Angstrom) and the three: array}, from low to high resolution; NaN
+        in shells
+        of too few reflections.
     """
 
     cc_intensities: float
@@ -59,11 +75,20 @@ def read_structure(path: str | os.PathLike[str]) -> xray.structure:
 def calculated_structure_factors(
     structure: xray.structure, wavelength: float, d_min: float, anomalous: bool = True
 ) -> miller.array:
-    """Complex F to d_min (A), Friedel mates apart; without f'', and Friedel mates as one, if not anomalous.
+    """Complex structure factors, Friedel mates apart.
 
-    f' and f'' are those of Henke, Gullikson and Davis (1993) at the wavelength (A). By direct summation:
-    at usual settings the Fourier transform of a model density is off by 1 % of |F|^2, which is as much
-    as good data are.
+    f' and f'' are those of Henke, Gullikson and Davis (1993). The sum is direct: at usual
+    settings the
+    Fourier transform of a model density is wrong by 1 % of |F|^2, which is as much as the error
+    of good data.
+
+    Parameters
+    ----------
+    structure : xray.structure
+    wavelength, d_min : float
+        Angstrom.
+    anomalous : bool
+        If False, f'' is left out and Friedel mates are one reflection.
     """
     atoms = structure.deep_copy_scatterers()
     atoms.set_inelastic_form_factors(wavelength, "henke")

@@ -1,9 +1,9 @@
-"""Merging statistics of the same data scaled in several ways, side by side.
+"""Merging statistics of the same data scaled in several ways.
 
 Every number comes from DIALS' own functions: `scaled_data_as_miller_array` and
 `merging_stats_from_scaled_array` (dials.algorithms.scaling.scaling_library), `table_1_stats` and
-`batch_dependent_properties` (dials.report.analysis). What this module adds is that all data sets are
-cut at one common resolution and divided into the same shells, and that the results stand in one table.
+`batch_dependent_properties` (dials.report.analysis). This module cuts all data sets at one common
+resolution and divides them into the same shells.
 """
 
 from __future__ import annotations
@@ -43,10 +43,23 @@ RESOLUTION_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class ScaledIntensities:
-    """Unmerged scaled intensities of one or more sweeps, with what belongs to each observation.
+    """Unmerged scaled intensities of one or more sweeps.
 
-    intensities: cctbx miller array, I/g and sigma/g with g the inverse scale factor; images: number of
-    the image of each; scales: g; sweeps: position in `identifiers` of the sweep of each.
+    Attributes
+    ----------
+    label : str
+    intensities : miller.array of n observations
+        I/g and sigma/g; g is the inverse scale factor.
+    images : array (n,) of int
+        The image of each observation.
+    scales : array (n,)
+        g.
+    sweeps : array (n,) of int
+        The position of each observation's sweep in `identifiers`.
+    identifiers : tuple of str
+        Of the sweeps.
+    image_ranges : tuple of (int, int)
+        The first and last image of each sweep.
     """
 
     label: str
@@ -67,10 +80,19 @@ class ScaledIntensities:
 
 @dataclass(frozen=True)
 class ImageSeries:
-    """Properties of one sweep against image number; each value is of a block of images.
+    """Properties of one sweep against image number. Each of the n values is of a block of images.
 
-    images: mean image number (n,); scale: mean inverse scale factor; r_merge; i_over_sigma: mean of
-    the unmerged I/sigma.
+    Attributes
+    ----------
+    identifier : str
+        Of the sweep.
+    images : array (n,)
+        The mean image number.
+    scale : array (n,)
+        The mean inverse scale factor.
+    r_merge : array (n,)
+    i_over_sigma : array (n,)
+        The mean of the unmerged I/sigma.
     """
 
     identifier: str
@@ -82,12 +104,23 @@ class ImageSeries:
 
 @dataclass(frozen=True)
 class MergingStatistics:
-    """Merging statistics of one data set between d_max and d_min (A).
+    """Merging statistics of one data set.
 
-    table_1: DIALS' Table 1, label -> (overall, innermost shell, outermost shell), None where undefined;
-    the anomalous slope has one value only. by_resolution: per shell from low to high resolution,
-    "d_max" and "d_min" (A) and the names of `SHELL_PROPERTIES`; NaN where undefined. by_image: one
-    series per sweep.
+    Attributes
+    ----------
+    label : str
+    d_max, d_min : float
+        The resolution limits, Angstrom.
+    table_1 : mapping
+        Table 1 of DIALS: {name: (overall, innermost shell, outermost shell)}, None if
+        undefined. The
+        anomalous slope has only one value.
+    by_resolution : mapping
+        {name: array (n_bins,)} from low to high resolution, for "d_max" and "d_min"
+        (Angstrom) and the
+        names of SHELL_PROPERTIES; NaN if undefined.
+    by_image : tuple of ImageSeries
+        One for each sweep.
     """
 
     label: str
@@ -118,10 +151,21 @@ def compare_merging_statistics(
     d_min: float | None = None,
     n_bins: int = 20,
 ) -> list[MergingStatistics]:
-    """Merging statistics of every data set {label: (scaled.expt, scaled.refl)} at one resolution.
+    """Merging statistics of several data sets at one common resolution.
 
-    d_min (A): the limit; None takes the finest that all data sets reach. Raises ValueError where the
-    data sets are not of the same crystal symmetry or hold nothing in common.
+    Parameters
+    ----------
+    data : mapping
+        {label: (scaled.expt, scaled.refl)}.
+    d_min : float, optional
+        The limit, Angstrom; the finest that all data sets reach if not given.
+    n_bins : int
+        The number of resolution shells.
+
+    Raises
+    ------
+    ValueError
+        If the data sets have different symmetry, or no reflections in common.
     """
     loaded = in_one_cell([load_scaled(label, *paths) for label, paths in data.items()])
     limits = common_resolution(loaded, d_min)
@@ -197,11 +241,22 @@ def in_one_cell(data: Sequence[ScaledIntensities]) -> list[ScaledIntensities]:
 def common_resolution(
     data: Sequence[ScaledIntensities], d_min: float | None = None
 ) -> tuple[float, float]:
-    """(d_max, d_min) in A: the limits of the unique reflections that all data sets have.
+    """(d_max, d_min) in Angstrom of the unique reflections that all data sets have.
 
-    A reflection at either limit is then in every data set, so that cctbx divides them all into the
-    same shells; they share one cell (`in_one_cell`). d_min: a limit asked for; the result is the
-    finest common spacing that is not below it.
+    A reflection at each limit is then in every data set, so that cctbx divides all of them into
+    the same
+    shells. The data sets share one unit cell (:func:`in_one_cell`).
+
+    Parameters
+    ----------
+    data : sequence of ScaledIntensities
+    d_min : float, optional
+        A limit that is asked for. The result is the finest common spacing that is not smaller.
+
+    Raises
+    ------
+    ValueError
+        If they have no reflections in common.
     """
     unique = data[0].intensities.map_to_asu().unique_under_symmetry()
     for other in data[1:]:
@@ -237,9 +292,22 @@ def merging_statistics(
     n_bins: int = 20,
     images_per_block: int = 1,
 ) -> MergingStatistics:
-    """Merging statistics between d_max and d_min (A), in n_bins shells of equal volume.
+    """Merging statistics of one data set.
 
-    images_per_block: images whose observations are taken together in the series against image number.
+    Parameters
+    ----------
+    data : ScaledIntensities
+    d_max, d_min : float
+        The resolution limits, Angstrom.
+    n_bins : int
+        The number of shells, of equal volume in reciprocal space.
+    images_per_block : int
+        How many images are taken together in the series against image number.
+
+    Raises
+    ------
+    ValueError
+        If the data cannot be merged.
     """
     within = data.intensities.resolution_filter_selection(
         d_max=d_max * (1 + RESOLUTION_TOLERANCE), d_min=d_min * (1 - RESOLUTION_TOLERANCE)

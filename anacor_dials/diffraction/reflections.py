@@ -1,9 +1,12 @@
-"""DIALS' experiments and reflection tables: directions in the sample's frame, and the columns.
+"""Experiments and reflection tables of DIALS: directions in the frame of the sample, and columns.
 
-Equations in :mod:`anacor_dials.sample.frames`. A reflection measured at the scan angle phi saw the
-sample turned by ``S R'(axis_datum, phi) F``; in the frame of the sample the beam came from
-``R^T to_source`` and the diffracted ray left along ``R^T s1``. phi is that of ``xyzcal.mm``: the
-observed one is 0 in rows that were not integrated and up to degrees off in others.
+The equations are in :mod:`anacor_dials.sample.frames`. When a reflection is measured at the scan
+angle
+phi, the sample is turned by ``R = S R'(axis_datum, phi) F``. In the frame of the sample the beam
+comes from
+``R^T to_source``, and the diffracted ray leaves along ``R^T s1``. phi is taken from ``xyzcal.mm``.
+The
+observed angle is 0 in rows that were not integrated, and wrong by up to degrees in others.
 """
 
 from __future__ import annotations
@@ -43,10 +46,22 @@ KB_MODEL_BELOW_DEG = 1.0  # dials.scale model=auto: scans narrower than this
 class Alignment:
     """How the tomogram sits on the goniometer of the diffraction experiments.
 
-    angle_offset_deg: the scan angle of the reference experiment at which the tomography's
-    rotation_angle is zero; rotation_sense: 1, or -1 where rotation_angle runs against it;
-    reference_experiment: the experiment with whose goniometer setting the tomogram was taken;
-    rotation_axis: the axis in the lab, for experiments without a goniometer.
+    Parameters
+    ----------
+    angle_offset_deg : float
+        The scan angle of the reference experiment at which the rotation angle of the tomography is
+        zero, deg.
+    rotation_sense : int
+        1, or -1 if the rotation angle of the tomography runs against the goniometer.
+    reference_experiment : int
+        The number of the experiment with whose goniometer setting the tomogram was taken.
+    rotation_axis : (float, float, float), optional
+        The rotation axis in the laboratory, for experiments without a goniometer.
+
+    Raises
+    ------
+    ValueError
+        If the sense is not 1 or -1, or the offset is not a number.
     """
 
     angle_offset_deg: float = 0.0
@@ -107,10 +122,16 @@ def tomo_to_datum(experiments: ExperimentList, alignment: Alignment) -> FloatArr
 def experiment_of_rows(
     tables: Sequence[flex.reflection_table], experiments: ExperimentList
 ) -> list[NDArray[np.int64]]:
-    """For each table the index (n,) of each row's experiment; -1 for rows of none.
+    """For each table the number (n,) of each row's experiment; -1 for rows of none.
 
-    By the tables' experiment identifiers where they are set; else by id for one table, and by
-    order for as many tables as experiments. Raises ValueError where they do not belong together.
+    The experiment identifiers of the tables decide, if they are set. Otherwise the column id
+    decides for a
+    single table, and the order for as many tables as experiments.
+
+    Raises
+    ------
+    ValueError
+        If tables and experiments do not belong together.
     """
     position = {name: i for i, name in enumerate(experiments.identifiers()) if name}
     indices = []
@@ -208,10 +229,22 @@ class ReflectionDirections:
     def of_experiments(
         self, numbers: Sequence[int], rotation_axes: FloatArray
     ) -> tuple[Directions, NDArray[np.int64]]:
-        """The directions of the reflections of some experiments, and the places (m,) of these.
+        """The directions of the reflections of some experiments.
 
-        rotation_axes: of all experiments (n_experiments, 3). The experiments that have reflections are the
-        sweeps of the directions.
+        The experiments that have reflections are the sweeps of the directions.
+
+        Parameters
+        ----------
+        numbers : sequence of int
+            The experiments.
+        rotation_axes : array (n_experiments, 3)
+            The rotation axes of all experiments, of :func:`sweep_axes`.
+
+        Returns
+        -------
+        directions : Directions
+        places : array (m,) of int
+            The places of these reflections among all.
         """
         places = np.flatnonzero(np.isin(self.experiment, list(numbers)))
         used, sweep = np.unique(self.experiment[places], return_inverse=True)
@@ -227,10 +260,20 @@ def row_directions(
     experiments: ExperimentList,
     tomo_to_datum_matrix: FloatArray,
 ) -> ReflectionDirections:
-    """Directions to the source and of exit, in the tomo frame, of the rows that have any.
+    """The directions of all reflections of a table that have any.
 
-    Rows have none where s1 is zero or not finite, where they belong to no experiment, and where they
-    were never indexed (an observed s1 and Miller index 0 0 0, but no calculated angle).
+    A row has none if s1 is zero or not finite, if it belongs to no experiment, or if it was
+    never indexed
+    (an observed s1 and Miller indices 0 0 0, but no calculated angle).
+
+    Parameters
+    ----------
+    table : reflection_table
+    experiment_of_row : array (n,) of int
+        -1 for rows of no experiment.
+    experiments : ExperimentList
+    tomo_to_datum_matrix : array (3, 3)
+        Of :func:`tomo_to_datum`.
     """
     s1 = flumpy.to_numpy(table["s1"]).astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -259,10 +302,11 @@ def row_directions(
 
 
 def sweep_axes(experiments: ExperimentList, tomo_to_datum_matrix: FloatArray) -> FloatArray:
-    """Rotation axes (n_experiments, 3) of the sweeps, fixed to the sample, in the tomo frame.
+    """The rotation axes (n_experiments, 3) of the sweeps in the frame of the tomogram.
 
-    S R' F turns the sample about F^-1 axis_datum; without a goniometer any axis will do, as the
-    sample does not move.
+    S R' F turns the sample about F^-1 axis_datum, which is fixed to the sample. Without a
+    goniometer the
+    sample does not move, and any axis will do.
     """
     axes = []
     for experiment in experiments:
@@ -280,11 +324,25 @@ def write_factors(
     standard_error: FloatArray,
     mode: str = "column",
 ) -> None:
-    """Puts transmissions (n_rows,) and their errors into a table.
+    """Puts transmissions and their errors into a table.
 
-    mode "column": as analytical_correction, which dials.scale takes as an inverse scale, and its
-    standard error. mode "intensities": intensities are divided by A, variances by A^2, and A is kept
-    as the mark that this was done. Raises ValueError unless every A is finite and 0 < A <= 1.
+    Parameters
+    ----------
+    table : reflection_table
+        It is changed.
+    transmission, standard_error : array (n_rows,)
+        A, 0 < A <= 1, and its standard error.
+    mode : str
+        "column": A is written as analytical_correction, which dials.scale applies as an
+        inverse scale,
+        and its standard error beside it. "intensities": intensities are divided by A and
+        variances by
+        A^2, and A is kept in another column, which shows that this was done.
+
+    Raises
+    ------
+    ValueError
+        If an A is out of range, or the table was corrected before.
     """
     n = len(table)
     if transmission.shape != (n,) or standard_error.shape != (n,):
@@ -314,11 +372,16 @@ def write_factors(
 def combined(
     tables: Sequence[flex.reflection_table], experiments: ExperimentList
 ) -> tuple[flex.reflection_table, NDArray[np.int64]]:
-    """One table of all rows, in their order, and the number (n,) of each row's experiment, -1 for none.
+    """One table of all rows, in their order, and the number (n,) of each row's experiment.
 
-    A single table stays as it is. Several get ids that count the experiments, and the experiments'
-    identifiers; they are changed by this. Raises ValueError where tables and experiments do not belong
-    together, and where the tables do not have the same columns.
+    The number is -1 for rows of no experiment. A single table stays as it is. Several tables
+    are changed:
+    their ids count the experiments, and they get the experiments' identifiers.
+
+    Raises
+    ------
+    ValueError
+        If tables and experiments do not belong together, or the tables have different columns.
     """
     per_table = experiment_of_rows(tables, experiments)
     if len(tables) == 1:

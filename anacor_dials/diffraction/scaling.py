@@ -1,17 +1,22 @@
-"""Scaling of the same data by several strategies, each a run of ``dials.scale`` of its own.
+"""Scaling of the same data by several strategies. Each is a run of ``dials.scale``.
 
-A strategy says which absorption correction ``dials.scale`` makes: none, spherical harmonics of one of
-DIALS' three levels, the analytical factors of the column ``analytical_correction``, or both. Everything
-else (scale and decay terms, error model, outlier rejection) is the same for all of them.
+A strategy says which absorption correction ``dials.scale`` makes: none, spherical harmonics of one
+of
+DIALS' three levels, the factors of the column ``analytical_correction``, or both. Everything else
+(scale
+and decay terms, error model, outlier rejection) is the same for all strategies.
 
-What the options below rely on (read in and tried with DIALS 3.30):
+The options rely on the following, which was read in the source of DIALS 3.30 and tried:
 
-* ``physical.absorption_correction`` is the switch of the spherical harmonics, on by default for scans
-  wider than 60 degrees; ``physical.absorption_level`` turns them on whatever the switch says;
-* ``physical.analytical_correction`` takes the column as a fixed inverse scale. With ``model=auto``
-  stills and scans narrower than 1 degree get the KB model, which has a switch of its own;
-* an experiment that already has a scaling model keeps it, and the options are ignored in silence, so
-  ``overwrite_existing_models=True`` is always given; what the models really hold is checked afterwards.
+* ``physical.absorption_correction`` switches the spherical harmonics, which are on by default for
+  scans wider than 60 degrees. ``physical.absorption_level`` turns them on whatever the switch says.
+* ``physical.analytical_correction`` applies the column as a fixed inverse scale. With
+``model=auto``
+  stills and scans narrower than 1 degree get the KB model, which has its own switch.
+* An experiment that has a scaling model keeps it, and the options are ignored without a message.
+  Therefore ``overwrite_existing_models=True`` is always given, and the terms of the models that
+  come
+  out are checked.
 """
 
 from __future__ import annotations
@@ -41,8 +46,14 @@ SPHERICAL_HARMONICS = {"low": (4, 5e5), "medium": (6, 5e4), "high": (6, 5e3)}
 class Strategy:
     """One way to correct for absorption in scaling.
 
-    name: as in PHIL; label: for tables; spherical_harmonics: DIALS' level or None;
-    analytical: whether the column ``analytical_correction`` is applied.
+    Parameters
+    ----------
+    name, label, description : str
+        In PHIL, for tables, and in words.
+    spherical_harmonics : str, optional
+        DIALS' level: "low", "medium" or "high".
+    analytical : bool
+        Whether the column ``analytical_correction`` is applied.
     """
 
     name: str
@@ -59,10 +70,17 @@ class Strategy:
             )
 
     def options(self, model: str = "auto") -> tuple[str, ...]:
-        """The options of ``dials.scale`` that make this strategy with one of its scaling models.
+        """The options of ``dials.scale`` for this strategy.
 
-        model: auto, physical, dose_decay, array or KB. Raises ValueError for spherical harmonics with
-        a model that has none.
+        Parameters
+        ----------
+        model : str
+            The scaling model: auto, physical, dose_decay, array or KB.
+
+        Raises
+        ------
+        ValueError
+            If the model has no spherical harmonics and the strategy needs them.
         """
         level = self.spherical_harmonics
         if model not in MODELS:
@@ -128,9 +146,20 @@ class ScalingError(ValueError):
 
 @dataclass(frozen=True)
 class ScalingJob:
-    """Data and strategy of one run: ``experiments`` and ``reflections`` are scaled together.
+    """Data and strategy of one run of dials.scale.
 
-    options: further options of dials.scale, the same in every job of a comparison.
+    Parameters
+    ----------
+    label : str
+    strategy : Strategy
+    experiments, reflections : tuple of Path
+        They are scaled together.
+    folder : Path
+        For what dials.scale writes.
+    model : str
+        The scaling model.
+    options : tuple of str
+        Further options of dials.scale, the same in every job of a comparison.
     """
 
     label: str
@@ -198,12 +227,32 @@ def scale(
     options: Sequence[str] = (),
     threads: int = 1,
 ) -> ScaledData:
-    """The data scaled by one strategy: scaled.expt, scaled.refl, log and HTML in `folder`.
+    """The data scaled by one strategy.
 
-    Runs dials.scale; raises ScalingError (a ValueError) with its reason where it fails and where the
-    models that come out do not hold the corrections that were asked for; then nothing is added to
-    `folder` but ``dials.scale.failed.log``. Raises ValueError before it where a table is unfit for the
-    strategy (`check_reflections`).
+    scaled.expt, scaled.refl, log and HTML are written into `folder`. If dials.scale fails, only
+    ``dials.scale.failed.log`` is written.
+
+    Parameters
+    ----------
+    experiments, reflections : sequence of paths
+        They are scaled together.
+    strategy : Strategy or str
+    folder : path
+    label : str, optional
+        That of the strategy if not given.
+    model : str
+        The scaling model.
+    options : sequence of str
+        Further options of dials.scale.
+    threads : int
+        For each numerical library within the run.
+
+    Raises
+    ------
+    ScalingError
+        A ValueError, if dials.scale fails or the models do not have the terms that were asked for.
+    ValueError
+        If a table is unfit for the strategy (:func:`check_reflections`).
     """
     if isinstance(strategy, str):
         strategy = strategy_called(strategy)
@@ -226,9 +275,20 @@ def scale_all(
     nproc: int = 1,
     finished: Callable[[ScaledData | FailedScaling], None] | None = None,
 ) -> list[ScaledData | FailedScaling]:
-    """The outcomes of all jobs, in their order; at most `nproc` run at a time.
+    """The outcomes of all jobs, in their order. A job that fails does not stop the others.
 
-    A job that fails does not stop the others. finished: called with each outcome as it comes.
+    Parameters
+    ----------
+    jobs : sequence of ScalingJob
+    nproc : int
+        How many run at the same time.
+    finished : callable, optional
+        Called with each outcome when it is there.
+
+    Raises
+    ------
+    ValueError
+        If two jobs have the same folder.
     """
     folders = [job.folder.absolute() for job in jobs]
     if len(set(folders)) != len(folders):
@@ -318,11 +378,13 @@ def run_job(job: ScalingJob, threads: int = 1) -> ScaledData:
 
 
 def check_reflections(reflections: str | os.PathLike[str], analytical: bool) -> None:
-    """Raises ValueError where a reflection table would make a strategy other than its name says.
+    """Raises ValueError if a reflection table does not fit a strategy.
 
-    That is a table whose intensities were divided by their transmissions already, and for an analytical
-    strategy one without a usable column ``analytical_correction``: one NaN, infinite or zero value ends
-    dials.scale with "line search failed", which explains nothing.
+    It does not if its intensities were divided by their transmissions already. For an
+    analytical strategy it
+    needs a column ``analytical_correction`` of positive numbers: a single value that is NaN,
+    infinite or
+    zero ends dials.scale with "line search failed", which does not say why.
     """
     table = flex.reflection_table.from_file(os.fspath(reflections))
     if DIVIDED_COLUMN in table:

@@ -1,10 +1,11 @@
-"""Which of several scaling strategies is best, judged on the same observations.
+"""Which of several scaling strategies is the best, judged on the same observations.
 
-dials.scale rejects outliers, and where absorption is left uncorrected many good observations look like
-outliers: without a correction 17 % of four real sweeps were rejected, and Rmeas of what was left was as low
-as with the right correction. So statistics of what each strategy keeps cannot be compared. Here every
-strategy is judged on the observations that at least one of them keeps, whether it would itself reject them
-or not; what all reject is left out.
+dials.scale rejects outliers. If absorption is left uncorrected, many good observations look like
+outliers: without a correction 17 % of the observations of four real sweeps were rejected, and Rmeas
+of
+the rest was as low as with the right correction. Therefore statistics of what each strategy keeps
+cannot be compared. Here every strategy is judged on the observations that at least one strategy
+keeps.
 """
 
 from __future__ import annotations
@@ -35,7 +36,17 @@ from anacor_dials.diffraction.statistics import STATISTICS
 
 @dataclass(frozen=True)
 class Selection:
-    """The strategy that was taken, the value of the statistic for each of them, and the reason."""
+    """The strategy that was taken.
+
+    Attributes
+    ----------
+    strategy : Strategy
+    statistic : str
+        By which it was chosen, one of STATISTICS.
+    values : mapping
+        {strategy: value of the statistic}.
+    reason : str
+    """
 
     strategy: Strategy
     statistic: str
@@ -48,11 +59,22 @@ def statistics_of_same_observations(
     d_max: float,
     d_min: float,
 ) -> tuple[dict[str, dict[str, float | None]], int]:
-    """({name: {statistic: overall value}}, number of observations) between d_max and d_min (A).
+    """({name: {statistic: overall value}}, number of observations) of the same observations.
 
-    data: {name: (scaled.expt, scaled.refl)}, the same sweeps scaled in several ways, in any order. The
-    observations are those that at least one of them keeps and that have a positive scale in all. Raises
-    ValueError where they have none in common, or too few to be merged.
+    They are the observations that at least one data set keeps and that have a positive scale in
+    all.
+
+    Parameters
+    ----------
+    data : mapping
+        {name: (scaled.expt, scaled.refl)}: the same sweeps, in any order, scaled in several ways.
+    d_max, d_min : float
+        The resolution limits, Angstrom.
+
+    Raises
+    ------
+    ValueError
+        If there are no such observations, or too few to be merged.
     """
     tables = {name: _scaled_rows(refl) for name, (_, refl) in data.items()}
     keys = {name: _keys(table) for name, table in tables.items()}
@@ -143,13 +165,29 @@ def choose_strategy(
     margin: float = 0.02,
     strategy: str | None = None,
 ) -> Selection:
-    """The strategy to take, by one of STATISTICS.
+    """The strategy to take.
 
-    values_by_wavelength: for each wavelength {strategy: {statistic: value}}; the values are averaged over
-    the wavelengths. Spherical harmonics have free parameters that can lower R values without making
-    intensities better, so strategies within the margin (relative) of the best count as equal: of these the
-    one with the fewest terms is taken, then the stiffest, then the one with the best value. strategy: the
-    one to take in any case. Raises ValueError where no value is known.
+    Spherical harmonics have free parameters that can lower R values without making the
+    intensities better.
+    Therefore strategies within the margin of the best one count as equal. Of these, the one
+    with the fewest
+    terms is taken; then the stiffest; then the one with the best value.
+
+    Parameters
+    ----------
+    values_by_wavelength : sequence of mappings
+        {strategy: {statistic: value}} for each wavelength. The values are averaged.
+    statistic : str
+        One of STATISTICS.
+    margin : float
+        Relative.
+    strategy : str, optional
+        The one to take in any case.
+
+    Raises
+    ------
+    ValueError
+        If no value is known.
     """
     row, sign = STATISTICS[statistic]
     names = dict.fromkeys(name for one in values_by_wavelength for name in one)

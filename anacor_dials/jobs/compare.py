@@ -1,8 +1,9 @@
 """The same data are scaled by several strategies and compared.
 
-A data source is one set of files that are scaled together, with one set of analytical factors. Several
-sources hold the same reflections with factors from several label volumes (by hand, AnACorNet,
-AnACorNet + SAM-2); strategies that do not use the factors are then run once.
+A data source is one set of files that are scaled together, with one set of absorption factors.
+Several sources hold the same reflections with factors from different label volumes, for example
+labels made by hand and labels of AnACorNet. Strategies that do not use the factors are run only
+once.
 """
 
 from __future__ import annotations
@@ -42,7 +43,15 @@ logger = logging.getLogger("dials.anacor_dials.jobs.compare")
 
 @dataclass(frozen=True)
 class DataSource:
-    """Files that are scaled together, and the name of their analytical factors' origin."""
+    """Files that are scaled together.
+
+    Parameters
+    ----------
+    label : str
+        Where their absorption factors come from; empty for a single source.
+    experiments, reflections : tuple of Path
+        The .expt and .refl files.
+    """
 
     label: str
     experiments: tuple[Path, ...]
@@ -53,8 +62,17 @@ class DataSource:
 class ComparisonSettings:
     """How scaled data are merged to be compared.
 
-    d_min: the finest resolution (A); None takes the finest that all data sets reach. n_bins: number of
-    resolution shells.
+    Parameters
+    ----------
+    d_min : float, optional
+        The resolution limit, Angstrom; the finest that all data sets reach if not given.
+    n_bins : int
+        The number of resolution shells.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
     """
 
     d_min: float | None = None
@@ -69,9 +87,15 @@ class ComparisonSettings:
 
 @dataclass(frozen=True)
 class SameObservations:
-    """How many observations at least one run keeps, and {label: {statistic: overall value}} of these.
+    """Statistics of the observations that at least one run keeps.
 
-    See :mod:`anacor_dials.diffraction.selection`, whose STATISTICS they are.
+    Attributes
+    ----------
+    observations : int
+        How many they are.
+    values : mapping
+        {label: {statistic: overall value}}, for the statistics of
+        :data:`anacor_dials.diffraction.statistics.STATISTICS`.
     """
 
     observations: int
@@ -80,10 +104,22 @@ class SameObservations:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Outcomes of all runs in the order asked for, and the statistics of those that succeeded.
+    """Scaled data sets and their statistics.
 
-    d_max, d_min: the common limits (A); n_bins: number of resolution shells. same: statistics of the same
-    observations; None where there are none, and then why_not_same is the reason.
+    Attributes
+    ----------
+    outcomes : tuple of ScaledData or FailedScaling
+        Of all runs, in the order in which they were asked for.
+    statistics : tuple of MergingStatistics
+        Of the runs that succeeded.
+    d_max, d_min : float
+        The common resolution limits, Angstrom.
+    n_bins : int
+        The number of resolution shells.
+    same : SameObservations or None
+        Statistics of the same observations.
+    why_not_same : str
+        Why there are none.
     """
 
     outcomes: tuple[ScaledData | FailedScaling, ...]
@@ -110,10 +146,21 @@ def data_sources(
 ) -> list[DataSource]:
     """The files divided into data sources, in their order.
 
-    With n labels the experiment files and the reflection files are each divided into n runs of equal
-    length. Without labels the files are one source, unless experiment identifiers occur several times:
-    these are then so many sources, named after their reflection files or folders. Raises ValueError
-    where the files cannot be divided or where the sources do not hold the same experiments.
+    Parameters
+    ----------
+    experiments, reflections : sequence of paths
+        The .expt and .refl files.
+    labels : sequence of str
+        One for each source; the files are then divided evenly. Without labels all files are
+        one source,
+        unless the same experiments occur several times. Then each occurrence is a source,
+        which is named
+        after its reflection file or its folder.
+
+    Raises
+    ------
+    ValueError
+        If the files cannot be divided, or the sources do not hold the same experiments.
     """
     expts = [Path(path) for path in experiments]
     refls = [Path(path) for path in reflections]
@@ -181,11 +228,26 @@ def scaling_jobs(
     model: str = "auto",
     options: Sequence[str] = (),
 ) -> list[ScalingJob]:
-    """One job for each strategy and data source, each with a folder of its own below `folder`.
+    """One run of dials.scale for each strategy and data source.
 
-    Strategies without the analytical factors get one job, for the first source, as the others hold the
-    same intensities; where they do not, one job for every source. model, options: as in
-    `anacor_dials.diffraction.scaling.ScalingJob`.
+    Strategies that do not use the absorption factors are run for the first source only, because the
+    others hold the same intensities. If they do not, there is a run for each source.
+
+    Parameters
+    ----------
+    sources : sequence of DataSource
+    strategies : sequence of Strategy
+    folder : path
+        Each run gets a folder of its own in it.
+    model : str
+        The scaling model: auto, physical, dose_decay, array or KB.
+    options : sequence of str
+        Further options of dials.scale, the same for all runs.
+
+    Raises
+    ------
+    ValueError
+        If there is no strategy.
     """
     if not strategies:
         raise ValueError("No strategy was asked for; name at least one.")
@@ -232,10 +294,25 @@ def scale_and_compare(
     nproc: int = 1,
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """All jobs scaled, at most `nproc` at a time, and compared.
+    """All runs of dials.scale, and their comparison.
 
-    progress: called after each of the 2 len(jobs) steps with what was done. A job that fails is in the
-    result with its reason; raises ValueError where all fail or where the data cannot be compared.
+    Parameters
+    ----------
+    jobs : sequence of ScalingJob
+        Of :func:`scaling_jobs`.
+    settings : ComparisonSettings, optional
+        How the scaled data are merged.
+    nproc : int
+        How many runs are made at the same time.
+    progress : callable, optional
+        Called with a text after each of the 2 len(jobs) steps.
+
+    Raises
+    ------
+    ValueError
+        If all runs fail, or the data cannot be compared. A single run that fails is in the
+        result, with
+        the reason.
     """
     tell = progress or (lambda done: None)
 
@@ -252,8 +329,20 @@ def compare(
 ) -> Comparison:
     """Data that were scaled in several ways, merged at one common resolution.
 
-    Outcomes that cannot be merged count as failed. Raises ValueError where all have failed, and where
-    the data are not of one crystal or have no reflections in common.
+    Parameters
+    ----------
+    outcomes : sequence of ScaledData or FailedScaling
+        Of :func:`anacor_dials.diffraction.scaling.scale_all`. What cannot be merged counts
+        as failed.
+    settings : ComparisonSettings, optional
+        How they are merged.
+    progress : callable, optional
+        Called with a text after each data set.
+
+    Raises
+    ------
+    ValueError
+        If all have failed, the data are not of one crystal, or they have no reflections in common.
     """
     settings = settings or ComparisonSettings()
     tell = progress or (lambda done: None)

@@ -21,10 +21,20 @@ logger = logging.getLogger("dials.anacor_dials.jobs.reconstruct")
 class Reconstruction:
     """A tomogram and what is known of its scan.
 
-    projections: path of the scan, or None. scan_centre: where in the scan's images (column or row
-    number) the rotation axis is, across it, and the centre of the beam, along it; None where unknown.
-    energy_keV: of the scan, or None. paganin_delta_beta: of the phase retrieval; None without it, and
-    then the tomogram's values are mu in 1/um.
+    Parameters
+    ----------
+    tomogram : Tomogram
+        mu in 1/um, or after phase retrieval values that only show the materials.
+    projections : Path, optional
+        The scan.
+    scan_centre : (float, float), optional
+        Pixel numbers in the images as the camera took them: of the rotation axis, across
+        it, and of the
+        centre of the beam, along it.
+    energy_keV : float, optional
+        Of the scan.
+    paganin_delta_beta : float, optional
+        Of the phase retrieval; None if there was none.
     """
 
     tomogram: Tomogram
@@ -51,14 +61,19 @@ def plan_reconstruction(
 
     Parameters
     ----------
-    scan: an NXtomo, GDA or Data Exchange file, a TIFF stack (file or folder), or a pattern of names.
-    description: what the files do not say of the scan.
-    settings: the steps from projections to the tomogram.
-    pictures: whether the plan holds what a report shows (sinograms, a sweep of the rotation axis).
+    scan : path
+        An NXtomo, GDA or Data Exchange file, a TIFF stack (file or folder), or a pattern of names.
+    description : ScanDescription, optional
+        What the files do not say of the scan.
+    settings : ReconstructionSettings, optional
+        The steps from projections to the tomogram.
+    pictures : bool
+        Whether the plan holds what a report shows: sinograms and a sweep of the rotation axis.
 
     Raises
     ------
-    ValueError: the scan cannot be read or reconstructed, or the file holds a tomogram already.
+    ValueError
+        If the scan cannot be read or reconstructed, or the file holds a tomogram already.
     """
     if is_sample_path(scan):
         raise ValueError(f"{scan} holds a tomogram already; give the scan's own file.")
@@ -72,7 +87,22 @@ def reconstruct(
     description: ScanDescription | None = None,
     settings: ReconstructionSettings | None = None,
 ) -> Reconstruction:
-    """The tomogram of a scan, in memory; the parameters are those of :func:`plan_reconstruction`."""
+    """The tomogram of a scan, in memory.
+
+    Parameters
+    ----------
+    scan : path
+        An NXtomo, GDA or Data Exchange file, a TIFF stack (file or folder), or a pattern of names.
+    description : ScanDescription, optional
+        What the files do not say of the scan.
+    settings : ReconstructionSettings, optional
+        The steps from projections to the tomogram.
+
+    Raises
+    ------
+    ValueError
+        If the scan cannot be read or reconstructed, or the file holds a tomogram already.
+    """
     plan = plan_reconstruction(scan, description, settings, pictures=False)
     tomogram = reconstruction.reconstruct(plan)
     assert tomogram is not None
@@ -91,9 +121,20 @@ def write_reconstruction(
     scan: str | os.PathLike[str],
     parameters: str = "",
 ) -> None:
-    """Reconstructs into a new tomo.h5, slab by slab, so that the tomogram need not fit into memory.
+    """Reconstructs a scan into a new tomo.h5.
 
-    scan: the path that the file remembers; parameters: text that is stored in it.
+    It is done in slabs, so that the tomogram need not fit into memory.
+
+    Parameters
+    ----------
+    path : path
+        The new file.
+    plan : ReconstructionPlan
+        Of :func:`plan_reconstruction`.
+    scan : path
+        The path of the scan that is stored in the file.
+    parameters : str
+        Text that is stored in the file.
     """
     with new_tomogram_file(
         path,

@@ -1,4 +1,4 @@
-"""What the pipeline begins with: integrated sweeps, of xia2 or by name, and the tomography of each crystal."""
+"""What the pipeline begins with: integrated sweeps, and the tomography of each crystal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from anacor_dials.sample.output_files import file_name
 
 @dataclass(frozen=True)
 class SweepFiles:
-    """The integrated files of one sweep, and what xia2 calls its crystal, wavelength and itself."""
+    """The integrated files of one sweep, with the names that xia2 gave to it."""
 
     crystal: str
     wavelength: str
@@ -28,7 +28,15 @@ class SweepFiles:
 
 @dataclass(frozen=True)
 class Crystal:
-    """All sweeps of one crystal, and its tomography: a scan, a tomogram or a labelled volume."""
+    """All sweeps of one crystal, and its tomography.
+
+    Parameters
+    ----------
+    name : str
+    sweeps : tuple of SweepFiles
+    tomography : Path
+        A scan, a tomogram or a labelled volume.
+    """
 
     name: str
     sweeps: tuple[SweepFiles, ...]
@@ -36,12 +44,16 @@ class Crystal:
 
 
 def sweeps_of_xia2(folder: str | os.PathLike[str]) -> list[SweepFiles]:
-    """The integrated sweeps of a finished xia2 directory, in xia2's order.
+    """The integrated sweeps of a finished xia2 directory, in the order of xia2.
 
-    xia2.json names project, crystals, wavelengths and sweeps; their files are
-    ``DataFiles/PROJECT_CRYSTAL_WAVELENGTH_SWEEP.expt`` and ``.refl``, or where the integration left them.
-    Without a readable xia2.json the names of the files in DataFiles are taken apart. Raises ValueError
-    where there is no such directory and where integrated files are missing.
+    xia2.json names project, crystals, wavelengths and sweeps. Their files are
+    ``DataFiles/PROJECT_CRYSTAL_WAVELENGTH_SWEEP.expt`` and ``.refl``, or where the integration left
+    them. If xia2.json cannot be read, the names are taken from the names of the files in DataFiles.
+
+    Raises
+    ------
+    ValueError
+        If it is no directory of xia2, or integrated files are missing.
     """
     folder = Path(folder).absolute()
     data = folder / "DataFiles"
@@ -118,10 +130,16 @@ def _sweeps_by_name(data: Path) -> list[SweepFiles]:
 
 
 def sweeps_of_directories(folders: Sequence[str | os.PathLike[str]]) -> list[SweepFiles]:
-    """The sweeps of several xia2 directories, each directory with crystals of its own.
+    """The sweeps of several xia2 directories, each with crystals of its own.
 
-    Where two of them give their crystals the same name (xia2's own is DEFAULT) the directory's name is
-    put before it.
+    If two directories give the same name to their crystals (the default of xia2 is DEFAULT),
+    the name of
+    the directory is put before it.
+
+    Raises
+    ------
+    ValueError
+        If crystals of the same name cannot be told apart.
     """
     per_folder = [sweeps_of_xia2(folder) for folder in folders]
     counts = Counter(name for sweeps in per_folder for name in {sweep.crystal for sweep in sweeps})
@@ -148,7 +166,10 @@ def sweeps_of_files(
 ) -> list[SweepFiles]:
     """Integrated files divided evenly among the crystals, in their order.
 
-    Raises ValueError where they cannot be divided or a file is absent.
+    Raises
+    ------
+    ValueError
+        If they cannot be divided, or a file is absent.
     """
     expts = [Path(path).absolute() for path in experiments]
     refls = [Path(path).absolute() for path in reflections]
@@ -180,8 +201,18 @@ def assign_tomography(
 ) -> list[Crystal]:
     """The crystals with their sweeps and tomography.
 
-    in_order: one for each crystal, in the order of their sweeps; by_name: {crystal: tomography}. Raises
-    ValueError where the two are mixed, numbers or names do not fit, or one does not exist.
+    Parameters
+    ----------
+    sweeps : sequence of SweepFiles
+    in_order : sequence of paths
+        One for each crystal, in the order of their sweeps.
+    by_name : mapping
+        {crystal: path}, instead.
+
+    Raises
+    ------
+    ValueError
+        If both are given, numbers or names do not fit, or a file does not exist.
     """
     names = list(dict.fromkeys(sweep.crystal for sweep in sweeps))
     listed = ", ".join(names)
@@ -219,7 +250,10 @@ def assign_tomography(
 
 
 def existing_tomography(given: str | os.PathLike[str], crystal: str = "") -> Path:
-    """The absolute path of a file, a folder, a pattern or file.h5:/path. Raises ValueError without it."""
+    """The absolute path of a file, a folder, a pattern or file.h5:/dataset.
+
+    Raises ValueError if it does not exist; crystal is named in the message.
+    """
     text = os.fspath(given)
     path = Path(os.path.abspath(text))
     if not files_of(path):
@@ -229,7 +263,7 @@ def existing_tomography(given: str | os.PathLike[str], crystal: str = "") -> Pat
 
 
 def files_of(tomography: Path) -> tuple[Path, ...]:
-    """The files that a scan or volume consists of; external files that an HDF5 file links to are not known."""
+    """The files of a scan or volume, without the external files that an HDF5 file links to."""
     if tomography.is_file():
         return (tomography,)
     if tomography.is_dir():

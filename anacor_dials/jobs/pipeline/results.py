@@ -21,7 +21,18 @@ COMPARISON_HTML = "anacor_compare.html"
 
 @dataclass(frozen=True)
 class CorrectedCrystal:
-    """The factors of one crystal; segmentation: None where the labels were there already."""
+    """The factors of one crystal.
+
+    Attributes
+    ----------
+    crystal : Crystal
+    segmentation : FinishedStep or None
+        None if the labels were there already.
+    labels : Path
+        The labels that were used.
+    absorption : FinishedStep
+        The step that made the factors.
+    """
 
     crystal: Crystal
     segmentation: FinishedStep | None
@@ -38,7 +49,17 @@ class CorrectedCrystal:
 
 @dataclass(frozen=True)
 class WavelengthResult:
-    """Statistics and final files of one wavelength (A). files: what it is -> path."""
+    """Statistics and final files of one wavelength.
+
+    Attributes
+    ----------
+    name : str
+    wavelength : float
+        Angstrom.
+    comparison, merging : FinishedStep
+    files : mapping
+        {what it is: path}.
+    """
 
     name: str
     wavelength: float
@@ -54,7 +75,29 @@ class WavelengthResult:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """What became of the sweeps that were scaled together. warning: what the user should look at."""
+    """What became of the sweeps that were scaled together.
+
+    Attributes
+    ----------
+    name : str
+    crystals : tuple of str
+    symmetry, absences : FinishedStep or None
+        None if they were not asked for.
+    scaled : mapping
+        {strategy: step}.
+    failed : mapping
+        {strategy: reason}.
+    selection : Selection
+        The strategy that was taken.
+    warning : str or None
+        What the user should look at.
+    space_group : str
+    unit_cell : tuple of 6 floats
+        Angstrom and degrees.
+    experiments, reflections : Path
+        The scaled data.
+    wavelengths : tuple of WavelengthResult
+    """
 
     name: str
     crystals: tuple[str, ...]

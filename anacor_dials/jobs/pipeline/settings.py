@@ -13,12 +13,41 @@ from anacor_dials.jobs.pipeline.inputs import Crystal
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """How the pipeline is to run; see phil/xia2_anacor.phil for the words.
+    """How the pipeline is to run.
 
-    strategy: the one to take whatever the statistics say. statistic, margin: see
-    :func:`anacor_dials.diffraction.selection.choose_strategy`. together: all crystals are scaled
-    together. The options are further arguments of each program; those of segmentation and absorption
-    are given by crystal, "" for all of them.
+    Parameters
+    ----------
+    strategies : tuple of str
+        The strategies of scaling that are compared.
+    strategy : str, optional
+        The one to take, whatever the statistics say.
+    statistic, margin : str, float
+        How the best is chosen: see :func:`anacor_dials.diffraction.selection.choose_strategy`.
+    d_min : float, optional
+        Resolution limit, Angstrom.
+    n_bins : int
+        Resolution shells of the statistics.
+    model : str
+        The scaling model of dials.scale.
+    together : bool
+        Whether all crystals are scaled together.
+    symmetry : str
+        "auto", "cosym", "symmetry" or "none": which program finds the Laue group.
+    space_group : str, optional
+        The space group, if it is known.
+    absences : bool
+        Whether systematic absences are looked for.
+    segmentation_options, absorption_options : mapping
+        {crystal: further arguments}; those of "" are for all crystals.
+    symmetry_options, scaling_options, merging_options : tuple of str
+        Further arguments of these programs.
+    nproc : int
+        The number of processes.
+
+    Raises
+    ------
+    ValueError
+        If the settings do not go together.
     """
 
     strategies: tuple[str, ...] = ("none", "sh_high", "analytical", "analytical_sh")

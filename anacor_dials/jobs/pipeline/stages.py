@@ -35,10 +35,22 @@ WriteReport = Callable[[Comparison, Path], None]
 
 
 def integration(images: Sequence[str], options: Sequence[str], nproc: int = 1) -> Step:
-    """The step ``xia2 pipeline=dials`` on images (``path`` or ``path:first:last``); its folder is xia2's.
+    """The step ``xia2 pipeline=dials`` on images; its folder is that of xia2.
 
-    Raises ValueError where there is no xia2 or no image. Whether images have changed is judged by the
-    named ones alone.
+    Parameters
+    ----------
+    images : sequence of str
+        ``path`` or ``path:first:last``. Only the files that are named are looked at to find
+        out whether
+        images have changed.
+    options : sequence of str
+        Further arguments of xia2.
+    nproc : int
+
+    Raises
+    ------
+    ValueError
+        If there is no xia2, or no such image.
     """
     if shutil.which("xia2") is None:
         raise ValueError(
@@ -68,11 +80,23 @@ def process(
     work: WorkingFolder,
     write_report: WriteReport,
 ) -> PipelineResult:
-    """All steps from the integrated sweeps on, each run where it is not done yet.
+    """All steps from the integrated sweeps on. Steps that are done already are not repeated.
 
-    write_report: writes the page and the numbers of one comparison into a folder, as
-    anacor_dials.report.comparison.write does. Raises ValueError, with the log to read, where a step
-    fails; a strategy of scaling that fails is left out unless it is the one to take.
+    Parameters
+    ----------
+    crystals : sequence of Crystal
+    settings : PipelineSettings
+    work : WorkingFolder
+    write_report : callable
+        Writes page and numbers of a comparison into a folder, as
+        :func:`anacor_dials.report.comparison.write` does.
+
+    Raises
+    ------
+    ValueError
+        If a step fails; the message names the log. A strategy of scaling that fails is left
+        out, unless
+        it is the one to take.
     """
     names = [file_name(crystal.name, "crystal") for crystal in crystals]
     if len(set(names)) != len(names) or "all" in names and settings.together:
@@ -200,10 +224,11 @@ def find_symmetry(
     settings: PipelineSettings,
     work: WorkingFolder,
 ) -> FinishedStep | None:
-    """All sweeps in one setting and their space group; None where it is left as it is.
+    """All sweeps in one setting, and their space group; None if it is left as it is.
 
-    Several sweeps go through dials.cosym, which also settles ambiguities of indexing between them; one
-    goes through dials.symmetry, or dials.reindex where its space group was given.
+    Several sweeps are given to dials.cosym, which also resolves indexing ambiguities between
+    them. A
+    single sweep is given to dials.symmetry, or to dials.reindex if its space group is known.
     """
     if settings.symmetry == "none":
         return None
@@ -242,7 +267,7 @@ def scale_by_strategies(
     settings: PipelineSettings,
     work: WorkingFolder,
 ) -> list[tuple[ScaledData | FailedScaling, FinishedStep | None]]:
-    """The outcome of every strategy, each a step of its own; as many at a time as there are processes."""
+    """The outcome of every strategy, each a step of its own."""
     options = settings.scaling_options
     if settings.d_min is not None:
         options = (f"cut_data.d_min={settings.d_min:g}", *options)
@@ -351,7 +376,12 @@ def compare_wavelengths(
 def wavelength_names(
     wavelengths: Sequence[float], corrections: Sequence[CorrectedCrystal]
 ) -> list[str]:
-    """xia2's name of each wavelength (A), where all its sweeps have one and no other has it; else WAVEn."""
+    """A name for each wavelength (Angstrom).
+
+    It is the name that xia2 gave, if all sweeps of the wavelength have it and no other
+    wavelength does.
+    Otherwise the names are WAVE1, WAVE2 ..., or NATIVE for a single wavelength.
+    """
     names: list[set[str]] = [set() for _ in wavelengths]
     for correction in corrections:
         for sweep in correction.crystal.sweeps:
@@ -370,7 +400,10 @@ def wavelength_names(
 def by_wavelength(
     step_name: str, files: tuple[Path, Path], work: WorkingFolder
 ) -> list[tuple[Path, Path]]:
-    """(experiments, reflections) of each wavelength, from short to long; the files where there is one."""
+    """(experiments, reflections) of each wavelength, from short to long.
+
+    For a single wavelength these are the files themselves.
+    """
     models = _read_models(files[0])
     n = len(wavelength_groups(models))
     if n == 1:

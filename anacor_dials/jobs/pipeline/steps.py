@@ -1,12 +1,15 @@
-"""The steps of a pipeline: commands that are run once, and again only where what they depend on has changed.
+"""The steps of a pipeline: commands that are run once.
 
-A step is a command that reads files and writes others into a folder of its own. The working folder holds
-these folders and ``steps.json``, in which every finished step is recorded: its command, the versions of
-the programs, and the SHA-256 of its inputs and outputs. A step whose record still holds is not run again.
-So a run that was stopped goes on where it stopped, and after a change only what depends on it is redone.
+A step is a command that reads files and writes others into a folder of its own. The working folder
+holds these folders and ``steps.json``, a record of every finished step: its command, the versions
+of the
+programs, and the SHA-256 of its inputs and outputs. A step is run again only if one of these has
+changed. Therefore a run that was stopped continues where it stopped, and after a change only the
+steps that depend on it are repeated.
 
-A step runs under another name and gets its own when all its outputs are there: what stands in the
-working folder is complete. Of one that fails only the log is kept, ``STEP.failed.log``.
+A step runs in a folder of another name, which is renamed when all outputs are there. So the folders
+of
+steps are always complete. If a step fails, only its log is kept, as ``STEP.failed.log``.
 """
 
 from __future__ import annotations
@@ -50,12 +53,24 @@ class StepError(ValueError):
 class Step:
     """A command and what it depends on.
 
-    name: of its folder, with the parts separated by slashes. command: program and arguments, the paths
-    absolute; it is run in the step's folder. inputs: the files whose content decides about the result.
-    outputs: files that a successful run leaves. free: further arguments, which change nothing in the
-    result (the number of processes). perform: what is done in the folder instead of running the command;
-    it may raise ValueError, whose attribute ``log`` is kept where it has one. by_hand: the command can be
-    repeated by hand; else it only says in words what perform does.
+    Parameters
+    ----------
+    name : str
+        Of its folder; parts are separated by slashes.
+    command : tuple of str
+        Program and arguments, with absolute paths. It is run in the folder of the step.
+    inputs : tuple of Path
+        The files whose content decides the result.
+    outputs : tuple of str
+        The names of files that a successful run leaves.
+    free : tuple of str
+        Further arguments that do not change the result, such as the number of processes.
+    perform : callable, optional
+        A function of the folder that is called instead of the command. It may raise
+        ValueError; if the
+        error has an attribute ``log``, that file is kept.
+    by_hand : bool
+        Whether the command can be repeated by hand. If not, it only says in words what is done.
     """
 
     name: str
@@ -75,10 +90,21 @@ class Step:
 
 @dataclass(frozen=True)
 class FinishedStep:
-    """What a step left, and how it came about.
+    """What a step left, and how it was made.
 
-    inputs, outputs: SHA-256 of each file, by its path and by its name in the folder. why: the reason for
-    which it was run now; None where its record was still good.
+    Attributes
+    ----------
+    name, folder, command, free
+        As of :class:`Step`.
+    versions : mapping
+        {program: version}.
+    inputs, outputs : mapping
+        {path or name: SHA-256}.
+    seconds : float
+    finished : str
+        When, in UTC.
+    why : str or None
+        Why it was run now; None if it was done before.
     """
 
     name: str
@@ -119,11 +145,22 @@ class FinishedStep:
 
 
 class WorkingFolder:
-    """The folder of a pipeline: runs its steps, and knows which of them are done.
+    """The folder of a pipeline. It runs the steps, and knows which of them are done.
 
-    versions: of the programs; a step made with others is made again. redo: names of steps that are made
-    again whatever their record says. tell: called with each line for the user. Raises ValueError for a
-    folder that holds files and is not one of ours.
+    Parameters
+    ----------
+    path : path
+    versions : mapping
+        {program: version}. A step that was made with other versions is made again.
+    redo : sequence of str
+        Names of steps that are made again in any case.
+    tell : callable
+        Called with each line for the user.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds files that are not of a pipeline, or cannot be written to.
     """
 
     def __init__(
