@@ -155,9 +155,7 @@ def prepare_volume(
 
 
 def label_bounds(labels: Array, wanted: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first index (3,), and one more than the last, of voxels with a wanted label; wanted:
-    (256,).
-    """
+    """First index (3,), and last + 1, of the voxels with a label that is wanted (256,)."""
     low, high = _plane_bounds(labels, wanted)
     inside = high > low
     if not inside.any():

@@ -77,8 +77,15 @@ Grid = tuple[tuple[IncidentArc, ...], ExitGrid]
 class Estimate:
     """Transmissions from one set of points.
 
-    transmission: (n,); relative_error: (n,), of taking points instead of the whole crystal;
-    n_directions: how many directions were traced; grid, table: None unless a table was made.
+    Attributes
+    ----------
+    transmission : array (n,)
+    relative_error : array (n,)
+        Of taking points instead of the whole crystal.
+    n_directions : int
+        The number of directions that were traced.
+    grid, table
+        The nodes, and log A as a function of directions; None if no table was made.
     """
 
     transmission: FloatArray
@@ -223,8 +230,20 @@ class Computation:
     def beam_weights(
         self, points: SampledPoints, directions: FloatArray, sweep: int
     ) -> NDArray[np.float32]:
-        """Weights of m points, times the intensity of the beam, for n directions to the source: (n,
-        m).
+        """Weights of points, times the intensity of the beam.
+
+        Parameters
+        ----------
+        points : SampledPoints
+            m points.
+        directions : array (n, 3)
+            Directions to the source.
+        sweep : int
+            The sweep that they belong to.
+
+        Returns
+        -------
+        array (n, m)
         """
         assert self.tracing.beam is not None
         positions = self.labels.position_um(points.voxels)
@@ -235,9 +254,7 @@ class Computation:
     def reflection_weights(
         self, points: SampledPoints, directions: Directions
     ) -> NDArray[np.float32]:
-        """Weights of m points for n reflections: (n, m), or (1, m) for a beam wider than the
-        crystal.
-        """
+        """Weights of m points for n reflections: (n, m); (1, m) if the beam is wide."""
         if self.tracing.beam is None:
             return points.weights.astype(np.float32)[None]
         weights = np.empty((len(directions), len(points)), dtype=np.float32)

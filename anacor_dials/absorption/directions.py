@@ -60,8 +60,17 @@ class Directions:
     def of_one_sweep(
         cls, to_source: ArrayLike, exits: ArrayLike, rotation_axis: ArrayLike = (1.0, 0.0, 0.0)
     ) -> Directions:
-        """The directions of reflections of one sweep; vectors (n, 3) of any length.
+        """The directions of reflections of one sweep.
 
+        Parameters
+        ----------
+        to_source, exits : array (n, 3)
+            Vectors of any length.
+        rotation_axis : array (3,)
+            X by default.
+
+        Examples
+        --------
         >>> Directions.of_one_sweep([[0, 0, 2]], [[0, 3, 4]]).exit
         array([[0. , 0.6, 0.8]])
         """

@@ -15,17 +15,17 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 class Engine(Protocol):
-    """Traces rays on one kind of device.
-
-    device: "cpu" or "cuda". xp: the array module (numpy or cupy) of the arrays that
-    march_transmission returns.
-    """
+    """Traces rays on one kind of device."""
 
     @property
-    def device(self) -> str: ...
+    def device(self) -> str:
+        """The name of the device: cpu or cuda."""
+        ...
 
     @property
-    def xp(self) -> Any: ...
+    def xp(self) -> Any:
+        """The array module of what march_transmission returns: numpy or cupy."""
+        ...
 
     def to_numpy(self, array: Any) -> NDArray[Any]:
         """The array in the memory of the host."""
@@ -34,10 +34,19 @@ class Engine(Protocol):
     def march_transmission(
         self, volume: AttenuatingVolume, points: ArrayLike, directions: ArrayLike
     ) -> Any:
-        """exp(-integral of mu) (n_directions, n_points), float32, along marched rays, as array of
-        xp.
+        """exp(-integral of mu) along marched rays, an array of xp.
 
-        See :func:`anacor_dials.absorption.ray_tracing.march_transmission`.
+        Parameters
+        ----------
+        volume : AttenuatingVolume
+        points : array (n_points, 3)
+            Where the rays start, voxel indices.
+        directions : array (n_directions, 3)
+            Unit vectors of the tomo frame, away from the point.
+
+        Returns
+        -------
+        array (n_directions, n_points) of float32
         """
         ...
 
@@ -49,9 +58,21 @@ class Engine(Protocol):
         exit_directions: ArrayLike,
         weights: ArrayLike | None = None,
     ) -> tuple[FloatArray, FloatArray]:
-        """A (n,) of reflections by exact voxel traversal, and its standard error (n,).
+        """A of reflections by exact voxel traversal, and its standard error, in the host's memory.
 
-        See :func:`anacor_dials.absorption.ray_tracing.exact_transmission`.
+        Parameters
+        ----------
+        volume : AttenuatingVolume
+        points : array (m, 3)
+            Voxel indices; points 2k and 2k + 1 come from the same part of the crystal.
+        to_source, exit_directions : array (n, 3)
+            Unit vectors of the tomo frame.
+        weights : array (n, m) or (m,), optional
+            Weights of the points; 1 by default.
+
+        Returns
+        -------
+        transmission, standard_error : array (n,)
         """
         ...
 
@@ -63,11 +84,13 @@ class CpuEngine:
     xp: Any = np
 
     def to_numpy(self, array: Any) -> NDArray[Any]:
+        """See :meth:`Engine.to_numpy`."""
         return np.asarray(array)
 
     def march_transmission(
         self, volume: AttenuatingVolume, points: ArrayLike, directions: ArrayLike
     ) -> NDArray[np.float32]:
+        """See :meth:`Engine.march_transmission`."""
         return ray_tracing.march_transmission(volume, points, directions)
 
     def exact_transmission(
@@ -78,6 +101,7 @@ class CpuEngine:
         exit_directions: ArrayLike,
         weights: ArrayLike | None = None,
     ) -> tuple[FloatArray, FloatArray]:
+        """See :meth:`Engine.exact_transmission`."""
         return ray_tracing.exact_transmission(volume, points, to_source, exit_directions, weights)
 
 

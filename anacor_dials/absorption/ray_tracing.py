@@ -233,7 +233,13 @@ def exact_optical_depth(
 ) -> FloatArray:
     """Integrals of mu (n_directions, n_points), float64, by exact voxel traversal.
 
-    points: (n_points, 3) voxel indices; directions: (n_directions, 3) unit vectors.
+    Parameters
+    ----------
+    volume : AttenuatingVolume
+    points : array (n_points, 3)
+        Where the rays start, voxel indices.
+    directions : array (n_directions, 3)
+        Unit vectors of the tomo frame, away from the point.
     """
     return exact_path_lengths(volume, points, directions, n_labels=0)[0]
 
@@ -278,9 +284,7 @@ def exact_path_lengths(
 
 @njit(parallel=True, cache=True)
 def _line_lengths(labels, lower, upper, start, steps, gradients, lengths):  # type: ignore[no-untyped-def]
-    """Writes the lengths (n_angles, n_lines, n_labels) of lines through start + steps along
-    gradients.
-    """
+    """Writes the lengths (n_angles, n_lines, n_labels) of lines through start + steps."""
     n_lines = steps.shape[1]
     no_mu = np.zeros(256)
     n_tasks = (n_lines + POINTS_PER_TASK - 1) // POINTS_PER_TASK
@@ -423,8 +427,7 @@ def exact_transmission(
     exit_directions: ArrayLike,
     weights: ArrayLike | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """A of reflections by exact traversal from all points: sum_x w exp(-tau_in - tau_out) / sum_x
-    w.
+    """A of reflections by exact traversal: sum_x w exp(-tau_in - tau_out) / sum_x w.
 
     Parameters
     ----------

@@ -154,6 +154,7 @@ class CudaEngine:
         self._arrays: tuple[Any, ...] = ()
 
     def to_numpy(self, array: Any) -> NDArray[Any]:
+        """See :meth:`anacor_dials.absorption.engines.Engine.to_numpy`."""
         copy: NDArray[Any] = self.xp.asnumpy(array)
         return copy
 
@@ -179,6 +180,7 @@ class CudaEngine:
     def march_transmission(
         self, volume: AttenuatingVolume, points: ArrayLike, directions: ArrayLike
     ) -> Any:
+        """See :meth:`anacor_dials.absorption.engines.Engine.march_transmission`."""
         directions = np.asarray(directions, dtype=np.float64).reshape(-1, 3)
         coordinates = self.xp.asarray(volume.grid_coordinates(points))
         gradients = self.xp.asarray(directions / volume.cell_um)
@@ -210,6 +212,7 @@ class CudaEngine:
         exit_directions: ArrayLike,
         weights: ArrayLike | None = None,
     ) -> tuple[FloatArray, FloatArray]:
+        """See :meth:`anacor_dials.absorption.engines.Engine.exact_transmission`."""
         xp = self.xp
         starts = xp.asarray(np.asarray(points, dtype=np.float64).reshape(-1, 3) + 0.5)
         size = volume.voxel_size_um

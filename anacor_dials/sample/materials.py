@@ -110,9 +110,7 @@ class Composition:
         return cls(fractions, density_g_cm3)
 
     def mixed_by_volume(self, other: Composition, volume_fraction: float) -> Composition:
-        """The mixture of this material with a volume fraction (0 to 1) of another; volumes are
-        additive.
-        """
+        """The mixture with a volume fraction (0 to 1) of another; volumes are additive."""
         if not 0 <= volume_fraction <= 1:
             raise ValueError(f"The volume fraction is {volume_fraction}; it lies between 0 and 1.")
         mass_self = (1 - volume_fraction) * self.density_g_cm3
@@ -293,8 +291,7 @@ class MaterialInput:
 
 
 def typical_composition(name: str) -> Composition | None:
-    """The usual composition of a material of this name, for the energy dependence of its mu; or
-    None.
+    """The usual composition of a material of this name, or None: for mu against energy.
 
     crystal: protein with 50 % solvent, near the mean of 47 % (Matthews, J. Mol. Biol. 33 (1968)
     491). liquor: water. loop: Kapton.

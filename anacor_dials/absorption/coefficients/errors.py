@@ -38,9 +38,7 @@ def _jackknife(replicates: FloatArray) -> FloatArray:
 
 
 def _angle_blocks(angles_deg: FloatArray) -> tuple[NDArray[np.int64], int]:
-    """The number of the block of neighbouring angles of each angle (n_angles,); the number of
-    blocks.
-    """
+    """The block of neighbouring angles of each angle (n_angles,); the number of blocks."""
     n = min(ANGLE_BLOCKS, len(angles_deg))
     rank = np.argsort(np.argsort(np.mod(angles_deg, 180.0), kind="stable"))
     return (rank * n) // len(angles_deg), n

@@ -47,8 +47,7 @@ def expected_coefficients(
 def relative_delta(
     names: Sequence[str], made_of: Mapping[str, Composition | None], energy_keV: float | None
 ) -> FloatArray:
-    """delta of the refractive index 1 - delta + i beta of materials, relative to that of the
-    crystal.
+    """delta of the refractive index 1 - delta + i beta, relative to that of the crystal.
 
     The ratio depends on the electron densities and hardly on the energy; 10 keV is taken if it is
     unknown. Materials of unknown composition are taken as the crystal.

@@ -50,10 +50,20 @@ class Rays:
 
 @dataclass(frozen=True, eq=False)
 class NormalSums:
-    """Sums for the normal equations, in cells of rays: n_angles x n_bands of them, p parameters.
+    """Weighted sums for the normal equations, in n_angles x n_bands cells of rays; p parameters.
 
-    dd (..., p, p), d (..., p), w (...), dy (..., p), y (...): weighted sums of the products of the
-    columns of the design, of 1 and of -ln T.
+    Attributes
+    ----------
+    dd : array (n_angles, n_bands, p, p)
+        Products of two columns of the design.
+    d : array (n_angles, n_bands, p)
+        The columns of the design.
+    w : array (n_angles, n_bands)
+        The weights.
+    dy : array (n_angles, n_bands, p)
+        Products of the columns of the design and -ln T.
+    y : array (n_angles, n_bands)
+        -ln T.
     """
 
     dd: FloatArray
@@ -66,6 +76,17 @@ class NormalSums:
     def of(
         cls, rays: Rays, weights: FloatArray, band: NDArray[np.int64], n_bands: int
     ) -> NormalSums:
+        """The sums of rays.
+
+        Parameters
+        ----------
+        rays : Rays
+            n rays.
+        weights : array (n,)
+        band : array (n,) of int
+            The band of each ray.
+        n_bands : int
+        """
         p = rays.design.shape[1]
         n_cells = rays.n_angles * n_bands
         chosen = weights > 0
@@ -119,10 +140,16 @@ class NormalSums:
 
 
 def faint_ridge(normal: FloatArray, m: int, refraction: float) -> FloatArray:
-    """A ridge (p, p) that is negligible unless columns are zero or exactly proportional to each
-    other.
+    """A ridge (p, p) that matters only if columns are zero or exactly proportional to each other.
 
-    m: the number of materials; refraction: the weight of the square of the last parameter.
+    Parameters
+    ----------
+    normal : array (p, p)
+        The matrix of the normal equations.
+    m : int
+        The number of materials.
+    refraction : float
+        The weight of the square of the last parameter.
     """
     ridge = np.zeros_like(normal)
     pairs = [(i, j) for i in range(m) for j in range(i)]

@@ -140,9 +140,7 @@ def ray_grid(
 
 
 def _extent_um(labels: LabelVolume) -> tuple[float, float, float]:
-    """Lowest and highest X of the sample, and its largest distance from the axis, um from the
-    origin.
-    """
+    """Lowest and highest X of the sample, and its largest distance from the axis, um."""
     sample = labels.values > 0
     bounds = []
     for axis in range(3):

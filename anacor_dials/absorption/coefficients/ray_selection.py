@@ -116,7 +116,17 @@ def require_bright(bright: NDArray[np.bool_], all_rays: NDArray[np.bool_]) -> No
 def materials_seen(
     rays: NDArray[np.bool_], lengths: NDArray[np.float32], voxel_um: float
 ) -> NDArray[np.intp]:
-    """The labels (m,), without the background, that at least LEAST_RAYS of the rays cross."""
+    """The labels (m,), without the background, that at least LEAST_RAYS of the rays cross.
+
+    Parameters
+    ----------
+    rays : array (k, gx, gy) of bool
+        The usable rays.
+    lengths : array (k, gx, gy, n_labels)
+        Path lengths of all rays, um.
+    voxel_um : float
+        A ray crosses a material if its path in it is longer than this, um.
+    """
     counts = [
         np.count_nonzero(rays & (lengths[..., i] > voxel_um)) for i in range(lengths.shape[-1])
     ]

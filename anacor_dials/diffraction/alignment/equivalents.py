@@ -82,8 +82,7 @@ class Equivalents:
 def usable_experiments(
     experiments: ExperimentList, tables: Sequence[flex.reflection_table]
 ) -> list[int]:
-    """The indices of the experiments that can be used: rotation scans of crystals of one space
-    group.
+    """The experiments that can be used: rotation scans of crystals of one space group.
 
     Raises ValueError if there are none, or if the tables lack what is compared.
     """
@@ -231,9 +230,7 @@ def _observations(
     index: NDArray[np.int64],
     used: Sequence[int],
 ) -> dict[str, NDArray[Any]]:
-    """The usable observations of one table, by column; hkl (n, 6): Friedel mates together, and
-    apart.
-    """
+    """The usable observations of one table; hkl (n, 6): Friedel mates together, and apart."""
     intensity, variance, sound = _usable_intensities(table)
     directions = row_directions(table, index, experiments, np.eye(3))
     rows, experiment = directions.rows, directions.experiment

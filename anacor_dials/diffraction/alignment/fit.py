@@ -1,5 +1,4 @@
-"""The alignment of the tomogram from the diffraction data: angle offset, rotation sense, factor on
-mu.
+"""The alignment from the diffraction data: angle offset, rotation sense, factor on mu.
 
 Symmetry equivalents have one intensity. With the transmission A of a trial alignment the logarithm
 of a measured intensity (corrected for Lorentz factor, polarisation and the sensor) is

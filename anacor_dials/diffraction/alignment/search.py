@@ -96,9 +96,17 @@ class Disagreement:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One alignment: its offset and sense, the factor on mu that fits best, and chi^2.
+    """One alignment, the factor on mu that fits best with it, and its chi^2.
 
-    gram (4, 4): products of the residuals of ln I and of ln A at MU_NODES.
+    Attributes
+    ----------
+    offset_deg : float
+    sense : int
+    mu_scale : float
+        The factor on mu.
+    chi2 : float
+    gram : array (4, 4)
+        Products of the residuals of ln I and of ln A at MU_NODES.
     """
 
     offset_deg: float
@@ -206,9 +214,7 @@ class Search:
         return self.unique, self.data.cell
 
     def superiority(self, best: FloatArray, other: FloatArray) -> float:
-        """By how many standard deviations the squares of residuals (n,) are smaller than other
-        ones.
-        """
+        """By how many standard deviations squared residuals (n,) are smaller than others."""
         difference = other**2 - best**2
         sums = [np.bincount(cluster, difference) for cluster in self.clusters()]
         spread = max(float(np.sqrt(len(s)) * np.std(s, ddof=1)) for s in sums)

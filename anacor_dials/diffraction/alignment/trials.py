@@ -107,9 +107,7 @@ class TrialTransmissions:
         return transform(from_datum, self._data.to_source), transform(from_datum, self._data.exit)
 
     def _table_directions(self, rng: np.random.Generator) -> Directions:
-        """Directions to the source on all rings, each with exits that the observations have at some
-        offset.
-        """
+        """Directions to the source on all rings, with exits as the observations have them."""
         azimuth = np.arange(RING_AZIMUTHS) * (360.0 / RING_AZIMUTHS)
         about_x = rotation_about((1.0, 0.0, 0.0), azimuth)
         sources, exits, axes = [], [], []
@@ -145,9 +143,7 @@ class TrialTransmissions:
 
 
 def _ring_angles(polar_deg: FloatArray) -> FloatArray:
-    """Angles from X of the rings of directions to the source in the table: one, or at least four,
-    deg.
-    """
+    """Angles from X of the rings of directions to the source: one, or at least four, deg."""
     low, high = float(polar_deg.min()), float(polar_deg.max())
     if high - low < 0.02:
         return np.array([0.5 * (low + high)])
@@ -158,9 +154,7 @@ def _ring_angles(polar_deg: FloatArray) -> FloatArray:
 def _ring_weights(
     rings_deg: FloatArray, cosine: FloatArray
 ) -> tuple[NDArray[np.int64], FloatArray]:
-    """The first ring (n,), and the weights (n, 1 or 4) of it and the next ones: cubic
-    interpolation.
-    """
+    """The first ring (n,) and the weights (n, 1 or 4) from it on: cubic interpolation."""
     if len(rings_deg) == 1:
         return np.zeros(len(cosine), dtype=np.int64), np.ones((len(cosine), 1))
     place = (np.degrees(np.arccos(np.clip(cosine, -1, 1))) - rings_deg[0]) / (
@@ -172,9 +166,7 @@ def _ring_weights(
 
 
 def _lagrange(nodes: Sequence[float] | NDArray[Any], x: FloatArray) -> FloatArray:
-    """The values (n, n_nodes) at x (n,) of the polynomials that are 1 at one node and 0 at the
-    others.
-    """
+    """Polynomials (n, n_nodes) at x (n,), each 1 at its node and 0 at the others."""
     columns = []
     for i, node in enumerate(nodes):
         others = [other for j, other in enumerate(nodes) if j != i]

@@ -20,8 +20,14 @@ EDGES = np.array([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)])
 def points_inside(meshes: Sequence[Mesh], n_points: int, rng: np.random.Generator) -> FloatArray:
     """Points (n_points, 3) spread evenly over the union of meshes, um.
 
-    The points of a scrambled Sobol sequence (Joe and Kuo, SIAM J. Sci. Comput. 30 (2008) 2635) that
-    lie inside. Means over them converge faster than over independent random points.
+    They are those points of a scrambled Sobol sequence (Joe and Kuo, SIAM J. Sci. Comput. 30 (2008)
+    2635) that lie inside. Means over them converge faster than over independent random points.
+
+    Parameters
+    ----------
+    meshes : sequence of Mesh
+    n_points : int
+    rng : numpy.random.Generator
     """
     from scipy.stats import qmc
 
