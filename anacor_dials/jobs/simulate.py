@@ -55,7 +55,7 @@ class DiffractionSettings:
     background: float = 0.2
     instrument_error: float = 0.01
     decay_b: float = 2.0
-    voxel_size_um: float = 1.0
+    voxel_size_um: float = 0.3
 
 
 def make_scans(jobs: Sequence[ScanJob], nproc: int = 1, scheduler: str | None = None) -> None:
