@@ -51,9 +51,8 @@ from anacor_dials.sample.volumes import LabelVolume
 logger = logging.getLogger("dials.anacor_dials.absorption.factors")
 
 MOST_ROUNDS = 5  # of refinement; two are usual
-FEWEST_FOR_SCALE = (
-    8  # with fewer reflections traced exactly, their mean says little about the scale
-)
+# with fewer reflections traced exactly, their mean says little about the scale
+FEWEST_FOR_SCALE = 8
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ from anacor_dials.sample.materials import Composition, typical_composition
 from anacor_dials.sample.volumes import LabelVolume
 
 MOST_BLOCKS = 600_000  # of pixels: 2.4 MB of path lengths per label, traced in some seconds
-LEAST_SMOOTHING_PIXELS = 1.0
+LEAST_SMOOTHING_PIXELS = 1.0  # even without fringes: the edges of voxels and pixels differ
 # In standard deviations of the smoothing. Beyond two, an edge changes the smoothed thickness by
 # less than a twentieth of its step; refracted light reaches farther, as fringes do.
 MARGIN_SIGMAS = 2.0

@@ -10,9 +10,8 @@ from anacor_dials.absorption.coefficients.radiographs import Radiographs
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.materials import Composition, protein_crystal, typical_composition
 
-REFRACTION_SPREAD = (
-    0.1  # relative standard deviation of delta z where energy and distance are known
-)
+# relative standard deviation of delta z where energy and distance are known
+REFRACTION_SPREAD = 0.1
 # The least squares count every ray as independent, but the errors of neighbouring rays are
 # correlated. What is known beforehand is given the weight of so many rays, to count for something
 # beside them.

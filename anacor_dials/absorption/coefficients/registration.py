@@ -13,7 +13,7 @@ from anacor_dials.absorption.coefficients.ray_grid import RayGrid, ray_grid
 from anacor_dials.sample.volumes import LabelVolume
 
 REGISTRATION_PIXELS = 96  # blocks along the longer side of the image, in the first search
-REGISTRATION_VIEWS = 12
+REGISTRATION_VIEWS = 12  # from all around, for two unknowns
 LEAST_AGREEMENT = 0.5  # of the sum of squares of -ln T; labels of another sample explain less
 
 

@@ -64,6 +64,7 @@ logger = logging.getLogger("dials.anacor_dials.diffraction.alignment")
 
 CHOICES = ("offset", "sense", "mu_scale")
 
+# With fewer, errors from clusters of observations are too uncertain to refute anything.
 FEWEST_UNIQUE = 50
 FEWEST_DEGREES_OF_FREEDOM = 200
 ROUNDS = 3  # of weights and alignment in turn
@@ -74,14 +75,12 @@ BASIN_DEG = 20.0  # trials nearer than this to the best one are no alternatives 
 SMALLEST_MU_SCALE, LARGEST_MU_SCALE = 0.6, 1.6  # mu from composition is better known than this
 LARGEST_OFFSET_ERROR_DEG = 5.0
 LARGEST_MU_SCALE_ERROR = 0.1
-LEAST_WRONG_OFFSET_DEG = (
-    1.0  # an offset that is not refined may be wrong by this; factors hardly change
-)
+# an offset that is not refined may be wrong by this; factors hardly change
+LEAST_WRONG_OFFSET_DEG = 1.0
 
 
 def choices_from(words: Sequence[str] | None) -> tuple[str, ...]:
-    """What is to be refined, a selection of CHOICES, from words such as ["offset,sense"] or
-    ["none"].
+    """What is to be refined, of CHOICES, from words such as ["offset,sense"] or ["none"].
 
     Raises ValueError for a word that is none of these.
     """

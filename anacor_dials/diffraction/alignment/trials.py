@@ -27,11 +27,8 @@ from anacor_dials.diffraction.reflections import Alignment, tomo_to_datum
 from anacor_dials.sample.frames import FloatArray, rotation_about, transform
 from anacor_dials.sample.volumes import LabelVolume
 
-MU_NODES = (
-    0.6,
-    1.0,
-    1.4,
-)  # the cubic between them is good to 0.4 % for a slab of mu t = 3 (its test)
+# the cubic through these and 0 is good to 0.4 % for a slab of mu t = 3 (its test)
+MU_NODES = (0.6, 1.0, 1.4)
 TABLE_TOLERANCE = 5e-3  # of A: little beside the disagreement of equivalents, some per cent
 # Directions to the source off the axis by another angle are interpolated between rings.
 RING_STEP_DEG = 10.0
