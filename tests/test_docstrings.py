@@ -15,7 +15,13 @@ PACKAGE = CHECKOUT / "anacor_dials"
 # what has such lists; the rest of the program follows
 CHECKED = [
     *(PACKAGE / "absorption").rglob("*.py"),
-    *(PACKAGE / "diffraction/alignment").rglob("*.py"),
+    *(PACKAGE / "diffraction").rglob("*.py"),
+    *(PACKAGE / "jobs/pipeline").rglob("*.py"),
+    *(
+        PACKAGE / f"jobs/{name}.py"
+        for name in ("coefficients", "compare", "reconstruct", "records")
+    ),
+    *(PACKAGE / f"report/{name}.py" for name in ("comparison", "display", "page", "pipeline")),
     *(PACKAGE / "simulation/meshes").rglob("*.py"),
     PACKAGE / "sample/materials.py",
     PACKAGE / "sample/output_files.py",

@@ -29,14 +29,19 @@ def run_command(
 
     Parameters
     ----------
-    command: program and arguments. A command of DIALS that is not on PATH is run as a module.
-    folder: where it is run.
-    threads: for each numerical library within the run; None leaves them as they are.
-    log: a file that gets each line as it is printed.
+    command : sequence of str
+        Program and arguments. A command of DIALS that is not on PATH is run as a module.
+    folder : path
+        Where it is run.
+    threads : int, optional
+        For each numerical library within the run; they are left as they are if not given.
+    log : Path, optional
+        A file that gets each line as it is printed.
 
     Raises
     ------
-    ValueError: there is no such program.
+    ValueError
+        If there is no such program.
     """
     program = command[0]
     if shutil.which(program) is None:

@@ -1,10 +1,8 @@
 """Scaled data compared with a known structure: intensities, anomalous differences, map peaks.
 
 Merging statistics say how well equivalent reflections agree with each other. They do not say
-whether the
-intensities are right: an error that equivalents share changes none of them. If the structure is
-known, as
-it is for virtual data, the merged data can be compared with it.
+whether the intensities are right: an error that equivalents share changes none of them. If the
+structure is known, as it is for virtual data, the merged data can be compared with it.
 """
 
 from __future__ import annotations
@@ -31,11 +29,9 @@ FEWEST = 10  # reflections in a shell that has a correlation coefficient
 class Agreement:
     """Merged data, Friedel mates apart, compared with those of the known structure.
 
-    Correlations, R and k are taken in shells of equal volume. The overall value is the mean
-    over the shells,
-    weighted by their numbers of reflections or pairs. Therefore neither the decrease of
-    intensities with
-    resolution nor an overall temperature factor matters.
+    Correlations, R and k are taken in shells of equal volume. The overall value is the mean over
+    the shells, weighted by their numbers of reflections or pairs. Therefore neither the decrease of
+    intensities with resolution nor an overall temperature factor matters.
 
     Attributes
     ----------
@@ -48,9 +44,8 @@ class Agreement:
     n_reflections, n_pairs : int
         How many were compared.
     by_resolution : mapping
-        {"d_max", "d_min" (Angstrom) and the three: array}, from low to high resolution; NaN
-        in shells
-        of too few reflections.
+        {"d_max", "d_min" (Angstrom) and the three: array}, from low to high resolution; NaN in
+        shells of too few reflections.
     """
 
     cc_intensities: float
@@ -77,9 +72,8 @@ def calculated_structure_factors(
 ) -> miller.array:
     """Complex structure factors, Friedel mates apart.
 
-    f' and f'' are those of Henke, Gullikson and Davis (1993). The sum is direct: at usual
-    settings the
-    Fourier transform of a model density is wrong by 1 % of |F|^2, which is as much as the error
+    f' and f'' are those of Henke, Gullikson and Davis (1993). The sum is direct: at usual settings
+    the Fourier transform of a model density is wrong by 1 % of |F|^2, which is as much as the error
     of good data.
 
     Parameters
@@ -124,9 +118,21 @@ def amplitudes(merged: miller.array) -> miller.array:
 
 
 def agreement(merged: miller.array, true: miller.array, n_bins: int = 10) -> Agreement:
-    """Merged intensities against the true amplitudes, both with Friedel mates apart, in n_bins shells.
+    """Merged intensities compared with the true ones.
 
-    Raises ValueError where they have no reflection in common.
+    Parameters
+    ----------
+    merged : miller.array
+        Intensities, Friedel mates apart.
+    true : miller.array
+        Amplitudes of the known structure, Friedel mates apart.
+    n_bins : int
+        The number of resolution shells.
+
+    Raises
+    ------
+    ValueError
+        If they have no reflection in common.
     """
     observed, known = merged.map_to_asu().common_sets(
         true.customized_copy(crystal_symmetry=merged.crystal_symmetry()).map_to_asu()
@@ -199,12 +205,24 @@ def _weighted_mean(values: FloatArray, weights: NDArray[np.int64]) -> float:
 def anomalous_peak_heights(
     observed: miller.array, phased: miller.array, sites: FloatArray
 ) -> FloatArray:
-    """Density (n,) at fractional sites (n, 3) in the anomalous difference map, in sigma of the map.
+    """Density (n,) at sites in the anomalous difference map, in sigma of the map.
 
-    The map's coefficients are (|F+| - |F-|) exp(i (phi - 90 degrees)): anomalous scatterers are positive
-    there (Kraut, J. Mol. Biol. 35 (1968) 511). observed: amplitudes with Friedel mates apart; phased:
-    complex structure factors without f'', whose phases are phi. Raises ValueError where there are no
-    pairs with a phase.
+    The coefficients of the map are (|F+| - |F-|) exp(i (phi - 90 degrees)). Anomalous scatterers
+    are positive in it (Kraut, J. Mol. Biol. 35 (1968) 511).
+
+    Parameters
+    ----------
+    observed : miller.array
+        Amplitudes, Friedel mates apart.
+    phased : miller.array
+        Complex structure factors without f''. Their phases are phi.
+    sites : array (n, 3)
+        Fractional coordinates.
+
+    Raises
+    ------
+    ValueError
+        If there are no pairs with a phase.
     """
     differences = observed.map_to_asu().anomalous_differences()
     differences, phased = differences.common_sets(

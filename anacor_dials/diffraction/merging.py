@@ -112,13 +112,11 @@ class MergingStatistics:
     d_max, d_min : float
         The resolution limits, Angstrom.
     table_1 : mapping
-        Table 1 of DIALS: {name: (overall, innermost shell, outermost shell)}, None if
-        undefined. The
-        anomalous slope has only one value.
+        Table 1 of DIALS: {name: (overall, innermost shell, outermost shell)}, None if undefined.
+        The anomalous slope has only one value.
     by_resolution : mapping
-        {name: array (n_bins,)} from low to high resolution, for "d_max" and "d_min"
-        (Angstrom) and the
-        names of SHELL_PROPERTIES; NaN if undefined.
+        {name: array (n_bins,)} from low to high resolution, for "d_max" and "d_min" (Angstrom) and
+        the names of SHELL_PROPERTIES; NaN if undefined.
     by_image : tuple of ImageSeries
         One for each sweep.
     """
@@ -178,7 +176,20 @@ def load_scaled(
     experiments: str | os.PathLike[str],
     reflections: str | os.PathLike[str],
 ) -> ScaledIntensities:
-    """The observations of a scaled.expt and scaled.refl that dials.scale itself would merge."""
+    """The observations of a data set that dials.scale itself would merge.
+
+    Parameters
+    ----------
+    label : str
+        What the data set is called.
+    experiments, reflections : path
+        scaled.expt and scaled.refl.
+
+    Raises
+    ------
+    ValueError
+        If the reflections are not scaled.
+    """
     expts = ExperimentListFactory.from_json_file(os.fspath(experiments), check_format=False)
     table = flex.reflection_table.from_file(os.fspath(reflections))
     if "inverse_scale_factor" not in table:
@@ -243,9 +254,8 @@ def common_resolution(
 ) -> tuple[float, float]:
     """(d_max, d_min) in Angstrom of the unique reflections that all data sets have.
 
-    A reflection at each limit is then in every data set, so that cctbx divides all of them into
-    the same
-    shells. The data sets share one unit cell (:func:`in_one_cell`).
+    A reflection at each limit is then in every data set, so that cctbx divides all of them into the
+    same shells. The data sets share one unit cell (:func:`in_one_cell`).
 
     Parameters
     ----------

@@ -1,12 +1,10 @@
 """Experiments and reflection tables of DIALS: directions in the frame of the sample, and columns.
 
 The equations are in :mod:`anacor_dials.sample.frames`. When a reflection is measured at the scan
-angle
-phi, the sample is turned by ``R = S R'(axis_datum, phi) F``. In the frame of the sample the beam
-comes from
-``R^T to_source``, and the diffracted ray leaves along ``R^T s1``. phi is taken from ``xyzcal.mm``.
-The
-observed angle is 0 in rows that were not integrated, and wrong by up to degrees in others.
+angle phi, the sample is turned by ``R = S R'(axis_datum, phi) F``. In the frame of the sample the
+beam comes from ``R^T to_source``, and the diffracted ray leaves along ``R^T s1``. phi is taken from
+``xyzcal.mm``. The observed angle is 0 in rows that were not integrated, and wrong by up to degrees
+in others.
 """
 
 from __future__ import annotations
@@ -125,8 +123,7 @@ def experiment_of_rows(
     """For each table the number (n,) of each row's experiment; -1 for rows of none.
 
     The experiment identifiers of the tables decide, if they are set. Otherwise the column id
-    decides for a
-    single table, and the order for as many tables as experiments.
+    decides for a single table, and the order for as many tables as experiments.
 
     Raises
     ------
@@ -262,9 +259,8 @@ def row_directions(
 ) -> ReflectionDirections:
     """The directions of all reflections of a table that have any.
 
-    A row has none if s1 is zero or not finite, if it belongs to no experiment, or if it was
-    never indexed
-    (an observed s1 and Miller indices 0 0 0, but no calculated angle).
+    A row has none if s1 is zero or not finite, if it belongs to no experiment, or if it was never
+    indexed (an observed s1 and Miller indices 0 0 0, but no calculated angle).
 
     Parameters
     ----------
@@ -305,8 +301,7 @@ def sweep_axes(experiments: ExperimentList, tomo_to_datum_matrix: FloatArray) ->
     """The rotation axes (n_experiments, 3) of the sweeps in the frame of the tomogram.
 
     S R' F turns the sample about F^-1 axis_datum, which is fixed to the sample. Without a
-    goniometer the
-    sample does not move, and any axis will do.
+    goniometer the sample does not move, and any axis will do.
     """
     axes = []
     for experiment in experiments:
@@ -333,11 +328,9 @@ def write_factors(
     transmission, standard_error : array (n_rows,)
         A, 0 < A <= 1, and its standard error.
     mode : str
-        "column": A is written as analytical_correction, which dials.scale applies as an
-        inverse scale,
-        and its standard error beside it. "intensities": intensities are divided by A and
-        variances by
-        A^2, and A is kept in another column, which shows that this was done.
+        "column": A is written as analytical_correction, which dials.scale applies as an inverse
+        scale, and its standard error beside it. "intensities": intensities are divided by A and
+        variances by A^2, and A is kept in another column, which shows that this was done.
 
     Raises
     ------
@@ -374,9 +367,8 @@ def combined(
 ) -> tuple[flex.reflection_table, NDArray[np.int64]]:
     """One table of all rows, in their order, and the number (n,) of each row's experiment.
 
-    The number is -1 for rows of no experiment. A single table stays as it is. Several tables
-    are changed:
-    their ids count the experiments, and they get the experiments' identifiers.
+    The number is -1 for rows of no experiment. A single table stays as it is. Several tables are
+    changed: their ids count the experiments, and they get the experiments' identifiers.
 
     Raises
     ------
@@ -431,7 +423,15 @@ def uses_kb_model(experiment: Experiment) -> bool:
 
 
 def scale_command(experiments_file: str, reflections_file: str, experiments: ExperimentList) -> str:
-    """The command line that scales with the factors and without spherical harmonics."""
+    """The command line that scales with the factors and without spherical harmonics.
+
+    Parameters
+    ----------
+    experiments_file, reflections_file : str
+        The files that the command names.
+    experiments : ExperimentList
+        Their content; it decides which options are needed.
+    """
     words = ["dials.scale", experiments_file, reflections_file]
     words.append("physical.analytical_correction=True")
     words.append("physical.absorption_correction=False")

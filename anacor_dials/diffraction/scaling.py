@@ -1,10 +1,8 @@
 """Scaling of the same data by several strategies. Each is a run of ``dials.scale``.
 
 A strategy says which absorption correction ``dials.scale`` makes: none, spherical harmonics of one
-of
-DIALS' three levels, the factors of the column ``analytical_correction``, or both. Everything else
-(scale
-and decay terms, error model, outlier rejection) is the same for all strategies.
+of DIALS' three levels, the factors of the column ``analytical_correction``, or both. Everything
+else (scale and decay terms, error model, outlier rejection) is the same for all strategies.
 
 The options rely on the following, which was read in the source of DIALS 3.30 and tried:
 
@@ -15,8 +13,7 @@ The options rely on the following, which was read in the source of DIALS 3.30 an
   stills and scans narrower than 1 degree get the KB model, which has its own switch.
 * An experiment that has a scaling model keeps it, and the options are ignored without a message.
   Therefore ``overwrite_existing_models=True`` is always given, and the terms of the models that
-  come
-  out are checked.
+  come out are checked.
 """
 
 from __future__ import annotations
@@ -182,7 +179,17 @@ class ScalingJob:
 
 @dataclass(frozen=True)
 class ScaledData:
-    """What one run of dials.scale made."""
+    """What one run of dials.scale made.
+
+    Attributes
+    ----------
+    label : str
+    strategy : Strategy
+    command : tuple of str
+    experiments, reflections, log : Path
+    html : Path or None
+    seconds : float
+    """
 
     label: str
     strategy: Strategy
@@ -195,12 +202,23 @@ class ScaledData:
 
     @property
     def command_line(self) -> str:
+        """The command as it is typed."""
         return shlex.join(self.command)
 
 
 @dataclass(frozen=True)
 class FailedScaling:
-    """A run of dials.scale that failed, and why; log: what it printed, None if it never started."""
+    """A run of dials.scale that failed.
+
+    Attributes
+    ----------
+    label : str
+    strategy : Strategy
+    command : tuple of str
+    reason : str
+    log : Path or None
+        What it printed; None if it never started.
+    """
 
     label: str
     strategy: Strategy
@@ -210,6 +228,7 @@ class FailedScaling:
 
     @property
     def command_line(self) -> str:
+        """The command as it is typed."""
         return shlex.join(self.command)
 
 
@@ -380,11 +399,9 @@ def run_job(job: ScalingJob, threads: int = 1) -> ScaledData:
 def check_reflections(reflections: str | os.PathLike[str], analytical: bool) -> None:
     """Raises ValueError if a reflection table does not fit a strategy.
 
-    It does not if its intensities were divided by their transmissions already. For an
-    analytical strategy it
-    needs a column ``analytical_correction`` of positive numbers: a single value that is NaN,
-    infinite or
-    zero ends dials.scale with "line search failed", which does not say why.
+    It does not if its intensities were divided by their transmissions already. For an analytical
+    strategy it needs a column ``analytical_correction`` of positive numbers: a single value that is
+    NaN, infinite or zero ends dials.scale with "line search failed", which does not say why.
     """
     table = flex.reflection_table.from_file(os.fspath(reflections))
     if DIVIDED_COLUMN in table:

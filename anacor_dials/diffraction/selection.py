@@ -2,10 +2,9 @@
 
 dials.scale rejects outliers. If absorption is left uncorrected, many good observations look like
 outliers: without a correction 17 % of the observations of four real sweeps were rejected, and Rmeas
-of
-the rest was as low as with the right correction. Therefore statistics of what each strategy keeps
-cannot be compared. Here every strategy is judged on the observations that at least one strategy
-keeps.
+of the rest was as low as with the right correction. Therefore statistics of what each strategy
+keeps cannot be compared. Here every strategy is judged on the observations that at least one
+strategy keeps.
 """
 
 from __future__ import annotations
@@ -167,11 +166,9 @@ def choose_strategy(
 ) -> Selection:
     """The strategy to take.
 
-    Spherical harmonics have free parameters that can lower R values without making the
-    intensities better.
-    Therefore strategies within the margin of the best one count as equal. Of these, the one
-    with the fewest
-    terms is taken; then the stiffest; then the one with the best value.
+    Spherical harmonics have free parameters that can lower R values without making the intensities
+    better. Therefore strategies within the margin of the best one count as equal. Of these, the one
+    with the fewest terms is taken; then the stiffest; then the one with the best value.
 
     Parameters
     ----------

@@ -145,7 +145,26 @@ def fit_scan(
     settings: CoefficientSettings,
     given: Mapping[str, MaterialInput],
 ) -> ScanCoefficients:
-    """mu of a sample's labels from the scan in a file; the parameters are as above."""
+    """mu of a sample's labels from the scan in a file.
+
+    Parameters
+    ----------
+    path : Path
+        The scan.
+    sample : SampleFile
+        Its energy and the place of the rotation axis.
+    labels : LabelVolume
+        Its labels.
+    settings : CoefficientSettings
+        How mu is taken from the scan.
+    given : mapping of name to MaterialInput
+        What the user says of materials.
+
+    Raises
+    ------
+    ValueError
+        If the scan cannot be read or used.
+    """
     scan = read_projections(path, settings.description)
     logger.info("%s: %r", path, scan)
     energy = scan.energy_keV if scan.energy_keV is not None else sample.energy_keV

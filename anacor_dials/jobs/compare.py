@@ -151,11 +151,9 @@ def data_sources(
     experiments, reflections : sequence of paths
         The .expt and .refl files.
     labels : sequence of str
-        One for each source; the files are then divided evenly. Without labels all files are
-        one source,
-        unless the same experiments occur several times. Then each occurrence is a source,
-        which is named
-        after its reflection file or its folder.
+        One for each source; the files are then divided evenly. Without labels all files are one
+        source, unless the same experiments occur several times. Then each occurrence is a source,
+        which is named after its reflection file or its folder.
 
     Raises
     ------
@@ -310,9 +308,8 @@ def scale_and_compare(
     Raises
     ------
     ValueError
-        If all runs fail, or the data cannot be compared. A single run that fails is in the
-        result, with
-        the reason.
+        If all runs fail, or the data cannot be compared. A single run that fails is in the result,
+        with the reason.
     """
     tell = progress or (lambda done: None)
 
@@ -332,8 +329,8 @@ def compare(
     Parameters
     ----------
     outcomes : sequence of ScaledData or FailedScaling
-        Of :func:`anacor_dials.diffraction.scaling.scale_all`. What cannot be merged counts
-        as failed.
+        Of :func:`anacor_dials.diffraction.scaling.scale_all`. What cannot be merged counts as
+        failed.
     settings : ComparisonSettings, optional
         How they are merged.
     progress : callable, optional

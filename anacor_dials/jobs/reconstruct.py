@@ -28,9 +28,8 @@ class Reconstruction:
     projections : Path, optional
         The scan.
     scan_centre : (float, float), optional
-        Pixel numbers in the images as the camera took them: of the rotation axis, across
-        it, and of the
-        centre of the beam, along it.
+        Pixel numbers in the images as the camera took them: of the rotation axis, across it, and of
+        the centre of the beam, along it.
     energy_keV : float, optional
         Of the scan.
     paganin_delta_beta : float, optional

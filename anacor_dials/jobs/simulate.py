@@ -87,9 +87,17 @@ def make_scans(jobs: Sequence[ScanJob], nproc: int = 1, scheduler: str | None = 
 
 
 def make_diffraction(job: ScanJob, settings: DiffractionSettings, with_scan: bool) -> None:
-    """Writes PREFIX_0001.expt, .refl and .pdb of a job's sample, where they are not there yet.
+    """Writes the diffraction data of a job's sample, unless they are there already.
 
-    with_scan: whether the job's scan is made too. Without it the truth is written here.
+    The files are PREFIX_0001.expt, .refl and .pdb.
+
+    Parameters
+    ----------
+    job : ScanJob
+        Of :func:`anacor_dials.simulation.batch.scan_jobs`.
+    settings : DiffractionSettings
+    with_scan : bool
+        Whether the scan of the job is made too. If not, the truth is written here.
     """
     from anacor_dials.simulation.diffraction_data import (
         Sweep,

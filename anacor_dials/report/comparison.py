@@ -29,7 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: DIALS' label in Table 1, format, and what is best: +1 high, -1 low, 0 none."""
+    """A row of the table.
+
+    Parameters
+    ----------
+    name : str
+        What is printed.
+    key : str
+        The name in DIALS' Table 1.
+    form : str
+        The format of the numbers.
+    best : int
+        Which value is the best: +1 the highest, -1 the lowest, 0 none.
+    """
 
     name: str
     key: str
@@ -54,7 +66,16 @@ ROWS = (
 
 @dataclass(frozen=True)
 class TableRow:
-    """A printed row: name, one text per data set, and which of them are the best (none where all tie)."""
+    """A printed row.
+
+    Parameters
+    ----------
+    name : str
+    cells : tuple of str
+        One for each data set.
+    best : tuple of bool
+        Which of them are the best; none if all are equal.
+    """
 
     name: str
     cells: tuple[str, ...]
@@ -86,7 +107,15 @@ def comparison_table(statistics: Sequence[MergingStatistics]) -> list[TableRow]:
 
 
 def plain_row(name: str, values: Sequence[float | None], form: str, best: int) -> TableRow:
-    """A row of single values; form and best as of :class:`Row`."""
+    """A row of single values.
+
+    Parameters
+    ----------
+    name : str
+    values : sequence of float or None
+    form, best : str, int
+        As of :class:`Row`.
+    """
     cells = tuple(_text(value, form) for value in values)
     return TableRow(name, cells, _best(cells, best))
 
@@ -111,10 +140,16 @@ def format_table(
     failed: Mapping[str, str] | None = None,
     further: Sequence[TableRow] = (),
 ) -> str:
-    """The table as plain text, the best value of each row marked by an asterisk.
+    """The table as plain text. The best value of each row is marked by an asterisk.
 
-    failed: {label: reason} of data sets that could not be scaled; each is a column of dashes, its
-    reason below the table. further: rows below the others.
+    Parameters
+    ----------
+    statistics : sequence of MergingStatistics
+    failed : mapping, optional
+        {label: reason} of data sets that could not be scaled. Each is a column of dashes, and its
+        reason stands below the table.
+    further : sequence of TableRow
+        Rows below the others.
     """
     failed = failed or {}
     table = [*comparison_table(statistics), *further]

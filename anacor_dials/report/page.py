@@ -35,7 +35,16 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, printed as they are. marked: (row, column) of cells to stand out."""
+    """Rows of cells, which are printed as they are.
+
+    Parameters
+    ----------
+    rows : sequence of sequences
+    header : sequence
+    caption : str
+    marked : frozenset of (int, int)
+        (row, column) of cells that stand out.
+    """
 
     rows: Sequence[Sequence[Any]]
     header: Sequence[Any] = ()
@@ -45,7 +54,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plotly figure. data: traces; layout; caption; width "half" or "full"; height in pixels."""
+    """A plotly figure.
+
+    Parameters
+    ----------
+    data : sequence of mappings
+        The traces.
+    layout : mapping
+    caption : str
+    width : str
+        "half" or "full".
+    height : int
+        Pixels.
+    """
 
     data: Sequence[Mapping[str, Any]]
     layout: Mapping[str, Any] = field(default_factory=dict)
@@ -96,7 +117,14 @@ def _script_for_plotly() -> str:
 
 
 def html_of(title: str, sections: Sequence[Section], subtitle: str = "") -> str:
-    """One self-contained HTML page."""
+    """One self-contained HTML page.
+
+    Parameters
+    ----------
+    title : str
+    sections : sequence of Section
+    subtitle : str
+    """
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -127,7 +155,15 @@ def html_of(title: str, sections: Sequence[Section], subtitle: str = "") -> str:
 def write_html(
     path: str | os.PathLike[str], title: str, sections: Sequence[Section], subtitle: str = ""
 ) -> None:
-    """Writes one self-contained HTML file."""
+    """Writes one self-contained HTML file.
+
+    Parameters
+    ----------
+    path : path
+    title : str
+    sections : sequence of Section
+    subtitle : str
+    """
     with open(path, "w", encoding="utf-8") as file:
         file.write(html_of(title, sections, subtitle))
 

@@ -30,7 +30,16 @@ if TYPE_CHECKING:
 
 
 def link(path: Path, root: Path, text: str = "") -> Markup:
-    """A link to a file below the folder of the report, by a relative path."""
+    """A link to a file, by its path from the folder of the report.
+
+    Parameters
+    ----------
+    path : Path
+    root : Path
+        The folder of the report.
+    text : str
+        What is shown; the name of the file if not given.
+    """
     relative = path.relative_to(root)
     return Markup('<a href="{}">{}</a>').format(relative.as_posix(), text or relative.name)
 
@@ -167,7 +176,18 @@ def record(
     arguments: list[str],
     changed: str,
 ) -> PipelineRecord:
-    """The content of anacor.json; changed: the parameters that were changed, as PHIL."""
+    """The content of anacor.json.
+
+    Parameters
+    ----------
+    result : PipelineResult
+    work : WorkingFolder
+    settings : PipelineSettings
+    arguments : list of str
+        As typed.
+    changed : str
+        The parameters that were changed, as PHIL.
+    """
     return PipelineRecord(
         program={"name": "xia2.anacor", **work.versions},
         arguments=arguments,

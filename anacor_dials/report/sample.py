@@ -32,6 +32,7 @@ def sections(labels: LabelVolume) -> list[Section]:
 
 
 def colour(label: int) -> str:
+    """The colour of a label in all pictures."""
     return COLOURS[label] if label < len(COLOURS) else COLOURS[1 + label % (len(COLOURS) - 1)]
 
 

@@ -17,7 +17,15 @@ from anacor_dials.sample.output_files import file_name
 
 @dataclass(frozen=True)
 class SweepFiles:
-    """The integrated files of one sweep, with the names that xia2 gave to it."""
+    """The integrated files of one sweep.
+
+    Parameters
+    ----------
+    crystal, wavelength, name : str
+        The names that xia2 gave to crystal, wavelength and sweep.
+    experiments, reflections : Path
+        The integrated files.
+    """
 
     crystal: str
     wavelength: str
@@ -132,9 +140,8 @@ def _sweeps_by_name(data: Path) -> list[SweepFiles]:
 def sweeps_of_directories(folders: Sequence[str | os.PathLike[str]]) -> list[SweepFiles]:
     """The sweeps of several xia2 directories, each with crystals of its own.
 
-    If two directories give the same name to their crystals (the default of xia2 is DEFAULT),
-    the name of
-    the directory is put before it.
+    If two directories give the same name to their crystals (the default of xia2 is DEFAULT), the
+    name of the directory is put before it.
 
     Raises
     ------
@@ -165,6 +172,13 @@ def sweeps_of_files(
     crystals: Sequence[str] = ("DEFAULT",),
 ) -> list[SweepFiles]:
     """Integrated files divided evenly among the crystals, in their order.
+
+    Parameters
+    ----------
+    experiments, reflections : sequence of paths
+        An .expt and a .refl for each sweep.
+    crystals : sequence of str
+        The names of the crystals.
 
     Raises
     ------
@@ -263,7 +277,7 @@ def existing_tomography(given: str | os.PathLike[str], crystal: str = "") -> Pat
 
 
 def files_of(tomography: Path) -> tuple[Path, ...]:
-    """The files of a scan or volume, without the external files that an HDF5 file links to."""
+    """The files of a scan or volume, without external files that an HDF5 file links to."""
     if tomography.is_file():
         return (tomography,)
     if tomography.is_dir():

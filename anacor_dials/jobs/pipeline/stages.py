@@ -40,9 +40,8 @@ def integration(images: Sequence[str], options: Sequence[str], nproc: int = 1) -
     Parameters
     ----------
     images : sequence of str
-        ``path`` or ``path:first:last``. Only the files that are named are looked at to find
-        out whether
-        images have changed.
+        ``path`` or ``path:first:last``. Only the files that are named are looked at to find out
+        whether images have changed.
     options : sequence of str
         Further arguments of xia2.
     nproc : int
@@ -94,9 +93,8 @@ def process(
     Raises
     ------
     ValueError
-        If a step fails; the message names the log. A strategy of scaling that fails is left
-        out, unless
-        it is the one to take.
+        If a step fails; the message names the log. A strategy of scaling that fails is left out,
+        unless it is the one to take.
     """
     names = [file_name(crystal.name, "crystal") for crystal in crystals]
     if len(set(names)) != len(names) or "all" in names and settings.together:
@@ -111,7 +109,15 @@ def process(
 
 
 def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -> CorrectedCrystal:
-    """The factors of all sweeps of a crystal: labels, mu and rays."""
+    """The factors of all sweeps of a crystal: labels, mu and rays.
+
+    Parameters
+    ----------
+    crystal : Crystal
+    settings : PipelineSettings
+    work : WorkingFolder
+        It runs the steps.
+    """
     name = file_name(crystal.name, "crystal")
     options = options_of(crystal.name, settings.absorption_options)
     free = (f"nproc={settings.nproc}",)
@@ -160,7 +166,18 @@ def reduce_group(
     work: WorkingFolder,
     write_report: WriteReport,
 ) -> GroupResult:
-    """The sweeps scaled together: symmetry, strategies, the best of them, merged and exported."""
+    """Sweeps scaled together: symmetry, strategies, the best of them, merged and exported.
+
+    Parameters
+    ----------
+    corrections : sequence of CorrectedCrystal
+        The crystals that are scaled together.
+    settings : PipelineSettings
+    work : WorkingFolder
+        It runs the steps.
+    write_report : callable
+        As of :func:`process`.
+    """
     crystals = tuple(one.crystal.name for one in corrections)
     name = "all" if settings.together else file_name(crystals[0], "crystal")
     experiments = tuple(one.absorption.path("corrected.expt") for one in corrections)
@@ -226,9 +243,18 @@ def find_symmetry(
 ) -> FinishedStep | None:
     """All sweeps in one setting, and their space group; None if it is left as it is.
 
-    Several sweeps are given to dials.cosym, which also resolves indexing ambiguities between
-    them. A
-    single sweep is given to dials.symmetry, or to dials.reindex if its space group is known.
+    Several sweeps are given to dials.cosym, which also resolves indexing ambiguities between them.
+    A single sweep is given to dials.symmetry, or to dials.reindex if its space group is known.
+
+    Parameters
+    ----------
+    name : str
+        Of the group.
+    experiments, reflections : sequence of Path
+        Its files.
+    settings : PipelineSettings
+    work : WorkingFolder
+        It runs the steps.
     """
     if settings.symmetry == "none":
         return None
@@ -267,7 +293,18 @@ def scale_by_strategies(
     settings: PipelineSettings,
     work: WorkingFolder,
 ) -> list[tuple[ScaledData | FailedScaling, FinishedStep | None]]:
-    """The outcome of every strategy, each a step of its own."""
+    """The outcome of every strategy, each a step of its own.
+
+    Parameters
+    ----------
+    name : str
+        Of the group.
+    experiments, reflections : sequence of Path
+        Its files.
+    settings : PipelineSettings
+    work : WorkingFolder
+        It runs the steps.
+    """
     options = settings.scaling_options
     if settings.d_min is not None:
         options = (f"cut_data.d_min={settings.d_min:g}", *options)
@@ -327,7 +364,22 @@ def compare_wavelengths(
     work: WorkingFolder,
     write_report: WriteReport,
 ) -> list[tuple[str, float, FinishedStep]]:
-    """(name, wavelength in A, its comparison) for every wavelength, from short to long."""
+    """(name, wavelength in Angstrom, its comparison), from the shortest wavelength to the longest.
+
+    Parameters
+    ----------
+    name : str
+        Of the group.
+    outcomes : sequence of (ScaledData or FailedScaling, FinishedStep or None)
+        Of :func:`scale_by_strategies`.
+    corrections : sequence of CorrectedCrystal
+        The crystals of the group.
+    settings : PipelineSettings
+    work : WorkingFolder
+        It runs the steps.
+    write_report : callable
+        As of :func:`process`.
+    """
     first = next(o for o, _ in outcomes if isinstance(o, ScaledData))
     models = _read_models(first.experiments)
     wavelengths = sorted(wavelength for wavelength, _ in wavelength_groups(models))
@@ -378,9 +430,8 @@ def wavelength_names(
 ) -> list[str]:
     """A name for each wavelength (Angstrom).
 
-    It is the name that xia2 gave, if all sweeps of the wavelength have it and no other
-    wavelength does.
-    Otherwise the names are WAVE1, WAVE2 ..., or NATIVE for a single wavelength.
+    It is the name that xia2 gave, if all sweeps of the wavelength have it and no other wavelength
+    does. Otherwise the names are WAVE1, WAVE2 ..., or NATIVE for a single wavelength.
     """
     names: list[set[str]] = [set() for _ in wavelengths]
     for correction in corrections:
@@ -400,9 +451,18 @@ def wavelength_names(
 def by_wavelength(
     step_name: str, files: tuple[Path, Path], work: WorkingFolder
 ) -> list[tuple[Path, Path]]:
-    """(experiments, reflections) of each wavelength, from short to long.
+    """(experiments, reflections) of each wavelength, from the shortest to the longest.
 
     For a single wavelength these are the files themselves.
+
+    Parameters
+    ----------
+    step_name : str
+        Of the step that divides them.
+    files : (Path, Path)
+        Experiments and reflections.
+    work : WorkingFolder
+        It runs the step.
     """
     models = _read_models(files[0])
     n = len(wavelength_groups(models))
@@ -441,7 +501,22 @@ def merge_and_export(
     settings: PipelineSettings,
     work: WorkingFolder,
 ) -> tuple[WavelengthResult, ...]:
-    """Each wavelength merged (MTZ) and unmerged (MTZ, mmCIF), and put into DataFiles."""
+    """Each wavelength merged (MTZ) and unmerged (MTZ, mmCIF), and copied to DataFiles.
+
+    Parameters
+    ----------
+    name : str
+        Of the group.
+    crystals : sequence of str
+        The names of its crystals.
+    files : (Path, Path)
+        The scaled experiments and reflections.
+    wavelengths : sequence of (str, float, FinishedStep)
+        Of :func:`compare_wavelengths`.
+    settings : PipelineSettings
+    work : WorkingFolder
+        It runs the steps.
+    """
     results = []
     crystal = file_name(crystals[0], "crystal") if len(crystals) == 1 else "ALL"
     parts = by_wavelength(f"{name}/split", files, work)

@@ -2,14 +2,12 @@
 
 A step is a command that reads files and writes others into a folder of its own. The working folder
 holds these folders and ``steps.json``, a record of every finished step: its command, the versions
-of the
-programs, and the SHA-256 of its inputs and outputs. A step is run again only if one of these has
-changed. Therefore a run that was stopped continues where it stopped, and after a change only the
-steps that depend on it are repeated.
+of the programs, and the SHA-256 of its inputs and outputs. A step is run again only if one of these
+has changed. Therefore a run that was stopped continues where it stopped, and after a change only
+the steps that depend on it are repeated.
 
 A step runs in a folder of another name, which is renamed when all outputs are there. So the folders
-of
-steps are always complete. If a step fails, only its log is kept, as ``STEP.failed.log``.
+of steps are always complete. If a step fails, only its log is kept, as ``STEP.failed.log``.
 """
 
 from __future__ import annotations
@@ -66,9 +64,8 @@ class Step:
     free : tuple of str
         Further arguments that do not change the result, such as the number of processes.
     perform : callable, optional
-        A function of the folder that is called instead of the command. It may raise
-        ValueError; if the
-        error has an attribute ``log``, that file is kept.
+        A function of the folder that is called instead of the command. It may raise ValueError; if
+        the error has an attribute ``log``, that file is kept.
     by_hand : bool
         Whether the command can be repeated by hand. If not, it only says in words what is done.
     """
@@ -120,6 +117,7 @@ class FinishedStep:
 
     @property
     def command_line(self) -> str:
+        """The command as it is typed."""
         return shlex.join((*self.command, *self.free))
 
     @property
@@ -129,6 +127,7 @@ class FinishedStep:
         return path if path.is_file() else None
 
     def path(self, output: str) -> Path:
+        """The path of an output."""
         return self.folder / output
 
     def as_dict(self) -> dict[str, Any]:
