@@ -7,7 +7,8 @@ import pytest
 
 from anacor_dials.sample.volumes import LabelVolume
 from anacor_dials.simulation.realism import compare_projections
-from anacor_dials.simulation.samples import demo_sample, sample_from_labels
+from anacor_dials.simulation.sample_surfaces import sample_from_labels
+from anacor_dials.simulation.samples import demo_sample
 
 
 def test_equal_images_are_alike() -> None:

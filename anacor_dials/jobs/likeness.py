@@ -13,7 +13,8 @@ from tqdm import tqdm
 from anacor_dials.sample.tomogram_files import SampleFile, read_sample_file
 from anacor_dials.simulation.batch import SampleRecipe
 from anacor_dials.simulation.realism import Realism, compare_projections
-from anacor_dials.simulation.samples import Sample, sample_from_labels
+from anacor_dials.simulation.sample_surfaces import sample_from_labels
+from anacor_dials.simulation.samples import Sample
 from anacor_dials.simulation.scan import ScanSettings, write_scan
 from anacor_dials.tomography.projections import Projections, read_projections
 from anacor_dials.tomography.reconstruction import ReconstructionSettings, reconstruct_scan

@@ -20,6 +20,8 @@ from anacor_dials.sample.materials import Composition, protein_crystal
 from anacor_dials.sample.output_files import OutputFiles
 from anacor_dials.sample.tomogram_files import read_sample_file, write_sample_file
 from anacor_dials.simulation.detector import DetectorModel
+from anacor_dials.simulation.sample_families import random_solids
+from anacor_dials.simulation.sample_surfaces import sample_of_solids
 from anacor_dials.simulation.samples import Sample, random_sample
 from anacor_dials.simulation.scan import ScanSettings, write_scan
 from anacor_dials.tomography.projections import read_projections
@@ -42,6 +44,8 @@ class ScanRanges:
     crystal_size_um: mean size of the crystal; contrast: mu of the crystal relative to that of the
     liquor, less one; pixel_size_um; distance_mm; energy_keV; photons: per pixel in the mean flat
     (drawn logarithmically); n_projections. shapes: families of crystals. stem_length_um: of the loop.
+    solids: samples of all families of :mod:`anacor_dials.simulation.sample_families` instead of a crystal inside its drop;
+    shapes and stem_length_um then count for nothing.
     """
 
     crystal_size_um: tuple[float, float] = (26.0, 56.0)
@@ -53,6 +57,7 @@ class ScanRanges:
     n_projections: tuple[int, int] = (160, 300)
     shapes: tuple[str, ...] = ("polyhedron", "plate", "needle")
     stem_length_um: float = 60.0
+    solids: bool = False
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -135,6 +140,12 @@ def draw_scan(
         "n_projections": int(rng.integers(ranges.n_projections[0], ranges.n_projections[1] + 1)),
     }
     materials = materials_of_contrast(rng, drawn["contrast"], drawn["energy_keV"])
+    if ranges.solids:
+        radius = drawn["crystal_size_um"] * rng.uniform(1.0, 1.5)
+        solids, families = random_solids(rng, radius)
+        drawn |= families
+        sample = sample_of_solids(solids, (1.3 * radius, radius, radius), materials)
+        return sample, _scan_settings(sample, drawn), drawn
     sample = random_sample(
         rng,
         drawn["crystal_size_um"],
@@ -142,7 +153,11 @@ def draw_scan(
         shape=drawn["shape"],
         stem_length_um=ranges.stem_length_um,
     )
-    settings = scan_settings_around(
+    return sample, _scan_settings(sample, drawn), drawn
+
+
+def _scan_settings(sample: Sample, drawn: dict[str, Any]) -> ScanSettings:
+    return scan_settings_around(
         sample,
         drawn["pixel_size_um"],
         distance_mm=drawn["distance_mm"],
@@ -150,7 +165,6 @@ def draw_scan(
         n_projections=drawn["n_projections"],
         detector=DetectorModel(photons=drawn["photons"], gain=1.0),
     )
-    return sample, settings, drawn
 
 
 def write_training_scan(

@@ -206,50 +206,6 @@ def random_materials(rng: np.random.Generator) -> tuple[dict[str, Composition], 
     return compositions, record
 
 
-def sample_from_labels(
-    volume: LabelVolume,
-    materials: Mapping[str, Composition] | None = None,
-    smoothing_voxels: float = 0.7,
-) -> Sample:
-    """A sample whose surfaces are those of a labelled volume (a segmented real scan).
-
-    Marching cubes at one half of each label, smoothed by a Gaussian of some voxels. The liquor
-    fills everything that is not background, other materials displace it, the crystal displaces all.
-    """
-    from scipy.ndimage import gaussian_filter
-    from skimage.measure import marching_cubes
-
-    def surface(mask: Any) -> Mesh | None:
-        if not mask.any():
-            return None
-        padded = gaussian_filter(np.pad(mask, 3).astype(np.float32), smoothing_voxels)
-        vertices, faces, _, _ = marching_cubes(padded, 0.5)
-        position = volume.position_um(vertices - 3.0)
-        a, b, c = (position[faces[:, k]] for k in range(3))
-        outward = np.einsum("ij,ij->", a, np.cross(b, c)) > 0
-        return Mesh(position, np.ascontiguousarray(faces if outward else faces[:, ::-1]))
-
-    compositions = {**default_materials(), **(materials or {})}
-    unknown = [n for n in volume.names[1:] if n not in compositions]
-    if unknown:
-        raise ValueError(
-            f"The volume's {', '.join(unknown)} has no composition; name its formula and density."
-        )
-    values = volume.values
-    parts: list[Part] = []
-    filled = surface(values != 0)
-    if filled is not None and "liquor" in volume.names:
-        parts.append(Part("liquor", filled))
-    others = [n for n in volume.names[1:] if n not in ("liquor", "crystal")]
-    before: list[str] = ["liquor"]
-    for name in [*others, "crystal"]:
-        mesh = surface(values == volume.label(name))
-        if mesh is not None:
-            parts.append(Part(name, mesh, tuple(before)))
-        before.append(name)
-    return Sample(tuple(parts), compositions, {"maker": "labels"})
-
-
 def sample_from_meshes(
     meshes: Mapping[str, Mesh | Sequence[Mesh]],
     materials: Mapping[str, Composition] | None = None,

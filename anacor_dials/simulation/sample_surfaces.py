@@ -1,0 +1,111 @@
+"""Samples of closed meshes from what is no mesh: labelled volumes, and solids given as signed
+distances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from anacor_dials.sample.materials import Composition
+from anacor_dials.sample.volumes import LabelVolume
+from anacor_dials.simulation.meshes import Mesh
+from anacor_dials.simulation.samples import BACKGROUND, Part, Sample, default_materials
+from anacor_dials.simulation.solids import Solid, coordinates
+
+# what solids that are none of liquor, loop and crystal are made of
+OTHER_MATERIALS = {
+    "salt": Composition.parse("NaCl", 2.16),
+    "ice": Composition.parse("H2O", 0.92),
+    "dirt": Composition.parse("C6H10O5", 1.5),
+    "pin": Composition.parse("SiO2", 2.2),
+}
+
+
+def sample_from_labels(
+    volume: LabelVolume,
+    materials: Mapping[str, Composition] | None = None,
+    smoothing_voxels: float = 0.7,
+) -> Sample:
+    """A sample whose surfaces are those of a labelled volume (a segmented real scan).
+
+    Marching cubes at one half of each label, smoothed by a Gaussian of some voxels. The liquor
+    fills everything that is not background, other materials displace it, the crystal displaces all.
+    """
+    from scipy.ndimage import gaussian_filter
+    from skimage.measure import marching_cubes
+
+    def surface(mask: Any) -> Mesh | None:
+        if not mask.any():
+            return None
+        padded = gaussian_filter(np.pad(mask, 3).astype(np.float32), smoothing_voxels)
+        vertices, faces, _, _ = marching_cubes(padded, 0.5)
+        position = volume.position_um(vertices - 3.0)
+        a, b, c = (position[faces[:, k]] for k in range(3))
+        outward = np.einsum("ij,ij->", a, np.cross(b, c)) > 0
+        return Mesh(position, np.ascontiguousarray(faces if outward else faces[:, ::-1]))
+
+    compositions = {**default_materials(), **(materials or {})}
+    unknown = [n for n in volume.names[1:] if n not in compositions]
+    if unknown:
+        raise ValueError(
+            f"The volume's {', '.join(unknown)} has no composition; name its formula and density."
+        )
+    values = volume.values
+    parts: list[Part] = []
+    filled = surface(values != 0)
+    if filled is not None and "liquor" in volume.names:
+        parts.append(Part("liquor", filled))
+    others = [n for n in volume.names[1:] if n not in ("liquor", "crystal")]
+    before: list[str] = ["liquor"]
+    for name in [*others, "crystal"]:
+        mesh = surface(values == volume.label(name))
+        if mesh is not None:
+            parts.append(Part(name, mesh, tuple(before)))
+        before.append(name)
+    return Sample(tuple(parts), compositions, {"maker": "labels"})
+
+
+def sample_of_solids(
+    solids: Sequence[Solid],
+    extent_um: ArrayLike,
+    materials: Mapping[str, Composition] | None = None,
+    step_um: float = 1.5,
+    parameters: Mapping[str, Any] | None = None,
+) -> Sample:
+    """A sample of closed meshes of solids that are given as signed distances (:mod:`.solids`).
+
+    Marching cubes on a grid of step_um; what is thinner than that is lost. extent_um: half sizes
+    (3,) of the box about the origin at which everything ends. Solids of one material become one
+    mesh; later materials displace earlier ones. materials: compositions, the defaults where None.
+    Raises ValueError where no crystal is left.
+    """
+    from skimage.measure import marching_cubes
+
+    half = np.broadcast_to(np.asarray(extent_um, dtype=np.float64), (3,))
+    n = [int(2 * np.ceil(h / step_um)) + 7 for h in half]
+    centre = (np.array(n) - 1) / 2
+    x, y, z = coordinates(n, step_um, centre)
+    ends = np.maximum(np.maximum(abs(x) - half[0], abs(y) - half[1]), abs(z) - half[2])
+    compositions = {**default_materials(), **(materials or {})}
+    parts: list[Part] = []
+    before: list[str] = []
+    for material in dict.fromkeys(solid.material for solid in solids):
+        shape = np.full(n, np.inf, dtype=np.float32)
+        for solid in solids:
+            if solid.material == material:
+                np.minimum(shape, solid.distance(x, y, z), out=shape)
+        np.maximum(shape, ends, out=shape)
+        if material != BACKGROUND and material not in compositions:
+            compositions[material] = OTHER_MATERIALS[material]
+        if shape.min() < 0:
+            vertices, faces, _, _ = marching_cubes(shape, 0.0)
+            position = (vertices - centre) * step_um
+            a, b, c = (position[faces[:, k]] for k in range(3))
+            outward = np.einsum("ij,ij->", a, np.cross(b, c)) > 0
+            mesh = Mesh(position, np.ascontiguousarray(faces if outward else faces[:, ::-1]))
+            parts.append(Part(material, mesh, tuple(before)))
+        before.append(material)
+    return Sample(tuple(parts), compositions, {"maker": "solids", **(parameters or {})})
