@@ -29,56 +29,65 @@ from typing import Any
 
 import numpy as np
 
-from anacor_dials.absorption.directions import Directions
 from anacor_dials.absorption.factors import absorption_factors
 from anacor_dials.absorption.tracing import Tracing
+from anacor_dials.jobs.label_uncertainty import label_uncertainty, random_sweep
 from anacor_dials.jobs.training_scans import ScanRanges, write_training_scans
 from anacor_dials.report.page import write_json
-from anacor_dials.sample.frames import scan_rotation, unit
 from anacor_dials.sample.tomogram_files import read_sample_file
-from anacor_dials.sample.volumes import LabelVolume
+from anacor_dials.sample.volumes import LabelVolume, Tomogram
 from anacor_dials.segmentation.evaluation import evaluate_samples, mean_scores
 from anacor_dials.segmentation.inference import (
     SHIPPED_WEIGHTS,
-    InferenceSettings,
-    class_probabilities,
+    Segmentation,
     load_network,
     segment,
 )
 from anacor_dials.segmentation.network import model_card_path
+from anacor_dials.segmentation.tiles import InferenceSettings, class_probabilities
 from anacor_dials.segmentation.training_data import TOMO, TRUTH, labels_on_grid
+from anacor_dials.segmentation.working_grid import working_volume
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE.parent / "anacor_dials" / "segmentation" / "weights"
 NAMES = ("background", "liquor", "loop", "crystal")
 
 
-def random_reflections(n: int, rng: np.random.Generator) -> Directions:
-    """n reflections of one sweep of 360 degrees about X: scattering angles up to 80 degrees."""
-    angle = rng.uniform(0, 360, n)
-    two_theta, psi = np.deg2rad(rng.uniform(5, 80, n)), rng.uniform(0, 2 * np.pi, n)
-    # in the laboratory the beam flies along -Z
-    exits = np.stack(
-        [np.sin(two_theta) * np.cos(psi), np.sin(two_theta) * np.sin(psi), -np.cos(two_theta)], 1
-    )
-    turn = scan_rotation(angle).transpose(0, 2, 1)  # laboratory to sample
-    to_source = turn @ np.array([0.0, 0.0, 1.0])
-    return Directions.of_one_sweep(to_source, np.einsum("nij,nj->ni", turn, unit(exits)))
-
-
 def factor_error(found: LabelVolume, true: LabelVolume, mu: Any) -> dict[str, float]:
     """rms difference of the absorption factors after one scale, per cent; NaN without a crystal."""
     if not np.any(found.values == found.label("crystal")):
         return {"factors_rms_percent": math.nan, "factors_spread_percent": math.nan}
-    directions = random_reflections(300, np.random.default_rng(0))
-    tracing = Tracing(tolerance=3e-3, check_reflections=16, nproc=1, device="cpu", seed=1)
+    directions = random_sweep(300, np.random.default_rng(0))
     a, b = (
-        absorption_factors(labels, mu, directions, tracing).transmission for labels in (found, true)
+        absorption_factors(
+            labels,
+            mu,
+            directions,
+            Tracing(1e-3, check_reflections=16, nproc=1, device="cpu", seed=1),
+        ).transmission
+        for labels in (found, true)
     )
     ratio = a / b
     return {
         "factors_rms_percent": float(100 * np.std(ratio) / np.mean(ratio)),
         "factors_spread_percent": float(100 * np.std(b) / np.mean(b)),
+    }
+
+
+def measured(found: Segmentation, tomogram: Tomogram, true: LabelVolume, mu: Any) -> dict[str, Any]:
+    """What the labels are worth in factors, what the program itself says of it, and its warnings."""
+    grid = working_volume(tomogram, found.working[0], found.factors)
+    said = label_uncertainty(
+        found.working,
+        grid,
+        found.labels.names,
+        found.mu_per_um,
+        tracing=Tracing(1.5e-3, check_reflections=8, nproc=1, device="cpu"),
+    )
+    return {
+        **factor_error(found.labels, true, mu),
+        "uncertainty_percent": math.nan if said is None else 100 * said.rms,
+        "warnings": [*found.warnings, *([] if said is None else said.warnings)],
     }
 
 
@@ -113,23 +122,33 @@ def mean_table(results: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 def sample_table(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| sample | shape | contrast | background | liquor | loop | crystal | crystal Dice | HD95 (um) | "
-        "factors rms (of spread) |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| sample | liquor recall | loop recall | crystal recall | crystal Dice | HD95 (um) | factors rms (of spread) | "
+        "uncertainty said | warnings |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         c = row["cleaned"]["classes"]
-        accuracies = " | ".join(percent(c[n]["accuracy"]) for n in NAMES)
+        recalls = " | ".join(percent(c[n]["accuracy"]) for n in NAMES[1:])
         factors = (
             f"{number(row.get('factors_rms_percent'))} % "
             f"({number(row.get('factors_spread_percent'), 1)} %)"
         )
         lines.append(
-            f"| {row['name']} | {row.get('shape', '')} | {100 * row.get('contrast', math.nan):+.1f} % | "
-            f"{accuracies} | {number(c['crystal']['dice'], 3)} | {number(c['crystal']['hd95_um'], 1)} | "
-            f"{factors} |"
+            f"| {row['name']} | {recalls} | {number(c['crystal']['dice'], 3)} | "
+            f"{number(c['crystal']['hd95_um'], 1)} | {factors} | "
+            f"{number(row.get('uncertainty_percent'))} % | {len(row.get('warnings', []))} |"
         )
     return lines
+
+
+def calibration_line(rows: list[dict[str, Any]]) -> str:
+    """The expected calibration error of each class, mean over the samples and the largest."""
+    errors = np.array([row["calibration"] for row in rows])
+    parts = [
+        f"{name} {errors[:, k].mean():.4f} (at most {errors[:, k].max():.4f})"
+        for k, name in enumerate(NAMES)
+    ]
+    return f"Expected calibration error: {', '.join(parts)}."
 
 
 def draw_sample(path: Path, tomogram_file: Path, weights: Path) -> None:
@@ -171,7 +190,7 @@ def evaluate_weights(given: argparse.Namespace) -> None:
     results = {}
     settings = InferenceSettings(axes=given.axes, device=given.device)
     for weights in given.weights:
-        rows = evaluate_samples(load_network(weights), tomograms, settings, factor_error)
+        rows = evaluate_samples(load_network(weights), tomograms, settings, measured)
         results[weights.stem + ("" if given.axes == "x" else f" ({given.axes})")] = rows
         if given.card:
             card_file = model_card_path(weights)
@@ -188,14 +207,14 @@ def evaluate_weights(given: argparse.Namespace) -> None:
 def all_tables(results: dict[str, list[dict[str, Any]]]) -> list[str]:
     first = next(iter(results.values()))
     lines = [
-        f"{len(first)} virtual samples of shape families and seeds that were never trained on. "
-        "Accuracy is recall; in brackets the Dice loss. Means over the samples.",
+        f"{len(first)} samples that were never trained on. In brackets the Dice loss. Means over the samples.",
         "",
         *mean_table(results),
     ]
     for name, rows in results.items():
         lines += [
-            "", f"{name} + clean-up, every sample, the worst crystal first:", "", *sample_table(rows)
+            "", f"{name} + clean-up, every sample, the worst crystal first:", "", *sample_table(rows),
+            "", calibration_line(rows),
         ]  # fmt: skip
     return lines
 

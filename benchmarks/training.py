@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from anacor_dials.jobs.train import SimulatedSamples, make_samples, train_weights
-from anacor_dials.segmentation.training import TrainingSettings
+from anacor_dials.segmentation.training_settings import TrainingSettings
 
 EVALUATION_MINUTES = 1.0  # six samples, tiled
 

@@ -2,6 +2,9 @@
 """
 Train AnACorNet, the network that segments tomograms, on virtual and real samples.
 
+stream.use=True trains on a stream of fresh virtual tomograms of all kinds of samples, each made in a second or two
+while the network learns from those before it, so that nothing can be learned by heart; samples in folders are mixed in.
+
 Training data are folders with pairs NAME.tomo.h5 (reconstruction) and NAME.truth.h5 (labels), or tomo.h5
 files of real samples that were labelled by hand. simulate.samples=N makes N virtual samples first: random
 crystals in liquor in a loop, scanned by the simulator with noise and Fresnel fringes and reconstructed by
@@ -10,9 +13,11 @@ our own reconstruction.
 The weights (.safetensors) come with a model card (.json): data with their seeds, settings, scores of
 samples that were left out; with simulate.test_samples=N also of samples of shapes never trained on.
 A training that was interrupted goes on when the same command is given again. Where DIALS is not
-installed: python -m anacor_dials.segmentation.training
+installed: python -m anacor_dials.jobs.train
 
 Examples::
+
+  dials.anacor_train stream.use=True training.steps=4000 training.threads=2
 
   dials.anacor_train simulate.samples=40 simulate.test_samples=12
 
@@ -24,6 +29,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser
@@ -33,9 +39,40 @@ from anacor_dials.command_line import begin_log
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.report.page import write_json
 
+if TYPE_CHECKING:
+    from anacor_dials.segmentation.training_settings import TrainingSettings
+
 logger = logging.getLogger("dials.anacor_train")
 
 phil_scope = parse_phil("anacor_train.phil")
+
+
+def training_settings(params: Any) -> TrainingSettings:
+    """What the PHIL scopes ``network`` and ``training`` ask for."""
+    from anacor_dials.segmentation.network import NetworkSettings
+    from anacor_dials.segmentation.training_settings import TrainingSettings
+
+    n, t = params.network, params.training
+    return TrainingSettings(
+        network=NetworkSettings(n.architecture, n.size, n.n_slices, context=n.context),
+        steps=t.steps,
+        batch=t.batch,
+        crop=t.crop,
+        large_crop=t.large_crop,
+        pool=params.stream.pool,
+        fresh_every=params.stream.fresh_every,
+        learning_rate=t.learning_rate,
+        warm_up=t.warm_up,
+        validate_every=t.validate_every,
+        n_validation=t.validation_samples,
+        seed=params.seed,
+        minutes=t.minutes,
+        within_minutes=t.within_minutes,
+        begin_with=t.begin_with or "",
+        threads=t.threads,
+        precision=choice(t.precision),
+        device=choice(params.device),
+    )
 
 
 @show_mail_handle_errors()
@@ -51,7 +88,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
         args=args, show_diff_phil=False, return_unhandled=True
     )
     given = [Path(f) for f in (*folders, *(d for d in params.data if d))]
-    if not given and not params.simulate.samples:
+    if not given and not params.simulate.samples and not params.stream.use:
         parser.print_help()
         sys.exit(1)
 
@@ -60,8 +97,8 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
     try:
         try:
             from anacor_dials.jobs.train import SimulatedSamples, train_weights
-            from anacor_dials.segmentation.network import NetworkSettings, model_card_path
-            from anacor_dials.segmentation.training import TrainingSettings
+            from anacor_dials.jobs.training_stream import StreamedTomograms
+            from anacor_dials.segmentation.network import model_card_path
         except ImportError as error:
             raise ValueError(
                 f"Training needs torch, torchvision and safetensors ({error}); install them."
@@ -69,27 +106,6 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
         weights = Path(params.output.weights)
         if weights.suffix != ".safetensors":
             raise ValueError(f"output.weights is {weights}; its name must end in .safetensors.")
-        network = NetworkSettings(
-            params.network.architecture, params.network.size, params.network.n_slices
-        )
-        t = params.training
-        settings = TrainingSettings(
-            network=network,
-            steps=t.steps,
-            batch=t.batch,
-            crop=t.crop,
-            learning_rate=t.learning_rate,
-            warm_up=t.warm_up,
-            validate_every=t.validate_every,
-            n_validation=t.validation_samples,
-            seed=params.seed,
-            minutes=t.minutes,
-            within_minutes=t.within_minutes,
-            begin_with=t.begin_with or "",
-            threads=t.threads,
-            precision=choice(t.precision),
-            device=choice(params.device),
-        )
         s = params.simulate
         simulated = SimulatedSamples(
             folder=Path(s.folder),
@@ -101,8 +117,20 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
             contrast=tuple(s.contrast),
             seed=params.seed,
         )
+        stream = StreamedTomograms(
+            params.seed,
+            tuple(params.stream.voxels),
+            params.stream.workers,
+            params.stream.calibration_samples,
+        )
         card = train_weights(
-            given, settings, weights, simulated, restart=t.restart, progress=sys.stderr.isatty()
+            given,
+            training_settings(params),
+            weights,
+            simulated,
+            stream if params.stream.use else None,
+            restart=params.training.restart,
+            progress=sys.stderr.isatty(),
         )
         if "evaluation" in card:
             write_json(model_card_path(weights), card)

@@ -18,8 +18,9 @@ from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.jobs.segment import SegmentationSettings
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.sample.hdf5_files import open_hdf5
-from anacor_dials.segmentation.inference import CleaningSettings, InferenceSettings
+from anacor_dials.segmentation.clean_up import CleaningSettings
 from anacor_dials.segmentation.sam2_refinement import Sam2Settings
+from anacor_dials.segmentation.tiles import InferenceSettings
 from anacor_dials.tomography.reconstruction import ReconstructionSettings
 from anacor_dials.tomography.scan_files import ScanDescription
 
@@ -86,8 +87,10 @@ def segmentation_settings(params: Any, keep_probabilities: bool) -> Segmentation
             device=choice(params.device),
         ),
         clean_up=s.clean_up,
+        uncertainty=s.uncertainty,
         cleaning=CleaningSettings(
             s.one_crystal,
+            s.smallest_crystal,
             s.crystal_in_air,
             s.fill_crystal,
             s.smallest_body_um3,

@@ -276,9 +276,9 @@ def network_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class ByValue(SliceNetwork):
         def __init__(self) -> None:
-            super().__init__(NetworkSettings("unet", n_slices=1))
+            super().__init__(NetworkSettings("unet", n_slices=1, context=False))
 
-        def forward(self, slices: Any) -> Any:
+        def forward(self, slices: Any, context: Any = None) -> Any:
             levels = torch.tensor([0.0, 1.0, 0.6, 1.5])[:, None, None]
             return -100.0 * (slices[:, :1] - levels) ** 2
 

@@ -93,10 +93,11 @@ def test_the_same_seed_gives_the_same_sample(scans, tmp_path):
     assert again.stat().st_mtime_ns == before
 
 
-def test_samples_are_scored(scans):
+@pytest.mark.parametrize("context", [True, False])
+def test_samples_are_scored(scans, context):
     folder, _ = scans
     paths = [path for path, _ in find_training_files([folder])]
-    network = build_network(NetworkSettings("unet", n_slices=1)).eval()
+    network = build_network(NetworkSettings("unet", n_slices=1, context=context)).eval()
     rows = evaluate_samples(network, paths[:1], None, lambda *_: {"further": 1.5})
     assert rows[0]["shape"] == "polyhedron"
     assert rows[0]["further"] == 1.5

@@ -16,7 +16,7 @@ pytest.importorskip("torchvision", reason="torchvision is not installed")
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
 from anacor_dials.sample.volumes import LabelVolume, Tomogram  # noqa: E402
-from anacor_dials.segmentation import inference  # noqa: E402
+from anacor_dials.segmentation.clean_up import CleaningSettings, clean  # noqa: E402
 from anacor_dials.segmentation.evaluation import (  # noqa: E402
     cross_entropy,
     evaluate,
@@ -24,20 +24,21 @@ from anacor_dials.segmentation.evaluation import (  # noqa: E402
 )
 from anacor_dials.segmentation.inference import (  # noqa: E402
     SHIPPED_WEIGHTS,
-    CleaningSettings,
-    InferenceSettings,
     at_full_size,
-    class_probabilities,
-    clean,
     load_network,
     mean_mu,
+    segment,
+)
+from anacor_dials.segmentation.network import NetworkSettings, SliceNetwork  # noqa: E402
+from anacor_dials.segmentation.tiles import (  # noqa: E402
+    AIR_AROUND,
+    InferenceSettings,
+    class_probabilities,
     most_probable,
     sample_box,
-    segment,
     tile_starts,
     uncertainty,
 )
-from anacor_dials.segmentation.network import NetworkSettings, SliceNetwork  # noqa: E402
 
 NAMES = ("background", "liquor", "loop", "crystal")
 LEVELS = (0.0, 1.0, 0.7, 1.4)
@@ -50,11 +51,11 @@ class ByValue(SliceNetwork):
     """
 
     def __init__(self, n_slices=1, of="middle"):
-        super().__init__(NetworkSettings("unet", n_slices=n_slices))
+        super().__init__(NetworkSettings("unet", n_slices=n_slices, context=False))
         self.of = of
         self.seen = []
 
-    def forward(self, slices):
+    def forward(self, slices, context=None):
         self.seen.append(tuple(slices.shape))
         plain = slices[:, : self.settings.n_slices]
         x = plain.mean(dim=1) if self.of == "mean" else plain[:, self.settings.n_slices // 2]
@@ -105,6 +106,50 @@ def test_labels_come_out_in_place():
     assert int(uncertainty(p)[0, 0, 0]) == 0
 
 
+class ByCoarsePass(SliceNetwork):
+    """A stand-in that says what the coarse pass tells it, and a coarse pass that labels by level."""
+
+    def __init__(self):
+        super().__init__(NetworkSettings("unet", n_slices=1))
+        self.context = CoarseByValue()
+
+    def forward(self, slices, context):
+        assert context.shape == (len(slices), 4, *slices.shape[2:])
+        return torch.log(context.clamp(min=1e-6))
+
+
+class CoarseByValue(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def forward(self, x):
+        self.n += 1
+        levels = torch.tensor(LEVELS)[:, None, None, None]
+        return -200.0 * (x[:, :1] - levels) ** 2
+
+
+@pytest.mark.parametrize("axes", ["x", "y", "z", "xyz"])
+@pytest.mark.parametrize("tile", [32, 512])
+def test_slices_see_the_coarse_pass_in_its_place(axes, tile):
+    """Whatever the slices' normal and the tiles: labels that the coarse pass alone knows come out in place."""
+    labels = np.zeros((60, 66, 72), dtype=np.uint8)
+    labels[4:54, 8:60, 6:66] = 1
+    labels[9:27, 12:51, 15:30] = 3  # whole blocks of three voxels; nothing about it is symmetric
+    values = np.array(LEVELS, dtype=np.float32)[labels]
+    network = ByCoarsePass()
+    settings = InferenceSettings(axes=axes, tile=tile, overlap=8, device="cpu")
+    found = most_probable(class_probabilities(network, values, settings))
+    assert network.context.n == 1  # the whole sample, once
+    # interpolation rounds the edges off, and the faces are where they were
+    crystal, true = found == 3, labels == 3
+    assert not np.any(crystal & ~true)
+    missing = np.argwhere(true & ~crystal)
+    low, high = np.argwhere(true).min(axis=0), np.argwhere(true).max(axis=0)
+    assert len(missing)
+    assert np.all(np.count_nonzero((missing == low) | (missing == high), axis=1) >= 2)
+
+
 @pytest.mark.parametrize("axes", ["x", "y", "z", "xyz"])
 def test_neighbours_run_along_the_slices_normal(axes):
     """The mean of three neighbours blurs along the normal alone."""
@@ -127,7 +172,7 @@ def test_nothing_but_the_sample_is_looked_at():
     network = ByValue()
     p = class_probabilities(network, far, InferenceSettings(device="cpu"))
     # 28 voxels of sample each way, and the air around it that the edge of the volume leaves
-    around = inference.AIR_AROUND
+    around = AIR_AROUND
     assert sum(shape[0] for shape in network.seen) == pytest.approx(28 + 2 * around, abs=6)
     assert max(shape[3] for shape in network.seen) == pytest.approx(28 + 2 * around, abs=6)
     assert bool(np.all(p[0, :10] == 255))
@@ -142,11 +187,11 @@ def test_threads_share_the_slices_and_are_given_back(monkeypatch):
     changes, at_work = [], set()
 
     class Watched(ByValue):
-        def forward(self, slices):
+        def forward(self, slices, context=None):
             at_work.add(threading.current_thread())
             assert changes == [1]
             time.sleep(0.002)
-            return super().forward(slices)
+            return super().forward(slices, context)
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(torch, "set_num_threads", changes.append)
@@ -245,8 +290,25 @@ def test_a_second_crystal_becomes_what_is_next_probable():
     assert cleaned[20, 20, 20] == 2
     assert changed(steps) == {("crystal", "liquor"): 52.0, ("crystal", "loop"): 2.0}
     np.testing.assert_array_equal(most_probable(p), cleaned)
-    kept, steps = clean(sure(labels), NAMES, 1.0, CleaningSettings(one_crystal=False))
+    # 27 of 512 voxels: a crystal of its own only where such small ones are asked for
+    all_of_them = CleaningSettings(smallest_crystal=0.05, smallest_loop_um3=0, crystal_bridge_um=0)
+    kept, steps = clean(sure(labels), NAMES, 1.0, all_of_them)
     np.testing.assert_array_equal(kept, labels)
+
+
+def test_two_crystals_stay_where_both_are_large_and_sure():
+    labels = drop()
+    labels[19:24, 10:16, 10:16] = 3  # 180 of 512 voxels
+    kept, _ = clean(sure(labels), NAMES, 1.0)
+    np.testing.assert_array_equal(kept, labels)
+    only = clean(sure(labels), NAMES, 1.0, CleaningSettings(one_crystal=True))[0]
+    assert np.count_nonzero(only == 3) == 512
+    p = sure(labels)
+    p[3, 19:24, 10:16, 10:16], p[1, 19:24, 10:16, 10:16] = 140, 115  # hardly more probable
+    doubtful = clean(p, NAMES, 1.0)[0]
+    assert np.count_nonzero(doubtful == 3) == 512
+    with pytest.raises(ValueError, match="smallest_crystal"):
+        CleaningSettings(smallest_crystal=2.0)
 
 
 def test_the_main_body_is_the_surest_one_not_the_largest():
@@ -290,12 +352,12 @@ def test_plates_and_needles_are_left_whole(half):
 def test_crystal_in_air_is_air():
     labels = drop()
     labels[26:29, 26:29, 26:29] = 3
-    only = CleaningSettings(one_crystal=False, smallest_body_um3=0)
+    only = CleaningSettings(smallest_body_um3=0)
     cleaned, steps = clean(sure(labels), NAMES, 1.0, only)
     assert cleaned[27, 27, 27] == 0
     assert np.count_nonzero(cleaned == 3) == 512
     assert changed(steps) == {("crystal", "background"): 27.0}
-    allowed = CleaningSettings(one_crystal=False, smallest_body_um3=0, crystal_in_air=True)
+    allowed = CleaningSettings(smallest_crystal=0, smallest_body_um3=0, crystal_in_air=True)
     assert clean(sure(labels), NAMES, 1.0, allowed)[0][27, 27, 27] == 3
 
 
@@ -316,7 +378,9 @@ def test_islands_holes_and_specks():
     assert changed(steps) == {
         ("liquor", "background"): 1.0, ("liquor", "crystal"): 1.0, ("loop", "liquor"): 2.0,
     }  # fmt: skip
-    off = CleaningSettings(True, False, False, 0.0, 0.0)
+    off = CleaningSettings(
+        crystal_in_air=True, fill_crystal=False, smallest_body_um3=0.0, smallest_loop_um3=0.0
+    )
     np.testing.assert_array_equal(clean(sure(labels), NAMES, 1.0, off)[0], labels)
     with pytest.raises(ValueError, match="smallest_loop_um3"):
         CleaningSettings(smallest_loop_um3=-1.0)
@@ -489,4 +553,4 @@ def test_shipped_weights():
     for row in card.get("evaluation", {}).get("samples", ()):
         assert tuple(row["seed"]) not in trained
         assert row["shape"] not in card["training"]["families"]
-    assert inference.SHIPPED_WEIGHTS.startswith(card["network"]["architecture"])
+    assert SHIPPED_WEIGHTS.startswith(card["network"]["architecture"])

@@ -12,6 +12,8 @@ pytest.importorskip("torchvision", reason="torchvision is not installed")
 safetensors_torch = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
 
 from anacor_dials.segmentation import network as networks  # noqa: E402
+from anacor_dials.segmentation.coarse_grid import N_CHANNELS  # noqa: E402
+from anacor_dials.segmentation.context import ContextNetwork  # noqa: E402
 from anacor_dials.segmentation.network import (  # noqa: E402
     DeformableDepthwise,
     LargeKernelGate,
@@ -28,47 +30,80 @@ from anacor_dials.segmentation.network import (  # noqa: E402
 ARCHITECTURES = ("anacornet", "unet")
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(
+    params=[(a, c) for a in ARCHITECTURES for c in (True, False)],
+    ids=lambda p: f"{p[0]}-{'with' if p[1] else 'without'}_context",
+)
 def network(request):
     torch.manual_seed(1)
-    return build_network(NetworkSettings(request.param, n_slices=3)).eval()
+    architecture, context = request.param
+    return build_network(NetworkSettings(architecture, n_slices=3, context=context)).eval()
+
+
+def probabilities(network, n, *shape):
+    """Random ones of a coarse pass; None for a network that takes none."""
+    settings = network.settings
+    return torch.randn(n, settings.n_classes, *shape).softmax(1) if settings.context else None
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (33, 50), (64, 48)])
 def test_any_size_of_slice(network, shape):
     with torch.no_grad():
-        logits = network(torch.randn(2, 9, *shape))
+        logits = network(torch.randn(2, 9, *shape), probabilities(network, 2, *shape))
     assert logits.shape == (2, 4, *shape)
     assert bool(torch.isfinite(logits).all())
 
 
 def test_training_gives_three_sizes(network):
-    sizes = [tuple(o.shape[1:]) for o in network.train()(torch.randn(2, 9, 32, 48))]
+    seen = torch.randn(2, 9, 32, 48), probabilities(network, 2, 32, 48)
+    sizes = [tuple(o.shape[1:]) for o in network.train()(*seen)]
     assert sizes == [(4, 32, 48), (4, 16, 24), (4, 8, 12)]
 
 
 def test_every_parameter_takes_part(network):
-    outputs = network.train()(torch.randn(2, 9, 32, 32))
+    outputs = network.train()(torch.randn(2, 9, 32, 32), probabilities(network, 2, 32, 32))
+    if network.context is not None:
+        outputs.append(network.context(torch.randn(1, N_CHANNELS, 9, 8, 10)))
     sum((o**2).mean() for o in outputs).backward()
     idle = [name for name, p in network.named_parameters() if p.grad is None]
     assert not idle
 
 
-def test_sizes():
-    tiny, plain = (n_parameters(build_network(NetworkSettings(a))) for a in ARCHITECTURES)
-    assert tiny <= 4e6
-    assert plain == pytest.approx(tiny, rel=0.1)
-    base = n_parameters(build_network(NetworkSettings(size="base")))
-    assert 4e6 < base < 16 * 2**20 / 2  # as float16 it fits what may ship
-    assert n_parameters(build_network(NetworkSettings("unet", "base"))) == pytest.approx(
-        base, rel=0.25
+@pytest.mark.parametrize("context", [True, False])
+def test_sizes(context):
+    tiny, plain = (
+        n_parameters(build_network(NetworkSettings(a, context=context))) for a in ARCHITECTURES
     )
+    coarse = n_parameters(ContextNetwork(4)) if context else 0
+    assert tiny - coarse <= 4e6
+    assert coarse < 0.5 * tiny
+    assert plain - coarse == pytest.approx(tiny - coarse, rel=0.1)
+    base = n_parameters(build_network(NetworkSettings(size="base", context=context)))
+    assert 4e6 < base < 16 * 2**20 / 2  # as float16 it fits what may ship
+    plain = n_parameters(build_network(NetworkSettings("unet", "base", context=context)))
+    assert plain - coarse == pytest.approx(base - coarse, rel=0.25)
+
+
+def test_the_context_is_seen_and_asked_for(network):
+    slices = torch.randn(1, 9, 32, 32)
+    if network.settings.context:
+        with torch.no_grad():
+            a, b = (network(slices, probabilities(network, 1, 32, 32)) for _ in range(2))
+        assert float((a - b).abs().max()) > 1e-4
+        with pytest.raises(ValueError, match="needs probabilities"):
+            network(slices)
+    else:
+        with pytest.raises(ValueError, match="takes no probabilities"):
+            network(slices, torch.full((1, 4, 32, 32), 0.25))
 
 
 def test_the_number_of_classes_is_a_parameter():
     names = ("background", "crystal", "oil")
-    network = build_network(NetworkSettings(n_slices=1, names=names)).eval()
-    assert network(torch.randn(1, 3, 16, 16)).shape == (1, 3, 16, 16)
+    for context in (True, False):
+        settings = NetworkSettings(n_slices=1, names=names, context=context)
+        network = build_network(settings).eval()
+        seen = torch.randn(1, 3, 16, 16), probabilities(network, 1, 16, 16)
+        assert network(*seen).shape == (1, 3, 16, 16)
 
 
 def test_the_same_seed_gives_the_same_network():
@@ -189,7 +224,7 @@ def test_bad_settings(choices, what):
 
 def test_wrong_number_of_slices(network):
     with pytest.raises(ValueError, match="3 slices"):
-        network(torch.randn(1, 5, 32, 32))
+        network(torch.randn(1, 5, 32, 32), probabilities(network, 1, 32, 32))
 
 
 # ---- weights --------------------------------------------------------------------------------------
@@ -201,18 +236,34 @@ def test_weights_come_back(network, tmp_path):
     again = load_weights(path)
     assert again.settings == network.settings
     assert not again.training
-    x = torch.randn(1, 9, 40, 40)
+    x = torch.randn(1, 9, 40, 40), probabilities(network, 1, 40, 40)
     with torch.no_grad():
-        torch.testing.assert_close(again(x), network(x))
+        torch.testing.assert_close(again(*x), network(*x))
+        if network.context is not None:
+            coarse = torch.randn(1, N_CHANNELS, 8, 9, 7)
+            torch.testing.assert_close(again.context(coarse), network.context(coarse))
     assert json.loads(model_card_path(path).read_text())["note"] == "a card"
     assert path.stat().st_size < 16 * 2**20
 
 
 def test_large_weights_are_halved(tmp_path):
     path = tmp_path / "w.safetensors"
-    save_weights(path, build_network(NetworkSettings(size="base")), {})
+    save_weights(path, build_network(NetworkSettings(size="base", context=False)), {})
     assert path.stat().st_size < 16 * 2**20
     assert next(load_weights(path).parameters()).dtype == torch.float32
+
+
+def test_weights_too_large_to_ship_are_told(tmp_path, caplog, monkeypatch):
+    """More than what may ship, though halved."""
+    monkeypatch.setattr(networks, "LARGEST_WEIGHTS", 2 * 2**20)
+    network = build_network(NetworkSettings())
+    path = tmp_path / "w.safetensors"
+    told = []
+    monkeypatch.setattr(networks.logger, "warning", lambda text, *_: told.append(text))
+    save_weights(path, network, {})
+    assert len(told) == 1
+    assert "at most 16 MiB" in told[0]
+    assert path.stat().st_size < 2.1 * n_parameters(network)
 
 
 def test_absent_and_foreign_files(tmp_path):
@@ -237,14 +288,35 @@ def test_another_version(network, tmp_path, monkeypatch):
         load_weights(path)
 
 
+def test_weights_of_version_2_have_no_context(tmp_path, monkeypatch):
+    """Their settings do not speak of it."""
+    torch.manual_seed(2)
+    network = build_network(NetworkSettings("unet", n_slices=1, context=False)).eval()
+    path = tmp_path / "w.safetensors"
+    as_written = networks.asdict
+
+    def as_then(settings):
+        return {k: v for k, v in as_written(settings).items() if k != "context"}
+
+    monkeypatch.setattr(networks, "asdict", as_then)
+    monkeypatch.setattr(networks, "WEIGHTS_VERSION", 2)
+    save_weights(path, network, {})
+    monkeypatch.undo()
+    again = load_weights(path)
+    assert again.context is None
+    x = torch.randn(1, 3, 20, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), network(x))
+
+
 def test_wrong_channel_count(network, tmp_path, monkeypatch):
     """Weights that say five slices and hold the tensors of three."""
     path = tmp_path / "w.safetensors"
-    monkeypatch.setattr(
-        network, "settings", NetworkSettings(network.settings.architecture, n_slices=5)
-    )
+    context = network.settings.context
+    said = NetworkSettings(network.settings.architecture, n_slices=5, context=context)
+    monkeypatch.setattr(network, "settings", said)
     save_weights(path, network, {})
-    with pytest.raises(ValueError, match="20 input channels"):
+    with pytest.raises(ValueError, match=f"{24 if context else 20} input channels"):
         load_weights(path)
 
 

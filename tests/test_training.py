@@ -1,10 +1,10 @@
-"""Training: the loss by hand, learning at all, and taking up where it stopped."""
+"""Training: learning at all, taking up where it stopped, a stream of samples, and threads that share a step."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -17,21 +17,19 @@ pytest.importorskip("safetensors", reason="safetensors is not installed")
 from anacor_dials.sample.tomogram_files import write_sample_file  # noqa: E402
 from anacor_dials.sample.volumes import LabelVolume, Tomogram  # noqa: E402
 from anacor_dials.segmentation import training  # noqa: E402
+from anacor_dials.segmentation.coarse_grid import N_CHANNELS  # noqa: E402
 from anacor_dials.segmentation.fringes import views  # noqa: E402
 from anacor_dials.segmentation.network import NetworkSettings, build_network, load_weights  # noqa: E402
+from anacor_dials.segmentation.replicas import Batch, ThreadedReplicas, gradients  # noqa: E402
 from anacor_dials.segmentation.training import (  # noqa: E402
-    Crew,
-    MeanWeights,
-    TrainingSettings,
-    gradients,
+    ExponentialMovingAverage,
+    crops_of_step,
     main,
-    segmentation_loss,
-    soft_dice,
     train,
     validation_scores,
-    without_class_weights,
 )
 from anacor_dials.segmentation.training_data import TrainingVolume  # noqa: E402
+from anacor_dials.segmentation.training_settings import TrainingSettings  # noqa: E402
 
 
 def ball(seed):
@@ -53,50 +51,15 @@ def volumes():
     return [ball(seed) for seed in range(3)]
 
 
-@pytest.fixture
-def settings():
+@pytest.fixture(params=[True, False], ids=["with_context", "without_context"])
+def settings(request):
     return TrainingSettings(
-        NetworkSettings("unet", n_slices=1), steps=6, batch=2, crop=32, warm_up=3, mean_steps=4,
+        NetworkSettings("unet", n_slices=1, context=request.param), steps=6, batch=2, crop=32, warm_up=3, mean_steps=4,
         validate_every=3, n_validation=1, seed=3, device="cpu",
     )  # fmt: skip
 
 
-# ---- the loss -------------------------------------------------------------------------------------
-
-
-def test_dice_of_known_probabilities():
-    """p = 0.8 for the right class everywhere: Dice = 2 0.8 n / (sum p + n), with one added to both."""
-    target = torch.zeros(1, 4, 4, dtype=torch.long)
-    target[:, 2:] = 1
-    p = torch.where(target[:, None] == torch.arange(2)[:, None, None], 0.8, 0.2)
-    dice = soft_dice(torch.log(p), target)
-    expected = (2 * 0.8 * 8 + 1) / (0.8 * 8 + 0.2 * 8 + 8 + 1)
-    torch.testing.assert_close(dice, torch.full((2,), expected))
-
-
-def test_dice_of_an_absent_class_is_one():
-    logits = torch.zeros(1, 3, 8, 8)
-    logits[:, 0] = 40
-    dice = soft_dice(logits, torch.zeros(1, 8, 8, dtype=torch.long))
-    torch.testing.assert_close(dice, torch.ones(3))
-
-
-def test_cross_entropy_is_weighted():
-    logits = torch.zeros(1, 2, 1, 2)
-    target = torch.tensor([[[0, 1]]])
-    entropy, _ = segmentation_loss(logits, target, torch.tensor([1.0, 3.0]))
-    assert float(entropy) == pytest.approx(math.log(2))
-    logits[0, 1, 0, 1] = 20.0  # the heavy class is right, the light one undecided
-    entropy, _ = segmentation_loss(logits, target, torch.tensor([1.0, 3.0]))
-    assert float(entropy) == pytest.approx(math.log(2) / 4, rel=1e-4)
-
-
-def test_smaller_logits_see_thinned_labels():
-    target = torch.arange(16).reshape(1, 4, 4) % 2
-    logits = 30.0 * torch.nn.functional.one_hot(target[:, 1::2, 1::2], 2).permute(0, 3, 1, 2)
-    entropy, dice_loss = segmentation_loss(logits, target, torch.ones(2))
-    assert float(entropy) < 1e-6
-    assert float(dice_loss) < 1e-6
+# ---- settings -------------------------------------------------------------------------------------
 
 
 def test_the_learning_rate_warms_up_and_falls(settings):
@@ -111,7 +74,7 @@ def test_the_learning_rate_warms_up_and_falls(settings):
 
 def test_the_mean_of_the_weights():
     layer = torch.nn.Linear(1, 1)
-    mean = MeanWeights(layer, 3)
+    mean = ExponentialMovingAverage(layer, 3)
     for value in (1.0, 3.0, 8.0, 10.0):
         with torch.no_grad():
             layer.weight.fill_(value)
@@ -122,11 +85,29 @@ def test_the_mean_of_the_weights():
 
 @pytest.mark.parametrize(
     ("choices", "what"),
-    [({"steps": 0}, "steps"), ({"learning_rate": 0.0}, "rate"), ({"device": "tpu"}, "device")],
+    [
+        ({"steps": 0}, "steps"),
+        ({"learning_rate": 0.0}, "rate"),
+        ({"device": "tpu"}, "device"),
+        ({"crop": 40}, "multiple of 16"),
+        ({"crop": 16}, "at least 32"),
+        ({"large_crop": 200}, "multiple of 16"),
+        ({"batch": 1, "threads": 2}, "share"),
+    ],
 )
 def test_bad_settings(choices, what):
     with pytest.raises(ValueError, match=what):
         TrainingSettings(**choices)
+
+
+def test_every_third_step_has_larger_crops_and_fewer():
+    """About as many voxels; as many crops as there are threads at least."""
+    choices = TrainingSettings(batch=16, crop=96, large_crop=192)
+    assert [crops_of_step(choices, step) for step in range(4)] == [
+        (16, 96), (16, 96), (4, 192), (16, 96),
+    ]  # fmt: skip
+    assert crops_of_step(replace(choices, threads=8), 2) == (8, 192)
+    assert crops_of_step(replace(choices, large_crop=0), 2) == (16, 96)
 
 
 # ---- training -------------------------------------------------------------------------------------
@@ -234,7 +215,7 @@ def test_it_begins_with_other_weights(volumes, settings, tmp_path):
     a, b = (load_weights(p).head.weight for p in (first, second))
     torch.testing.assert_close(a, b)
     base = replace(settings.network, n_slices=3 if settings.network.n_slices == 1 else 1)
-    with pytest.raises(ValueError, match="not the network"):
+    with pytest.raises(ValueError, match="not of the network"):
         train(volumes, replace(still, network=base), tmp_path / "third.safetensors")
 
 
@@ -245,6 +226,24 @@ def test_seeds_matter_and_repeat(volumes, settings, tmp_path):
         states.append(load_weights(tmp_path / f"{name}.safetensors").state_dict()["head.weight"])
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
+
+
+def test_it_does_not_matter_what_is_faster(volumes, settings, tmp_path, monkeypatch):
+    """Crops of the next step are drawn while this one is computed; which is ready first changes nothing."""
+    train(volumes, settings, tmp_path / "a.safetensors")
+    as_it_is = training._Trainer.draw
+
+    def late(self, step):
+        """Draws once the step before is over."""
+        give_up = time.monotonic() + 20
+        while self.step < step and time.monotonic() < give_up:
+            time.sleep(0.01)
+        return as_it_is(self, step)
+
+    monkeypatch.setattr(training._Trainer, "draw", late)
+    train(volumes, settings, tmp_path / "b.safetensors")
+    first, second = (load_weights(tmp_path / f"{k}.safetensors").state_dict() for k in "ab")
+    assert all(torch.equal(first[k], second[k]) for k in first)
 
 
 def test_as_a_program(volumes, tmp_path, capsys):
@@ -266,46 +265,69 @@ def test_as_a_program(volumes, tmp_path, capsys):
     assert "none to train on" in capsys.readouterr().err
 
 
-def test_threads_share_a_step():
+@pytest.mark.parametrize("context", [True, False])
+def test_threads_share_a_step(context):
     """Two threads with half of the crops each: the mean of their gradients, and of their statistics."""
     torch.manual_seed(3)
-    network = build_network(NetworkSettings("unet", "tiny", 1))
+    network = build_network(NetworkSettings("unet", "tiny", 1, context=context))
     x, target = torch.randn(4, 3, 32, 32), torch.randint(0, 4, (4, 32, 32))
+    around = torch.rand(4, 4, 32, 32).softmax(1) if context else None
+    coarse = [torch.randn(N_CHANNELS, 9, 8 + k, 10) for k in range(2)] if context else []
+    true = [torch.rand(4, 9, 8 + k, 10).softmax(0) for k in range(2)] if context else []
     weights = torch.ones(4)
     before = {k: v.clone() for k, v in network.state_dict().items()}
     expected, statistics = [], []
-    for half in (slice(0, 2), slice(2, 4)):
+    for k, half in enumerate((slice(0, 2), slice(2, 4))):
         network.load_state_dict(before)
         network.train()
-        expected.append(gradients(network, x[half], target[half], weights)[0])
+        part = Batch(
+            x[half],
+            around[half] if context else None,
+            target[half],
+            coarse[k : k + 1],
+            true[k : k + 1],
+        )
+        expected.append(gradients(network, part, weights))
         statistics.append([b.clone() for b in network.buffers() if b.is_floating_point()])
     network.load_state_dict(before)
-    crew = Crew(network, 2)
-    crew.train()
-    found, losses = crew.gradients(x, target, weights)
-    assert all(math.isfinite(v) for v in losses)
-    for g, a, b in zip(found, *expected, strict=True):
-        torch.testing.assert_close(g, (a + b) / 2)
+    replicas = ThreadedReplicas(network, 2)
+    replicas.train()
+    found = replicas.gradients(Batch(x, around, target, coarse, true), weights)
+    a, b = expected
+    for k in (0, 1):
+        assert found.losses[k] == pytest.approx((a.losses[k] + b.losses[k]) / 2, rel=1e-5)
+    for g, first, second in zip(found.gradients, a.gradients, b.gradients, strict=True):
+        torch.testing.assert_close(g, (first + second) / 2)
     means = [b for b in network.buffers() if b.is_floating_point()]
-    for s, a, b in zip(means, *statistics, strict=True):
-        torch.testing.assert_close(s, (a + b) / 2)
-    with pytest.raises(ValueError, match="share"):
-        TrainingSettings(batch=1, threads=2)
+    for s, first, second in zip(means, *statistics, strict=True):
+        torch.testing.assert_close(s, (first + second) / 2)
+    # what the coarse pass found comes back in the order of the samples
+    assert [f.shape for f in found.coarse] == [t.shape for t in true]
+    for f, one in zip(found.coarse, a.coarse + b.coarse, strict=True):
+        torch.testing.assert_close(f, one)
+    assert found.coarse_losses == pytest.approx(a.coarse_losses + b.coarse_losses)
 
 
-def test_class_weights_are_taken_off_the_logits():
-    """A network that can only learn frequencies, by weighted cross-entropy: it comes to say the frequencies."""
-    weights, frequency = torch.tensor([0.2, 1.0, 2.0, 0.8]), torch.tensor([0.7, 0.1, 0.05, 0.15])
-    learned = torch.log(weights * frequency)  # where its gradient is zero
-    logits = learned[None, :, None, None].repeat(1, 1, 1, 100).requires_grad_()
-    target = torch.repeat_interleave(torch.arange(4), (100 * frequency).round().long())
-    entropy, _ = segmentation_loss(logits, target[None, None], weights)
-    (slope,) = torch.autograd.grad(entropy, logits)
-    assert float(slope.sum(dim=(0, 2, 3)).abs().max()) < 1e-6
-    network = build_network(NetworkSettings("unet", "tiny", 1)).eval()
-    with torch.no_grad():
-        network.head.weight.zero_()
-        network.head.bias.copy_(learned)
-        without_class_weights(network, weights)
-        found = torch.softmax(network(torch.zeros(1, 3, 16, 16)), 1)[0, :, 3, 4]
-    torch.testing.assert_close(found, frequency)
+@pytest.mark.parametrize(("samples", "threads"), [(2, 2), (3, 2), (1, 2), (2, 3)])
+def test_threads_do_not_change_what_the_coarse_pass_learns(samples, threads):
+    """It has no statistics of batches: its gradient is that of one thread, however samples are dealt out."""
+    torch.manual_seed(3)
+    network = build_network(NetworkSettings("unet", "tiny", 1))
+    batch = Batch(
+        torch.randn(6, 3, 32, 32),
+        torch.rand(6, 4, 32, 32).softmax(1),
+        torch.randint(0, 4, (6, 32, 32)),
+        [torch.randn(N_CHANNELS, 8, 9, 10) for _ in range(samples)],
+        [torch.rand(4, 8, 9, 10).softmax(0) for _ in range(samples)],
+    )
+    found = []
+    for n in (1, threads):
+        replicas = ThreadedReplicas(network, n)
+        replicas.train()
+        result = replicas.gradients(batch, torch.ones(4))
+        names = [name for name, _ in network.named_parameters()]
+        of_context = [
+            g for name, g in zip(names, result.gradients, strict=True) if "context." in name
+        ]
+        found.append(torch.cat([g.ravel() for g in of_context]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-6)

@@ -34,6 +34,7 @@ from anacor_dials.jobs.coefficients import (
     ScanCoefficients,
     coefficients_from_projections,
 )
+from anacor_dials.jobs.label_uncertainty import MOST_UNCERTAIN
 from anacor_dials.jobs.load_sample import LoadedSample
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.materials import (
@@ -123,6 +124,9 @@ class Correction:
         mu from projections, if it was taken from there.
     alignment_fit : AlignmentFit or None
         The alignment from the data, if it was asked for.
+    label_uncertainty : float or None
+        The relative rms by which the factors are uncertain because the labels are. It is part of
+        standard_error. None if the segmentation did not say.
     """
 
     experiments: ExperimentList
@@ -136,6 +140,7 @@ class Correction:
     warnings: list[str]
     coefficients: ScanCoefficients | None = None
     alignment_fit: AlignmentFit | None = None
+    label_uncertainty: float | None = None
 
     @property
     def transmissions(self) -> FloatArray:
@@ -202,7 +207,8 @@ def correct(
     warnings = warnings_for_scaling(experiments)
     if coefficients is not None:
         warnings += coefficients.fit.warnings
-    warnings += _warnings_of_labels(labels)
+    from_labels = sample.file.factors_uncertainty
+    warnings += _warnings_of_labels(labels, from_labels)
     alignment, alignment_fit = settings.alignment, None
     if settings.refine:
         tracing = settings.tracing
@@ -242,7 +248,9 @@ def correct(
         )
         rows = directions.rows[places]
         transmission[rows] = result.factors.transmission
-        standard_error[rows] = result.factors.standard_error
+        standard_error[rows] = np.hypot(
+            result.factors.standard_error, (from_labels or 0.0) * result.factors.transmission
+        )
         results.append(result)
     warnings += _warnings_of_factors(transmission[directions.rows], results)
     return Correction(
@@ -257,6 +265,7 @@ def correct(
         warnings=warnings,
         coefficients=coefficients,
         alignment_fit=alignment_fit,
+        label_uncertainty=from_labels,
     )
 
 
@@ -367,14 +376,20 @@ def _scaled(materials: tuple[Material, ...], mu_scale: float) -> tuple[Material,
 # ---- warnings -------------------------------------------------------------------------------------
 
 
-def _warnings_of_labels(labels: LabelVolume) -> list[str]:
+def _warnings_of_labels(labels: LabelVolume, uncertainty: float | None) -> list[str]:
+    warnings = []
+    if uncertainty is not None and uncertainty > MOST_UNCERTAIN:
+        warnings.append(
+            f"The labels are doubtful: the factors are uncertain by {100 * uncertainty:.1f} % because of them, "
+            "as the segmentation found. Look at its report."
+        )
     edge = labels.edge_fraction()
-    if edge <= EDGE_FRACTION:
-        return []
-    return [
-        f"{100 * edge:.1f} % of the crystal lies at the edge of the volume: what lies outside it "
-        "is missing. Reconstruct a larger volume."
-    ]
+    if edge > EDGE_FRACTION:
+        warnings.append(
+            f"{100 * edge:.1f} % of the crystal lies at the edge of the volume: what lies outside it "
+            "is missing. Reconstruct a larger volume."
+        )
+    return warnings
 
 
 def _warnings_of_factors(

@@ -186,5 +186,6 @@ def _with_new_labels(name: str, settings: SampleSettings) -> LoadedSample:
         probabilities=None,
         projections=source.projections,
         scan_centre=source.scan_centre,
+        factors_uncertainty=segmented.factors_uncertainty,
     )
     return LoadedSample(name, file, segmented.labels, segmented)

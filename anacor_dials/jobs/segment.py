@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from anacor_dials.absorption.tracing import Tracing
+from anacor_dials.jobs.label_uncertainty import TOLERANCE, LabelUncertainty, label_uncertainty
 from anacor_dials.jobs.reconstruct import Reconstruction, is_sample_path, reconstruct
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.tomogram_files import (
@@ -20,17 +22,18 @@ from anacor_dials.sample.tomogram_files import (
     write_sample_file,
 )
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
+from anacor_dials.segmentation.clean_up import CleaningSettings
 from anacor_dials.segmentation.evaluation import Evaluation, evaluate
 from anacor_dials.segmentation.inference import (
-    CleaningSettings,
-    InferenceSettings,
     Segmentation,
     load_network,
     mean_mu,
     segment,
 )
 from anacor_dials.segmentation.sam2_refinement import Sam2Settings, sam2_refiner
+from anacor_dials.segmentation.tiles import InferenceSettings
 from anacor_dials.segmentation.training_data import labels_on_grid
+from anacor_dials.segmentation.working_grid import working_volume
 from anacor_dials.tomography.projections import read_projections
 from anacor_dials.tomography.reconstruction import ReconstructionSettings
 from anacor_dials.tomography.scan_files import ScanDescription
@@ -45,7 +48,8 @@ class SegmentationSettings:
     """How a tomogram is segmented.
 
     weights: a .safetensors file, or None for the weights that ship with the package. inference: how
-    slices are taken through the network. clean_up: whether the steps of `cleaning` follow. sam2: the
+    slices are taken through the network. clean_up: whether the steps of `cleaning` follow. uncertainty: whether
+    plausible labels are drawn to find what the doubt about them is worth in the factors. sam2: the
     refinement by SAM-2, left out where it names no checkpoint. keep_probabilities: whether the result
     holds them. progress: whether progress bars are shown.
     """
@@ -53,6 +57,7 @@ class SegmentationSettings:
     weights: str | Path | None = None
     inference: InferenceSettings = field(default_factory=InferenceSettings)
     clean_up: bool = True
+    uncertainty: bool = True
     cleaning: CleaningSettings = field(default_factory=CleaningSettings)
     sam2: Sam2Settings = field(default_factory=Sam2Settings)
     keep_probabilities: bool = False
@@ -86,6 +91,7 @@ class SegmentedSample:
     NaN where unknown. segmentation: how the network labelled it; None where a corrected stack replaced
     everything. evaluation: scores against true labels, where these were given. n_changed: voxels that
     a merged stack changed. probabilities: uint8 (n, nx, ny, nz), 255 = 1, where kept. warnings: sentences.
+    uncertainty: of the absorption factors from the network's labels; None for labels that came from elsewhere.
     """
 
     source: Reconstruction
@@ -96,6 +102,12 @@ class SegmentedSample:
     n_changed: int | None = None
     probabilities: NDArray[np.uint8] | None = None
     warnings: Sequence[str] = ()
+    uncertainty: LabelUncertainty | None = None
+
+    @property
+    def factors_uncertainty(self) -> float | None:
+        """The relative rms by which factors are uncertain because the labels are; None where it is not known."""
+        return None if self.uncertainty is None else self.uncertainty.rms
 
     @property
     def seconds(self) -> float:
@@ -193,9 +205,37 @@ def segment_sample(
     if truth is not None:
         evaluation = evaluate(labels, _truth_on_grid(truth, labels, tomogram), probabilities)
     warnings = list(segmentation.warnings) if segmentation is not None else []
+    uncertainty = None
+    if segmentation is not None and stack is None and settings.uncertainty:
+        uncertainty = _uncertainty(source, segmentation, settings)
+        if uncertainty is not None:
+            warnings += uncertainty.warnings
     mu, more = _mu_of_tomogram(source, mu)
     return SegmentedSample(
-        source, labels, mu, segmentation, evaluation, n_changed, probabilities, [*warnings, *more]
+        source,
+        labels,
+        mu,
+        segmentation,
+        evaluation,
+        n_changed,
+        probabilities,
+        [*warnings, *more],
+        uncertainty,
+    )
+
+
+def _uncertainty(
+    source: Reconstruction, segmentation: Segmentation, settings: SegmentationSettings
+) -> LabelUncertainty | None:
+    """What the network's doubt is worth in factors, with the tomogram's own mu."""
+    grid = working_volume(source.tomogram, segmentation.working[0], segmentation.factors)
+    return label_uncertainty(
+        segmentation.working,
+        grid,
+        segmentation.labels.names,
+        segmentation.mu_per_um,
+        tracing=Tracing(TOLERANCE, check_reflections=8, device=settings.inference.device),
+        progress=settings.progress,
     )
 
 
@@ -277,4 +317,5 @@ def write_segmented(
         parameters=parameters,
         scan_centre=source.scan_centre,
         paganin_delta_beta=source.paganin_delta_beta,
+        factors_uncertainty=sample.factors_uncertainty,
     )

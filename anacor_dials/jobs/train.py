@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from anacor_dials.jobs.training_scans import ScanRanges, write_training_scans
+from anacor_dials.jobs.training_stream import StreamedTomograms
+from anacor_dials.segmentation.calibration import calibrate, fit_calibration, logits_of_samples
 from anacor_dials.segmentation.evaluation import evaluate_samples, mean_scores
-from anacor_dials.segmentation.inference import InferenceSettings, load_network
-from anacor_dials.segmentation.training import TrainingSettings, train
-from anacor_dials.segmentation.training_data import read_training_volumes
+from anacor_dials.segmentation.inference import load_network
+from anacor_dials.segmentation.network import model_card_path, save_weights
+from anacor_dials.segmentation.tiles import InferenceSettings
+from anacor_dials.segmentation.training import (
+    argument_parser,
+    settings_of,
+    train,
+)
+from anacor_dials.segmentation.training_data import TrainingVolume, read_training_volumes
+from anacor_dials.segmentation.training_settings import TrainingSettings
+
+logger = logging.getLogger("dials.anacor_dials.jobs.train")
+
+# added to the seed of a stream: samples left out of training, and those to calibrate on, are never trained on
+VALIDATION_SEED, CALIBRATION_SEED = 900_000, 910_000
 
 
 @dataclass(frozen=True)
 class SimulatedSamples:
     """Virtual samples that are made for a training, where they are not there yet.
 
-    folder: where they are written; those to evaluate on in its folder "test". n_training, n_test: how
-    many. shapes, test_shapes: families of crystals to train on, and to evaluate on. crystal_size_um:
-    limits of the mean size. contrast: limits of the crystal's mu relative to the liquor's, less one.
-    seed: of the random choices.
+    folder: where they are written; those to evaluate on in its folder "test". n_training, n_test:
+    how many. shapes, test_shapes: families of crystals to train on, and to evaluate on.
+    crystal_size_um: limits of the mean size. contrast: limits of the crystal's mu relative to the
+    liquor's, less one. seed: of the random choices.
     """
 
     folder: Path = Path("training_samples")
@@ -79,11 +96,36 @@ def evaluate_weights(weights: Path, tomograms: Sequence[Path], device: str) -> d
     }
 
 
+def calibrate_weights(weights: Path, volumes: Sequence[TrainingVolume]) -> dict[str, Any]:
+    """Calibrates weights on samples that they did not learn from; rewrites them and their card,
+    which it returns."""
+    network = load_network(weights)
+    logits, labels = logits_of_samples(network, volumes)
+    found = fit_calibration(logits, labels)
+    calibrate(network, found)
+    card = json.loads(model_card_path(weights).read_text(encoding="utf-8"))
+    card["calibration"] = {
+        "temperature": found.temperature,
+        "offsets": found.offsets.tolist(),
+        "cross_entropy_before_and_after": list(found.cross_entropy),
+        "samples": len(volumes),
+    }
+    save_weights(weights, network, card)
+    logger.info(
+        "Calibrated on %d samples: temperature %.3f, cross-entropy %.4f before and %.4f after",
+        len(volumes),
+        found.temperature,
+        *found.cross_entropy,
+    )
+    return card
+
+
 def train_weights(
     folders: Sequence[Path],
     settings: TrainingSettings,
     weights: Path,
     simulated: SimulatedSamples | None = None,
+    stream: StreamedTomograms | None = None,
     restart: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -97,6 +139,8 @@ def train_weights(
     simulated: virtual samples that are made first and trained on too. Where some of them are kept apart
         to evaluate the weights, the card that is returned has an entry "evaluation"; the one on disk
         has not.
+    stream: fresh virtual tomograms to train on, mixed with the samples of the folders. The samples left out
+        are fresh ones too, and the weights are calibrated on others in the end.
     restart: begin again although there is a checkpoint.
     progress: show progress bars.
 
@@ -105,8 +149,61 @@ def train_weights(
     ValueError: the samples cannot be read, or the settings do not fit them.
     """
     made, tests = make_samples(simulated) if simulated is not None else ([], [])
-    volumes = read_training_volumes([*folders, *made], settings.network.names, progress)
-    card = train(volumes, settings, weights, resume=not restart, progress=progress)
+    all_folders = [*folders, *made]
+    volumes = (
+        read_training_volumes(all_folders, settings.network.names, progress)
+        if all_folders or stream is None
+        else []
+    )
+    left_out = None
+    if stream is not None:
+        aside = replace(stream, seed=stream.seed + VALIDATION_SEED)
+        left_out = [aside(number) for number in range(settings.n_validation)]
+    card = train(
+        volumes,
+        settings,
+        weights,
+        resume=not restart,
+        progress=progress,
+        stream=stream,
+        workers=stream.workers if stream is not None else 0,
+        validation=left_out,
+    )
+    if stream is not None and card["training"]["finished"]:
+        aside = replace(stream, seed=stream.seed + CALIBRATION_SEED)
+        card = calibrate_weights(weights, [aside(k) for k in range(stream.calibration_samples)])
     if tests and card["training"]["finished"]:
         card["evaluation"] = evaluate_weights(weights, tests, settings.device)
     return card
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m anacor_dials.jobs.train``: what dials.anacor_train does, where DIALS is not
+    installed."""
+    parser = argument_parser(
+        "python -m anacor_dials.jobs.train",
+        "Train the segmentation network on a stream of fresh virtual tomograms, and on samples in folders.",
+    )
+    parser.add_argument("--no-stream", action="store_true", help="on the folders alone")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make samples")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        settings = settings_of(given)
+        stream = (
+            None if given.no_stream else StreamedTomograms(settings.seed, workers=given.workers)
+        )
+        train_weights(
+            given.data,
+            settings,
+            given.weights,
+            stream=stream,
+            restart=given.restart,
+            progress=sys.stderr.isatty(),
+        )
+    except ValueError as error:
+        parser.exit(1, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -118,6 +118,7 @@ def numbers(correction: Correction, scale_command: str) -> dict[str, Any]:
         if correction.alignment_fit is None
         else alignment_numbers(correction.alignment_fit),
         "tomo_to_datum": correction.tomo_to_datum,
+        "factors_uncertainty_from_labels": correction.label_uncertainty,
         "warnings": correction.warnings,
         "scale_command": scale_command,
     }
@@ -362,6 +363,14 @@ def _accuracy_items(correction: Correction) -> list[Item]:
             "Points: standard error of a mean over points instead of the whole crystal.",
         )
     )
+    if correction.label_uncertainty is not None:
+        items.append(
+            Text(
+                "Besides, the factors are uncertain by "
+                f"{100 * correction.label_uncertainty:.2f} % (rms) because the labels are, as the segmentation found "
+                "from its own doubts. The standard errors in the table of reflections hold both."
+            )
+        )
     for w in correction.wavelengths:
         if not np.any(w.factors.deviation):
             continue

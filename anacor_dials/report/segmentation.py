@@ -67,6 +67,10 @@ def sections(sample: SegmentedSample) -> list[Section]:
         Table(rows, ("", "volume (um^3)", "mu (1/um)", "mu (1/mm)"), "Median within the material"),
         *(Text(w, "warning") for w in sample.warnings),
     ]
+    if sample.uncertainty is not None:
+        summary.insert(
+            1, Text(f"Uncertainty of the absorption factors from the labels: {sample.uncertainty}.")
+        )
     parts = [Section("Materials", summary)]
     if sample.evaluation is not None:
         table = score_table(sample.evaluation, sample.seconds)
@@ -128,6 +132,14 @@ def numbers(sample: SegmentedSample) -> dict[str, Any]:
             }
             for s in segmentation.steps
         ]
+    if sample.uncertainty is not None:
+        u = sample.uncertainty
+        content["factors_uncertainty"] = {
+            "rms": u.rms,
+            "draws": u.draws.tolist(),
+            "spread_of_factors": u.spread,
+            "crystal_volumes_um3": u.crystal_volumes_um3.tolist(),
+        }
     if sample.evaluation is not None:
         content["evaluation"] = sample.evaluation.as_dict()
     return content
@@ -142,6 +154,8 @@ def log_lines(sample: SegmentedSample) -> list[str]:
         f"mu {sample.mu_per_um[label]:.5f} /um"
         for label, name in enumerate(labels.names)
     ]
+    if sample.uncertainty is not None:
+        lines.append(f"Uncertainty of the factors from the labels: {sample.uncertainty}")
     if sample.evaluation is not None:
         lines += [
             f"{c.name:<12} accuracy {percent(c.recall)}, Dice {c.dice:.4f}, HD95 {c.hd95_um:.2f} um"

@@ -15,6 +15,8 @@
     /entry/segmentation/names            strings (n,)       names[label]
     /entry/segmentation/mu               float64 (n,)  1/um, NaN where unknown; @energy_keV
     /entry/segmentation/probabilities    uint8 (n, nx, ny, nz), 255 = 1                  (optional)
+    /entry/segmentation/@factors_uncertainty  float64  relative rms by which absorption factors are
+                                         uncertain because the labels are                (optional)
     /entry/segmentation/@projections     path of the scan that the labels belong to      (optional)
 """
 
@@ -51,6 +53,8 @@ class SampleFile:
     probabilities: uint8 (n, nx, ny, nz), 255 = 1. projections: path of the raw scan. scan_centre: where
     in its images (column or row number) the rotation axis is, across it, and the beam's centre, along it.
     paganin_delta_beta: of the phase retrieval; None without, then the tomogram's values are mu.
+    factors_uncertainty: relative rms by which absorption factors are uncertain because the labels are; None
+    where nobody has said.
     """
 
     path: Path
@@ -62,6 +66,7 @@ class SampleFile:
     projections: Path | None
     scan_centre: tuple[float, float] | None = None
     paganin_delta_beta: float | None = None
+    factors_uncertainty: float | None = None
 
 
 def available_memory_bytes() -> int | None:
@@ -160,7 +165,7 @@ def read_sample_file(
                 scan_centre = (float(across), float(along))
             if data is not None:
                 volume = Tomogram(_read_array(data, np.float32, "The tomogram"), voxel_size, centre)
-            label_volume = mu = energy = chances = None
+            label_volume = mu = energy = chances = uncertainty = None
             if values is not None:
                 group = file["entry/segmentation"]
                 if not np.issubdtype(values.dtype, np.integer):
@@ -184,6 +189,8 @@ def read_sample_file(
                         raise ValueError(f"mu has {mu.size} values for {len(names)} names")
                     if "energy_keV" in mu_dataset.attrs:
                         energy = float(mu_dataset.attrs["energy_keV"])
+                if "factors_uncertainty" in group.attrs:
+                    uncertainty = float(group.attrs["factors_uncertainty"])
                 if "projections" in group.attrs:
                     scan = (Path(path).parent / str(group.attrs["projections"])).resolve()
                 chances_dataset = _dataset(file, "entry/segmentation/probabilities")
@@ -192,7 +199,16 @@ def read_sample_file(
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     return SampleFile(
-        Path(path), volume, label_volume, mu, energy, chances, scan, scan_centre, paganin
+        Path(path),
+        volume,
+        label_volume,
+        mu,
+        energy,
+        chances,
+        scan,
+        scan_centre,
+        paganin,
+        uncertainty,
     )
 
 
@@ -291,12 +307,14 @@ def write_sample_file(
     parameters: str = "",
     scan_centre: tuple[float, float] | None = None,
     paganin_delta_beta: float | None = None,
+    factors_uncertainty: float | None = None,
 ) -> None:
     """Writes a ``tomo.h5``, whole or not at all; an existing file is replaced.
 
     mu_per_um: (n,) by label, 1/um, NaN where unknown; probabilities: uint8 (n, nx, ny, nz);
     projections: the raw scan, stored relative to the file; parameters: PHIL text for the record;
-    scan_centre, paganin_delta_beta: of the tomogram, as of :class:`SampleFile`. Raises ValueError where volumes disagree or there is nothing to write.
+    scan_centre, paganin_delta_beta: of the tomogram, and factors_uncertainty: of the labels, as of
+    :class:`SampleFile`. Raises ValueError where volumes disagree or there is nothing to write.
     """
     volume = labels if labels is not None else tomogram
     if volume is None:
@@ -326,6 +344,8 @@ def write_sample_file(
             group["mu"].attrs["units"] = "1/um"
             if energy_keV is not None:
                 group["mu"].attrs["energy_keV"] = float(energy_keV)
+            if factors_uncertainty is not None:
+                group.attrs["factors_uncertainty"] = float(factors_uncertainty)
             if probabilities is not None:
                 _create(group, "probabilities", probabilities)
             if projections is not None:

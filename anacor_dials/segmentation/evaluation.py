@@ -1,8 +1,9 @@
 """How good labels are against the truth: recall, Dice, cross-entropy, Hausdorff distance.
 
-``accuracy`` of a class in the published tables is its recall: the share of its true voxels that were
-found. HD95 is the larger of the two 95th percentiles of the distances from either surface to the
-other, in um (Huttenlocher et al., IEEE Trans. PAMI 15 (1993) 850, with the percentile in place of the maximum).
+``accuracy`` of a class in the published tables is its recall: the share of its true voxels that
+were found. HD95 is the larger of the two 95th percentiles of the distances from either surface to
+the other, in um (Huttenlocher et al., IEEE Trans. PAMI 15 (1993) 850, with the percentile in place
+of the maximum).
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import ArrayLike, NDArray
 
+from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.tomogram_files import read_sample_file
-from anacor_dials.sample.volumes import LabelVolume
-from anacor_dials.segmentation.inference import InferenceSettings, at_full_size, segment
+from anacor_dials.sample.volumes import LabelVolume, Volume
+from anacor_dials.segmentation.inference import Segmentation, at_full_size, segment
+from anacor_dials.segmentation.tiles import InferenceSettings
 from anacor_dials.segmentation.training_data import TOMO, TRUTH, labels_on_grid, read_record
 
 if TYPE_CHECKING:
     from anacor_dials.segmentation.network import SliceNetwork
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.evaluation")
+
+BINS = 15  # of probabilities, in the calibration error
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ def hd95_um(found: NDArray[np.bool_], true: NDArray[np.bool_], voxel_size_um: Ar
 
 
 def cross_entropy(probabilities: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
-    """Mean of -ln p(true label), nats, of bytes (n, nx, ny, nz); bytes of zero count as half of one."""
+    """Mean of -ln p(true label), nats, of bytes (n, nx, ny, nz); bytes of zero count as half of
+    one."""
     table = -np.log(np.maximum(np.arange(256), 0.5) / 255.0)
     total = 0.0
     for x in range(truth.shape[0]):
@@ -104,13 +110,35 @@ def cross_entropy(probabilities: NDArray[np.uint8], truth: NDArray[np.uint8]) ->
     return total / truth.size
 
 
+def expected_calibration_error(
+    probabilities: NDArray[np.uint8], truth: NDArray[np.uint8], bins: int = BINS
+) -> FloatArray:
+    """By class (n,) the mean difference between the probability said and the frequency found.
+
+    sum over bins of (share of voxels) |mean probability - frequency| (Naeini et al., AAAI 2015;
+    class-wise: Kull et al., NeurIPS 2019). probabilities: uint8 (n, nx, ny, nz), 255 = 1; truth:
+    labels (nx, ny, nz).
+    """
+    n = len(probabilities)
+    out = np.zeros(n)
+    edges = np.minimum((np.arange(256) * bins) // 256, bins - 1)
+    for label in range(n):
+        here = edges[probabilities[label].ravel()]
+        count = np.bincount(here, minlength=bins)
+        said = np.bincount(here, probabilities[label].ravel() / 255.0, minlength=bins)
+        found = np.bincount(here, (truth == label).ravel().astype(float), minlength=bins)
+        out[label] = float(np.abs(said - found).sum() / max(count.sum(), 1))
+    return out
+
+
 def evaluate(
     found: LabelVolume,
     truth: NDArray[np.uint8],
     probabilities: NDArray[np.uint8] | None = None,
     names: Sequence[str] | None = None,
 ) -> Evaluation:
-    """Scores of labels against true ones uint8 (nx, ny, nz), on the same grid and with the same numbers.
+    """Scores of labels against true ones uint8 (nx, ny, nz), on the same grid and with the same
+    numbers.
 
     names: of the classes to be scored, all where None. The background has no HD95.
     """
@@ -142,13 +170,15 @@ def evaluate_samples(
     network: SliceNetwork,
     tomograms: Sequence[Path],
     settings: InferenceSettings | None = None,
-    measure: Callable[[LabelVolume, LabelVolume, Any], dict[str, float]] | None = None,
+    measure: Callable[[Segmentation, Volume, LabelVolume, Any], dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Scores of samples NAME.tomo.h5 with NAME.truth.h5 beside them; the worst crystal first. Plain values.
+    """Scores of samples NAME.tomo.h5 with NAME.truth.h5 beside them; the worst crystal first.
+    Plain values.
 
-    "classes" are the scores of the network alone, "cleaned" those after the clean-up. measure: further
-    figures of (labels, true labels, mu by label), which the record takes in. A sample in which no crystal is found
-    counts with recall and Dice zero.
+    "classes" are the scores of the network alone, "cleaned" those after the clean-up;
+    "calibration" is the expected calibration error of each class. measure: further figures of
+    (segmentation, tomogram, true labels, mu by label), which the record takes in. A sample in
+    which no crystal is found counts with recall and Dice zero.
     """
     rows = []
     for path in tomograms:
@@ -170,6 +200,7 @@ def evaluate_samples(
             tomogram, network, settings, keep_probabilities=True, refine=kept, need_crystal=False
         )
         labels, chances = at_full_size(raw[0], found.factors, tomogram.shape, keep=True)
+        assert chances is not None
         plain = LabelVolume(labels, tomogram.voxel_size_um, tomogram.centre, found.labels.names)
         record = read_record(path)
         row: dict[str, Any] = {
@@ -182,17 +213,20 @@ def evaluate_samples(
             "seconds": sum(found.seconds.values()),
             **evaluate(plain, truth, chances).as_dict(),
             "cleaned": evaluate(found.labels, truth, found.probabilities).as_dict(),
+            "calibration": expected_calibration_error(chances, truth).tolist(),
+            "warnings": list(found.warnings),
         }
         if measure is not None:
             true = LabelVolume(truth, tomogram.voxel_size_um, tomogram.centre, file.labels.names)
-            row |= measure(found.labels, true, file.mu_per_um)
+            row |= measure(found, tomogram, true, file.mu_per_um)
         logger.info("%s: crystal Dice %.3f", name, row["cleaned"]["classes"]["crystal"]["dice"])
         rows.append(row)
     return sorted(rows, key=lambda row: row["cleaned"]["classes"]["crystal"]["dice"])
 
 
 def mean_scores(rows: Sequence[dict[str, Any]], cleaned: bool = True) -> dict[str, Any]:
-    """Means over samples of accuracy, Dice, HD95 and cross-entropy; HD95 over the samples that have one."""
+    """Means over samples of accuracy, Dice, HD95 and cross-entropy; HD95 over the samples that
+    have one."""
     parts = [row["cleaned"] if cleaned else row for row in rows]
     names = parts[0]["classes"]
     out: dict[str, Any] = {"cross_entropy": float(np.mean([p["cross_entropy"] for p in parts]))}

@@ -26,9 +26,8 @@ HALO = 6.0  # lengths, on both sides of a slab
 
 
 def _squared_frequencies(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """|k|^2 of the real FFT of a volume, k angular frequency in 1/voxel."""
-    kx, ky = (2 * np.pi * scipy.fft.fftfreq(n) for n in shape[:2])
-    kz = 2 * np.pi * scipy.fft.rfftfreq(shape[2])
+    """|k|^2 of the cosine transform of a volume, k angular frequency in 1/voxel."""
+    kx, ky, kz = (np.pi * np.arange(n) / n for n in shape)
     squares: NDArray[np.float64] = kx[:, None, None] ** 2 + ky[:, None] ** 2 + kz**2
     return squares.astype(np.float32)
 
@@ -36,23 +35,19 @@ def _squared_frequencies(shape: tuple[int, ...]) -> NDArray[np.float32]:
 def smoothed(values: NDArray[np.float32], length: float) -> NDArray[np.float32]:
     """The values (nx, ny, nz) through 1 / (1 + length^2 k^2), length in voxels; slab by slab.
 
-    The edge's values go on beyond it.
+    By cosine transforms, so that beyond its faces the volume goes on as its mirror image.
     """
     halo = int(np.ceil(HALO * length))
     nx, ny, nz = values.shape
     out = np.empty(values.shape, dtype=np.float32)
-    wide = [scipy.fft.next_fast_len(m + 2 * halo, real=True) for m in (ny, nz)]
-    slab = max(halo, VOXELS_AT_ONCE // (wide[0] * wide[1]) - 2 * halo)
-    slab = min(slab, nx)
-    shape = (scipy.fft.next_fast_len(slab + 2 * halo, real=True), wide[0], wide[1])
-    response = 1 / (1 + np.float32(length) ** 2 * _squared_frequencies(shape))
+    slab = min(nx, max(halo, VOXELS_AT_ONCE // (ny * nz) - 2 * halo))
     for first in range(0, nx, slab):
-        planes = np.clip(np.arange(first - halo, first - halo + shape[0]), 0, nx - 1)
-        margins = [(halo, w - m - halo) for w, m in zip(wide, (ny, nz), strict=True)]
-        part = np.pad(values[planes].astype(np.float32), ((0, 0), *margins), mode="edge")
-        part = scipy.fft.irfftn(scipy.fft.rfftn(part) * response, shape)
+        low, high = max(0, first - halo), min(nx, first + slab + halo)
+        part = scipy.fft.dctn(values[low:high].astype(np.float32), overwrite_x=True)
+        part /= 1 + np.float32(length) ** 2 * _squared_frequencies(part.shape)
+        part = scipy.fft.idctn(part, overwrite_x=True)
         last = min(first + slab, nx)
-        out[first:last] = part[halo : halo + last - first, halo : halo + ny, halo : halo + nz]
+        out[first:last] = part[first - low : last - low]
     return out
 
 

@@ -31,7 +31,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,14 @@ from torch import nn
 
 from anacor_dials.sample.output_files import whole_file
 from anacor_dials.sample.volumes import DEFAULT_NAMES
+from anacor_dials.segmentation.context import ContextNetwork
 from anacor_dials.segmentation.fringes import N_VIEWS
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.network")
 
 WEIGHTS_FORMAT = "anacor_dials segmentation"
-WEIGHTS_VERSION = 2
+WEIGHTS_VERSION = 3
+READABLE_VERSIONS = ("2", "3")  # those of version 2 have no context
 LARGEST_WEIGHTS = 16 * 2**20  # bytes
 STRIDE = 16  # slices are padded to multiples of this
 # (value - 1) / window, where 1 is the sample's own level: of the plain view, which is shown as it is, too,
@@ -57,7 +59,7 @@ CONTRAST_WINDOWS = (0.25, 0.2, 0.15)
 SIZES: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
     "anacornet": {
         "tiny": ((16, 32, 64, 128, 192), (2, 2, 3)),
-        "base": ((24, 48, 96, 192, 320), (3, 4, 4)),
+        "base": ((24, 48, 96, 192, 288), (3, 4, 4)),
     },
     "unet": {
         "tiny": ((19, 38, 76, 152, 304), (1, 1, 1)),
@@ -71,13 +73,15 @@ class NetworkSettings:
     """What a network is: architecture ("anacornet", "unet"), size ("tiny", "base"), slices, classes.
 
     n_slices: neighbouring slices that it sees at once, odd; of each view, see :func:`channels`. names: of
-    the classes, by label.
+    the classes, by label. context: whether a coarse pass over the whole sample (:mod:`.context`) comes first,
+    whose probabilities the slices see.
     """
 
     architecture: str = "anacornet"
     size: str = "tiny"
     n_slices: int = 5
     names: tuple[str, ...] = DEFAULT_NAMES
+    context: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -110,7 +114,7 @@ class NetworkSettings:
 
     @property
     def n_channels(self) -> int:
-        return self.n_planes + self.n_slices
+        return self.n_planes + self.n_slices + (self.n_classes if self.context else 0)
 
 
 def channels(slices: torch.Tensor) -> torch.Tensor:
@@ -275,12 +279,15 @@ class Joined(nn.Module):  # type: ignore[misc]
 class SliceNetwork(nn.Module):  # type: ignore[misc]
     """What both networks share: normalised slices (n, n_planes, h, w) in, logits (n, classes, h, w) out.
 
-    In training mode a list of logits comes back: at full size, at 1/2 and at 1/4.
+    A network with context also takes the probabilities (n, classes, h, w) that its coarse pass,
+    ``network.context``, gives at the middle slice. In training mode a list of logits comes back: at full size, at
+    1/2 and at 1/4.
     """
 
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.context = ContextNetwork(settings.n_classes) if settings.context else None
         widths = SIZES[settings.architecture][settings.size][0]
         self.head = nn.Conv2d(widths[0], settings.n_classes, 1)
         self.further_heads = nn.ModuleList(
@@ -291,17 +298,25 @@ class SliceNetwork(nn.Module):  # type: ignore[misc]
         """The decoder's maps at 1/1, 1/2 and 1/4 of channels (n, c, h, w)."""
         raise NotImplementedError
 
-    def forward(self, slices: torch.Tensor) -> Any:
+    def forward(self, slices: torch.Tensor, context: torch.Tensor | None = None) -> Any:
         if slices.ndim != 4 or slices.shape[1] != self.settings.n_planes:
             raise ValueError(
                 f"The network sees {self.settings.n_slices} slices at once, each in {N_VIEWS} views; the input "
                 f"has the shape {tuple(slices.shape)} instead of (n, {self.settings.n_planes}, height, width)."
             )
+        if (context is not None) != self.settings.context:
+            needed = "needs" if self.settings.context else "takes no"
+            raise ValueError(
+                f"This network {needed} probabilities of a coarse pass beside the slices."
+            )
         height, width = slices.shape[2:]
+        seen = channels(slices)
+        if context is not None:
+            seen = torch.cat([seen, context], dim=1)
         padding = (0, -width % STRIDE, 0, -height % STRIDE)
         if any(padding):
-            slices = F.pad(slices, padding, mode="replicate")
-        maps = self.decoded(channels(slices))
+            seen = F.pad(seen, padding, mode="replicate")
+        maps = self.decoded(seen)
         logits = self.head(maps[0])[:, :, :height, :width]
         if not self.training:
             return logits
@@ -380,6 +395,30 @@ def build_network(settings: NetworkSettings | None = None) -> SliceNetwork:
     return AnACorNet(settings) if settings.architecture == "anacornet" else UNet(settings)
 
 
+def take_over(network: SliceNetwork, earlier: SliceNetwork) -> None:
+    """Gives a network the weights of an earlier one of the same architecture, size and classes.
+
+    Where the earlier one had no context, what the network sees of it counts for nothing at first.
+    Raises ValueError for networks of another kind.
+    """
+    if replace(earlier.settings, context=network.settings.context) != network.settings:
+        raise ValueError(
+            f"The earlier weights are of {earlier.settings.architecture} {earlier.settings.size}, not "
+            "of the network that is to be trained; name other weights, or that network."
+        )
+    state = network.state_dict()
+    for name, tensor in earlier.state_dict().items():
+        if name not in state:
+            continue
+        if state[name].shape == tensor.shape:
+            state[name] = tensor
+        else:  # the first convolution has more channels now
+            wider = torch.zeros_like(state[name])
+            wider[:, : tensor.shape[1]] = tensor
+            state[name] = wider
+    network.load_state_dict(state)
+
+
 def n_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
@@ -392,6 +431,15 @@ def memory_layout(device: torch.device) -> torch.memory_format:
     """
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return torch.channels_last if device.type == "cuda" or wide else torch.contiguous_format
+
+
+def on_device(network: SliceNetwork, device: torch.device) -> SliceNetwork:
+    """The network moved to a device, its two-dimensional kernels in the order of :func:`memory_layout`."""
+    network = network.to(device)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=memory_layout(device))
+    return network
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -465,13 +513,15 @@ def load_weights(path: str | os.PathLike[str]) -> SliceNetwork:
         raise ValueError(
             f"{path} does not hold weights of this program; make them by dials.anacor_train."
         )
-    if metadata.get("version") != str(WEIGHTS_VERSION):
+    if metadata.get("version") not in READABLE_VERSIONS:
         raise ValueError(
-            f"{path} holds weights of version {metadata.get('version')} and this program reads version "
-            f"{WEIGHTS_VERSION}; train again, or use the program that made them."
+            f"{path} holds weights of version {metadata.get('version')} and this program reads versions "
+            f"{' and '.join(READABLE_VERSIONS)}; train again, or use the program that made them."
         )
     try:
-        network = build_network(NetworkSettings(**json.loads(metadata["settings"])))
+        network = build_network(
+            NetworkSettings(**{"context": False, **json.loads(metadata["settings"])})
+        )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} does not say what network it belongs to ({error}).") from None
     expected = network.state_dict()

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from anacor_dials.segmentation.inference import sample_box
+from anacor_dials.segmentation.tiles import sample_box
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.sam2_refinement")
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,9 @@ from tqdm import tqdm
 
 from anacor_dials.sample.tomogram_files import read_sample_file
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Volume
+from anacor_dials.segmentation.coarse_grid import BIN, class_shares, context_input
 from anacor_dials.segmentation.fringes import LENGTHS, N_VIEWS, views
-from anacor_dials.segmentation.inference import sample_box
+from anacor_dials.segmentation.tiles import sample_box
 from anacor_dials.segmentation.working_grid import (
     bin_factors,
     binned_labels,
@@ -38,6 +41,7 @@ from anacor_dials.segmentation.working_grid import (
 logger = logging.getLogger("dials.anacor_dials.segmentation.training_data")
 
 TOMO, TRUTH = ".tomo.h5", ".truth.h5"
+COUNTED_AS = {"salt": "liquor", "ice": "liquor", "dirt": "liquor", "pin": "loop"}
 CENTRES_KEPT = 4000  # voxels of each class about which crops are drawn
 CENTRED = 0.75  # the share of crops that are centred on a voxel of a class drawn at random
 AIR_KEPT = 24  # voxels of air around the sample
@@ -96,13 +100,14 @@ def labels_on_grid(labels: LabelVolume, grid: Volume) -> NDArray[np.uint8]:
 
 
 def _in_order(labels: LabelVolume, names: Sequence[str], path: Path) -> NDArray[np.uint8]:
-    """The labels renumbered as the names are ordered."""
-    missing = [name for name in labels.names if name not in names]
+    """The labels renumbered as the names are ordered; salt, ice and dirt count as liquor, a pin as loop."""
+    counted = [COUNTED_AS.get(name, name) for name in labels.names]
+    missing = [name for name in counted if name not in names]
     if missing:
         raise ValueError(
             f"{path} has the label {missing[0]!r}, which is not among the classes {', '.join(names)}."
         )
-    table = np.array([list(names).index(name) for name in labels.names], dtype=np.uint8)
+    table = np.array([list(names).index(name) for name in counted], dtype=np.uint8)
     return table[labels.values]
 
 
@@ -132,17 +137,28 @@ def read_training_volume(
         labels.centre,
         tuple(names),
     )
-    factors = bin_factors(sample.tomogram.voxel_size_um)
-    scale = intensity_scale(sample.tomogram.values, sample.tomogram.voxel_size_um)
-    values = binned_values(sample.tomogram.values, factors, scale)
-    true = binned_labels(labels_on_grid(ordered, sample.tomogram), factors, len(names))
+    name = tomogram.name.removesuffix(TOMO)
+    return training_volume(name, sample.tomogram, ordered, read_record(tomogram))
+
+
+def training_volume(
+    name: str, tomogram: Volume, labels: LabelVolume, record: Mapping[str, Any] | None = None
+) -> TrainingVolume:
+    """A sample of a tomogram in 1/um and its labels, without the air that is more than AIR_KEPT voxels away.
+
+    Raises ValueError where the tomogram has no scale (nothing stands out of the noise) or the grids do not fit.
+    """
+    factors = bin_factors(tomogram.voxel_size_um)
+    scale = intensity_scale(tomogram.values, tomogram.voxel_size_um)
+    values = binned_values(tomogram.values, factors, scale)
+    true = binned_labels(labels_on_grid(labels, tomogram), factors, len(labels.names))
     box = sample_box(values, AIR_KEPT)
     values, true = np.ascontiguousarray(values[box]), np.ascontiguousarray(true[box])
-    name = tomogram.name.removesuffix(TOMO)
-    record = read_record(tomogram)
-    x, y, z = (sample.tomogram.voxel_size_um * np.array(factors)).tolist()
+    if not values.size:
+        raise ValueError(f"{name}: there is nothing but air in it.")
+    x, y, z = (tomogram.voxel_size_um * np.array(factors)).tolist()
     return TrainingVolume(
-        name, views(values, np.float16), true, (x, y, z), tuple(names), dict(record)
+        name, views(values, np.float16), true, (x, y, z), labels.names, dict(record or {})
     )
 
 
@@ -152,6 +168,8 @@ def find_training_files(folders: Sequence[Path]) -> list[tuple[Path, Path | None
     Raises ValueError where a folder is absent or holds no training data.
     """
     found: list[tuple[Path, Path | None]] = []
+    if not folders:
+        raise ValueError("There is no folder of samples to train on; name one.")
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"There is no folder {folder}.")
@@ -217,6 +235,22 @@ def class_weights(volumes: Sequence[TrainingVolume], n_classes: int) -> NDArray[
     return np.minimum(weights / weights.mean(), 3.0)
 
 
+def turned(volume: NDArray[Any], order: Sequence[int], mirrored: Sequence[bool]) -> NDArray[Any]:
+    """A volume (n, cx, cy, cz) with its axes in another order, some of the new ones mirrored."""
+    out = volume.transpose(0, *(1 + k for k in order))
+    steps = tuple(slice(None, None, -1) if m else slice(None) for m in mirrored)
+    return np.ascontiguousarray(out[(slice(None), *steps)])
+
+
+def turned_back(
+    volume: NDArray[Any], order: Sequence[int], mirrored: Sequence[bool]
+) -> NDArray[Any]:
+    """The volume that :func:`turned` was given, of what it returned."""
+    steps = tuple(slice(None, None, -1) if m else slice(None) for m in mirrored)
+    back = np.argsort(order)
+    return np.ascontiguousarray(volume[(slice(None), *steps)].transpose(0, *(1 + k for k in back)))
+
+
 # ---- crops ----------------------------------------------------------------------------------------
 
 
@@ -241,46 +275,172 @@ class Augmentation:
     turn: bool = True
 
 
-class CropSource:
-    """Draws crops of slices, with neighbours, from some samples.
+@dataclass(eq=False)
+class PooledVolume:
+    """A sample in the pool that crops are drawn from, with what the coarse pass sees, should find, and found.
 
-    crop: edge of a crop in voxels; n_slices: neighbours together, odd. Three of four crops are centred on a
-    voxel of a class drawn at random, so that rare classes are seen; the others anywhere in the volume.
+    centres: for every class some of its voxels (flat indices), about which crops are drawn. coarse_input and
+    coarse_shares: of :mod:`.context`. context: the coarse pass's latest probabilities, (n_classes, cx, cy, cz); all
+    classes are equally probable until it has seen the sample.
+    """
+
+    volume: TrainingVolume
+    centres: list[NDArray[np.intp]]
+    coarse_input: NDArray[np.float16]
+    coarse_shares: NDArray[np.float16]
+    context: NDArray[np.float16]
+
+    @classmethod
+    def of(cls, volume: TrainingVolume) -> PooledVolume:
+        rng = np.random.default_rng(0)
+        flat = volume.labels.ravel()
+        centres = []
+        for label in range(len(volume.names)):
+            where = np.flatnonzero(flat == label)
+            if where.size > CENTRES_KEPT:
+                where = where[rng.integers(0, where.size, CENTRES_KEPT)]
+            centres.append(where)
+        shares = class_shares(volume.labels, len(volume.names))
+        nothing_known = np.full_like(shares, 1 / len(volume.names))
+        return cls(volume, centres, context_input(volume.views), shares, nothing_known)
+
+
+class VolumePool:
+    """The samples that a step of training draws from: fixed ones, and the latest of a stream of fresh ones.
+
+    Sample number k of the stream enters at step (k - size) * every, when the oldest leaves; so the pool at a step
+    depends on the step alone, and a training that is taken up again sees the same samples.
+
+    fixed: samples that stay. make: a function of a number that returns a fresh sample (it must be
+    picklable), None for no stream. size: of the stream's part. every: steps from one fresh sample to the next.
+    workers: processes that make them, 0 to make them in this one. share: of the crops that are drawn from the
+    fixed ones where there are both.
     """
 
     def __init__(
         self,
-        volumes: Sequence[TrainingVolume],
-        crop: int,
-        n_slices: int,
-        augmentation: Augmentation | None = None,
+        fixed: Sequence[TrainingVolume],
+        make: Callable[[int], TrainingVolume] | None = None,
+        size: int = 48,
+        every: float = 2.0,
+        workers: int = 1,
+        share: float = 0.25,
     ) -> None:
-        if not volumes:
+        if not fixed and make is None:
             raise ValueError("There are no samples to draw crops from.")
-        if crop < 32 or crop % 16:
-            raise ValueError(f"The crop is {crop} voxels; it is a multiple of 16, at least 32.")
-        self.volumes = list(volumes)
-        self.crop, self.n_slices = crop, n_slices
-        self.augmentation = augmentation or Augmentation()
-        rng = np.random.default_rng(0)
-        self._centres: list[list[NDArray[np.intp]]] = []
-        for volume in self.volumes:
-            flat = volume.labels.ravel()
-            per_class = []
-            for label in range(len(volume.names)):
-                where = np.flatnonzero(flat == label)
-                if where.size > CENTRES_KEPT:
-                    where = where[rng.integers(0, where.size, CENTRES_KEPT)]
-                per_class.append(where)
-            self._centres.append(per_class)
+        self.fixed = [PooledVolume.of(volume) for volume in fixed]
+        self.make, self.size, self.every, self.share = make, size, every, share
+        self.streamed: deque[PooledVolume] = deque(maxlen=size)
+        self._executor = (
+            ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+            if make is not None and workers
+            else None
+        )
+        self._waiting: deque[Future[TrainingVolume]] = deque()
+        self._next = 0  # the number of the sample to be asked for next
+        self._entered = 0  # the number of the sample to enter next
 
-    def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """(slices (N_VIEWS n_slices, crop, crop) as the network takes them, labels (crop, crop) of the middle)."""
+    def _ask(self, up_to: int) -> None:
+        assert self.make is not None
+        while self._executor is not None and self._next < up_to:
+            self._waiting.append(self._executor.submit(self.make, self._next))
+            self._next += 1
+
+    def advance(self, step: int, progress: bool = False) -> list[PooledVolume]:
+        """Brings the pool to a step and returns the samples that are new in it; waits for them."""
+        if self.make is None:
+            return []
+        last = self.size + int(step / self.every)  # numbers below this have entered
+        if not self._waiting and self._entered < last - self.size:
+            self._entered = self._next = last - self.size  # taken up again: the oldest are gone
+        self._ask(last + 4)
+        new = []
+        missing = range(self._entered, last)
+        for number in tqdm(missing, "Making samples", disable=not progress or len(missing) < 4):
+            volume = (
+                self._waiting.popleft().result()
+                if self._executor is not None
+                else self.make(number)
+            )
+            new.append(PooledVolume.of(volume))
+            self.streamed.append(new[-1])
+        self._entered = last
+        return new
+
+    def draw(self, rng: np.random.Generator) -> PooledVolume:
+        """A sample at random."""
+        if self.fixed and (not self.streamed or rng.random() < self.share):
+            return self.fixed[int(rng.integers(len(self.fixed)))]
+        return self.streamed[int(rng.integers(len(self.streamed)))]
+
+    @property
+    def entered(self) -> int:
+        """How many fresh samples have entered so far."""
+        return self._entered
+
+    def pooled(self) -> list[PooledVolume]:
+        """The samples that are in the pool now."""
+        return [*self.fixed, *self.streamed]
+
+    def volumes(self) -> list[TrainingVolume]:
+        return [pooled.volume for pooled in self.pooled()]
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _bilinear(
+    rows: NDArray[np.float64], columns: NDArray[np.float64], shape: tuple[int, ...]
+) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """A function that interpolates planes of a shape linearly at some places; the edge goes on beyond it."""
+    r = np.clip(rows, 0, shape[0] - 1)
+    c = np.clip(columns, 0, shape[1] - 1)
+    r0, c0 = (
+        np.minimum(r.astype(np.intp), max(shape[0] - 2, 0)),
+        np.minimum(c.astype(np.intp), max(shape[1] - 2, 0)),
+    )
+    fr, fc = (r - r0).astype(np.float32), (c - c0).astype(np.float32)
+    down, right = (shape[1] if shape[0] > 1 else 0), (1 if shape[1] > 1 else 0)
+    index = r0 * shape[1] + c0
+    w00, w01, w10, w11 = (1 - fr) * (1 - fc), (1 - fr) * fc, fr * (1 - fc), fr * fc
+
+    def at(plane: NDArray[Any]) -> NDArray[np.float32]:
+        flat = np.ascontiguousarray(plane, dtype=np.float32).ravel()
+        out: NDArray[np.float32] = w00 * flat[index]
+        out += w01 * flat[index + right]
+        out += w10 * flat[index + down]
+        out += w11 * flat[index + down + right]
+        return out
+
+    return at
+
+
+class CropSource:
+    """Draws crops of slices, with neighbours and the coarse pass's probabilities, from a pool of samples.
+
+    n_slices: neighbours together, odd. Three of four crops are centred on a voxel of a class drawn at random, so
+    that rare classes are seen; the others anywhere in the volume.
+    """
+
+    def __init__(
+        self, pool: VolumePool, n_slices: int, augmentation: Augmentation | None = None
+    ) -> None:
+        self.pool, self.n_slices = pool, n_slices
+        self.augmentation = augmentation or Augmentation()
+
+    def draw(
+        self, rng: np.random.Generator, crop: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+        """(slices (N_VIEWS n_slices, crop, crop), context (n_classes, crop, crop), labels (crop, crop)).
+
+        As the network takes them; context and labels are those of the middle slice. crop: edge in voxels.
+        """
         a = self.augmentation
-        which = int(rng.integers(len(self.volumes)))
-        volume = self.volumes[which]
+        pooled = self.pool.draw(rng)
+        volume = pooled.volume
         label = int(rng.integers(len(volume.names))) if rng.random() < CENTRED else -1
-        places = self._centres[which][label] if label >= 0 else np.empty(0, dtype=np.intp)
+        places = pooled.centres[label] if label >= 0 else np.empty(0, dtype=np.intp)
         if places.size:
             centre = np.array(
                 np.unravel_index(int(places[rng.integers(places.size)]), volume.labels.shape),
@@ -290,31 +450,40 @@ class CropSource:
             centre = rng.uniform(0.1, 0.9, 3) * (np.array(volume.labels.shape) - 1)
         order = np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1]])[int(rng.integers(3))]
         centre = centre[order]
-        centre[1:] += rng.uniform(-0.25, 0.25, 2) * self.crop
+        centre[1:] += rng.uniform(-0.25, 0.25, 2) * crop
         seen = volume.views.transpose(0, *(1 + order))
         labels = volume.labels.transpose(order)
+        coarse = pooled.context.transpose(0, *(1 + order))
         zoom = float(np.exp(rng.uniform(-1, 1) * np.log(a.zoom)))
         angle = rng.uniform(0, 2 * np.pi) if a.turn else 0.5 * np.pi * int(rng.integers(4))
         mirror = 1.0 if rng.random() < 0.5 else -1.0
         upside = 1.0 if rng.random() < 0.5 else -1.0
-        grid = (np.arange(self.crop) - (self.crop - 1) / 2) / zoom
+        grid = (np.arange(crop) - (crop - 1) / 2) / zoom
         u, v = np.meshgrid(grid, grid * mirror, indexing="ij")
         cos, sin = np.cos(angle), np.sin(angle)
         y, z = centre[1] + cos * u - sin * v, centre[2] + sin * u + cos * v
+        interpolated = _bilinear(y, z, labels.shape[1:])
         half = self.n_slices // 2
-        slices = np.empty((N_VIEWS, self.n_slices, self.crop, self.crop), dtype=np.float32)
+        slices = np.empty((N_VIEWS, self.n_slices, crop, crop), dtype=np.float32)
         # neighbours stay one voxel apart, at the nearest plane where the zoom moves them
         for k in range(self.n_slices):
             x = int(round(centre[0])) + round(upside * (k - half) / zoom)
             for view, values in enumerate(seen):
-                plane = values[min(max(x, 0), values.shape[0] - 1)].astype(np.float32)
-                slices[view, k] = scipy.ndimage.map_coordinates(
-                    plane, (y, z), order=1, mode="nearest"
-                )
-        middle = labels[min(max(int(round(centre[0])), 0), labels.shape[0] - 1)]
-        target = scipy.ndimage.map_coordinates(middle, (y, z), order=0, mode="nearest")
+                slices[view, k] = interpolated(values[min(max(x, 0), values.shape[0] - 1)])
+        x = min(max(int(round(centre[0])), 0), labels.shape[0] - 1)
+        rows = np.clip(np.rint(y).astype(np.intp), 0, labels.shape[1] - 1)
+        columns = np.clip(np.rint(z).astype(np.intp), 0, labels.shape[2] - 1)
+        target = labels[x][rows, columns]
+        place = min(max((x + 0.5) / BIN - 0.5, 0.0), coarse.shape[1] - 1.0)
+        near = int(place)
+        share = np.float32(place - near)
+        planes = coarse[:, near].astype(np.float32)
+        if share:
+            planes += share * (coarse[:, near + 1].astype(np.float32) - planes)
+        at = _bilinear((y + 0.5) / BIN - 0.5, (z + 0.5) / BIN - 0.5, planes.shape[1:])
+        context = np.stack([at(plane) for plane in planes])
         self._change_values(slices, target, volume, rng)
-        return slices.reshape(-1, self.crop, self.crop), target
+        return slices.reshape(-1, crop, crop), context, target
 
     def _change_values(
         self,
@@ -333,7 +502,7 @@ class CropSource:
             change = rng.uniform(-1, 1) * a.contrast
             for view, length in zip(slices, softness, strict=True):
                 view += change * scipy.ndimage.gaussian_filter(crystal, max(0.8, length))
-        ramp = np.linspace(-1, 1, self.crop, dtype=np.float32)
+        ramp = np.linspace(-1, 1, target.shape[0], dtype=np.float32)
         field_ = rng.uniform(-1, 1, 3) * a.cupping
         slow = field_[0] * ramp[:, None] + field_[1] * ramp[None, :]
         slow = slow + field_[2] * (ramp[:, None] ** 2 + ramp[None, :] ** 2)
@@ -350,8 +519,8 @@ class CropSource:
             view += (left * soft / soft.std()).astype(np.float32)
 
     def batch(
-        self, rng: np.random.Generator, size: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """(slices (size, N_VIEWS n_slices, crop, crop), labels (size, crop, crop))."""
-        drawn = [self.draw(rng) for _ in range(size)]
-        return np.stack([s for s, _ in drawn]), np.stack([t for _, t in drawn])
+        self, rng: np.random.Generator, size: int, crop: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+        """(slices (size, N_VIEWS n_slices, crop, crop), context (size, n_classes, ...), labels (size, ...))."""
+        slices, context, labels = zip(*(self.draw(rng, crop) for _ in range(size)), strict=True)
+        return np.stack(slices), np.stack(context), np.stack(labels)

@@ -1,9 +1,9 @@
 """The grid and the scale on which the networks see a tomogram: binning, air level and mu scale.
 
-The networks are trained at one size of voxel, about 1 to 1.5 um. A finer tomogram is averaged over whole
-blocks of voxels before, and the probabilities are interpolated back afterwards. Values are scaled by
-what the tomogram itself says: air becomes 0 and the sample's median becomes 1, whatever of crystal and
-liquor is the brighter.
+The networks are trained at one size of voxel, about 1 to 1.5 um. A finer tomogram is averaged over
+whole blocks of voxels before, and the probabilities are interpolated back afterwards. Values are
+scaled by what the tomogram itself says: air becomes 0 and the sample's median becomes 1, whatever
+of crystal and liquor is the brighter.
 """
 
 from __future__ import annotations
@@ -18,20 +18,28 @@ from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials.sample.volumes import Volume
 
-FINEST_UM, COARSEST_UM = 0.9, 1.7  # voxels that the networks are trained on
+FINEST_UM, COARSEST_UM = 0.9, 2.5  # voxels that the networks are trained on
 WORKING_UM = 1.2
 SMOOTH_UM = 4.0  # of the values by which sample and air are told apart
-VOXELS_LOOKED_AT = 2_000_000
-LEAST_SIGNIFICANCE = 3.0  # of the sample above air, in standard deviations of a voxel
+VOXELS_LOOKED_AT = 400_000
+LEAST_SIGNIFICANCE = 3.0  # of the sample above air, in standard deviations of the smoothed values
+NO_AIR = 0.5  # of the sample's level: a darker part above it is sample, not air
+NO_AIR_NOISE = 3.0  # and by as many standard deviations of the smoothed values above zero
+LEAST_MU = 2e-4  # 1/um, of water at 14 keV: a volume below it is air whose level is a little off
 
 
 @dataclass(frozen=True)
 class IntensityScale:
-    """What a tomogram says of itself, in 1/um: the level of air, the sample's median, noise in air."""
+    """What a tomogram says of itself, in 1/um: the level of air, the sample's median, noise in air.
+
+    air_seen: whether there is air in the field of view; without it the level of air is taken to be
+    0 and the noise is the spread of the sample's values.
+    """
 
     air: float
     sample: float
     noise: float
+    air_seen: bool = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.air) and math.isfinite(self.sample) and self.sample > self.air):
@@ -46,14 +54,63 @@ class IntensityScale:
         return (np.asarray(values, dtype=np.float32) - np.float32(self.air)) * scale
 
 
+def _otsu(values: NDArray[np.float64]) -> float:
+    """Otsu's threshold (IEEE Trans. SMC 9 (1979) 62) between the 0.1 and 99.9 percentiles of the
+    values."""
+    low, high = np.percentile(values, (0.1, 99.9))
+    if not high > low:
+        return float(high)
+    counts, edges = np.histogram(values, 512, (low, high))
+    middles = 0.5 * (edges[:-1] + edges[1:])
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    sums = np.cumsum(counts * middles)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
+    return float(edges[1 + int(np.nanargmax(np.where(above > 0, between, np.nan)))])
+
+
+def _sample_below(
+    smooth: NDArray[np.float32], thin: NDArray[np.float64], threshold: float
+) -> float | None:
+    """The threshold between air and sample where that found lies between sample and something
+    denser; else None.
+
+    smooth: smoothed planes; thin: some of their values. What lies below the threshold must fall
+    into air and a part less than half as dense as what is above; and that part must have an
+    inside, which the soft edge of a dense body has not.
+    """
+    below = thin[thin < threshold]
+    if below.size < 1000:
+        return None
+    middle = float(np.median(below))
+    spread = 1.4826 * float(np.median(np.abs(below - middle)))
+    second = _otsu(np.maximum(below, middle - 4.0 * spread))  # dark fringes are no material
+    air, part = below[below < second], below[below >= second]
+    if not (air.size and part.size) or part.size < 0.3 * (thin.size - below.size):
+        return None
+    level = float(np.median(air))
+    spread = 1.4826 * float(np.median(np.abs(air - level)))
+    gap = float(np.median(part)) - level
+    dense = float(np.median(thin[thin >= threshold])) - level
+    if gap < 6.0 * spread or dense < 2.0 * gap:
+        return None
+    there = (smooth >= second) & (smooth < threshold)
+    inside = scipy.ndimage.binary_erosion(there, np.ones((1, 3, 3), dtype=bool), iterations=2)
+    return second if np.count_nonzero(inside) > 0.15 * np.count_nonzero(there) else None
+
+
 def intensity_scale(values: NDArray[Any], voxel_size_um: ArrayLike = WORKING_UM) -> IntensityScale:
     """The scale of mu values (nx, ny, nz) in 1/um.
 
-    Air and sample are told apart where the values, smoothed over SMOOTH_UM across X, lie below and above
-    Otsu's threshold (IEEE Trans. SMC 9 (1979) 62) between their 0.1 and 99.9 percentiles: in fine voxels Fresnel
-    fringes are several times as strong as the sample. The levels are the medians of the plain values there.
-    Some planes are looked at. Raises ValueError where nothing stands out by three standard deviations of the noise
-    (a volume of air), and for values that are no numbers.
+    Air and sample are told apart where the values, smoothed over SMOOTH_UM across X, lie below and
+    above Otsu's threshold: in fine voxels Fresnel fringes are several times as strong as the
+    sample. The levels are the medians of the plain values there. Where the brighter part is small
+    and what is darker falls into air and sample itself (salt, a metal pin), the threshold is that
+    between the latter two. Where the darker part, too, is far above zero, no air is in the field
+    of view: air is then 0, as the values are in 1/um, and the sample's level their median. Some
+    planes are looked at. Raises ValueError where nothing stands out by three standard deviations
+    of the smoothed values in air (a volume of air), and for values that are no numbers.
     """
     size = np.broadcast_to(np.asarray(voxel_size_um, dtype=np.float64), (3,))
     step = max(1, round((values.size / VOXELS_LOOKED_AT) ** (1 / 3)))
@@ -64,30 +121,34 @@ def intensity_scale(values: NDArray[Any], voxel_size_um: ArrayLike = WORKING_UM)
     thin = smooth[:, ::step, ::step].astype(np.float64).ravel()
     if not np.all(np.isfinite(plain)):
         raise ValueError("The tomogram holds values that are not numbers; reconstruct it again.")
-    low, high = np.percentile(thin, (0.1, 99.9))
-    if not high > low:
+    if not thin.max() > thin.min():
         raise ValueError(
-            f"The tomogram has the value {low:g} /um throughout: there is no sample in it."
+            f"The tomogram has the value {thin[0]:g} /um throughout: there is no sample in it."
         )
-    counts, edges = np.histogram(thin, 512, (low, high))
-    middles = 0.5 * (edges[:-1] + edges[1:])
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    sums = np.cumsum(counts * middles)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    threshold = edges[1 + int(np.nanargmax(np.where(above > 0, between, np.nan)))]
+    threshold = _otsu(thin)
+    for _ in range(2):
+        lower = _sample_below(smooth, thin, threshold)
+        if lower is None:
+            break
+        threshold = lower
     dark, bright = plain[thin < threshold], plain[thin >= threshold]
     if not (dark.size and bright.size):
         raise ValueError("The tomogram holds nothing but air: there is no sample to segment.")
-    air, sample = float(np.median(dark)), float(np.median(bright))
-    noise = 1.4826 * float(np.median(np.abs(dark - air)))
-    if sample - air < LEAST_SIGNIFICANCE * noise:
+    air_level, sample = float(np.median(dark)), float(np.median(bright))
+    noise = 1.4826 * float(np.median(np.abs(dark - air_level)))
+    blurred = thin[thin < threshold]
+    uncertainty = 1.4826 * float(np.median(np.abs(blurred - np.median(blurred))))
+    if air_level > NO_AIR * sample and air_level > NO_AIR_NOISE * uncertainty:
+        level = float(np.median(plain))
+        spread = 1.4826 * float(np.median(np.abs(plain - level)))
+        if level > LEAST_MU:
+            return IntensityScale(0.0, level, spread, air_seen=False)
+    if sample - air_level < LEAST_SIGNIFICANCE * uncertainty:
         raise ValueError(
             f"Nothing stands out of the noise (the brighter part is at {sample:.3g} /um, the darker at "
-            f"{air:.3g} +- {noise:.3g}): there is no sample in this tomogram, or it is far too noisy."
+            f"{air_level:.3g} +- {noise:.3g}): there is no sample in this tomogram, or it is far too noisy."
         )
-    return IntensityScale(air, sample, noise)
+    return IntensityScale(air_level, sample, noise)
 
 
 def bin_factors(voxel_size_um: ArrayLike) -> tuple[int, int, int]:
@@ -113,7 +174,8 @@ def binned_values(
 ) -> NDArray[np.float32]:
     """Normalised means over blocks of voxels, float32 (ceil(nx/fx), ceil(ny/fy), ceil(nz/fz)).
 
-    The last blocks are filled up with the last voxels. Slab by slab: values may be a data set in a file.
+    The last blocks are filled up with the last voxels. Slab by slab: values may be a data set in a
+    file.
     """
     fx, fy, fz = factors
     nx, ny, nz = values.shape

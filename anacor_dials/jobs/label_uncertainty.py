@@ -1,0 +1,160 @@
+"""What the doubt about labels is worth in absorption factors.
+
+Label volumes that are as plausible as the one taken are drawn from the probabilities
+(:mod:`anacor_dials.segmentation.plausible_labels`); the factors of some hundred reflections are
+computed with each, and compared with those of the labels taken after one common scale, which
+dials.scale would find anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+
+from anacor_dials.absorption.directions import Directions
+from anacor_dials.absorption.factors import absorption_factors
+from anacor_dials.absorption.tracing import Tracing
+from anacor_dials.sample.frames import FloatArray, scan_rotation, unit
+from anacor_dials.sample.volumes import LabelVolume, Volume
+from anacor_dials.segmentation.plausible_labels import plausible_labels
+
+logger = logging.getLogger("dials.anacor_dials.jobs.label_uncertainty")
+
+DRAWS = 10
+REFLECTIONS = 200
+TOLERANCE = 1.5e-3  # of the factors: below what labels are usually worth
+MOST_UNCERTAIN = 0.015  # relative rms of the factors, beyond which there is a warning
+MARGIN = 2  # voxels around the sample
+
+
+@dataclass(frozen=True, eq=False)
+class LabelUncertainty:
+    """How much the absorption factors may be wrong because the labels may be.
+
+    rms: relative, over reflections and draws, after one scale for every draw. draws: (n,) the same
+    of each draw. spread: relative standard deviation of the factors themselves.
+    crystal_volumes_um3: (n,) of the draws.
+    """
+
+    rms: float
+    draws: FloatArray
+    spread: float
+    crystal_volumes_um3: FloatArray
+
+    @property
+    def warnings(self) -> list[str]:
+        """A sentence where the factors are more uncertain than MOST_UNCERTAIN."""
+        if self.rms <= MOST_UNCERTAIN:
+            return []
+        return [
+            f"The labels are doubtful: the absorption factors are uncertain by {100 * self.rms:.1f} % because of "
+            f"them (more than {100 * MOST_UNCERTAIN:g} %). Look at the slices and at the map of uncertainty; "
+            "correct the labels (labels.file=), or take a tomogram with more projections or photons."
+        ]
+
+    def __str__(self) -> str:
+        low, high = self.crystal_volumes_um3.min(), self.crystal_volumes_um3.max()
+        return (
+            f"{100 * self.rms:.2f} % rms in {len(self.draws)} plausible label volumes (the factors vary by "
+            f"{100 * self.spread:.1f} %); crystal {low:.4g} to {high:.4g} um^3"
+        )
+
+
+def random_sweep(n: int, rng: np.random.Generator) -> Directions:
+    """n reflections of one sweep of 360 degrees about X, at scattering angles up to 80 degrees."""
+    angle = rng.uniform(0, 360, n)
+    two_theta, psi = np.deg2rad(rng.uniform(5, 80, n)), rng.uniform(0, 2 * np.pi, n)
+    # in the laboratory the beam flies along -Z
+    exits = np.stack(
+        [np.sin(two_theta) * np.cos(psi), np.sin(two_theta) * np.sin(psi), -np.cos(two_theta)], 1
+    )
+    turn = scan_rotation(angle).transpose(0, 2, 1)  # laboratory to sample
+    to_source = turn @ np.array([0.0, 0.0, 1.0])
+    return Directions.of_one_sweep(to_source, np.einsum("nij,nj->ni", turn, unit(exits)))
+
+
+def label_uncertainty(
+    probabilities: NDArray[np.uint8],
+    grid: Volume,
+    names: tuple[str, ...],
+    mu_per_um: ArrayLike,
+    *,
+    directions: Directions | None = None,
+    draws: int = DRAWS,
+    tracing: Tracing | None = None,
+    progress: bool = False,
+) -> LabelUncertainty | None:
+    """The uncertainty of the factors from the labels; None where no draw, or not the labels taken,
+    hold a crystal.
+
+    Parameters
+    ----------
+    probabilities : array (n_classes, nx, ny, nz) of uint8
+        Of the classes, 255 = 1, after the clean-up.
+    grid : Volume
+        The voxels that they belong to.
+    names : tuple of str
+        Of the classes.
+    mu_per_um : array (n_classes,)
+        mu of each material, 1/um; where it is not a number, that of the liquor or the mean of the others is taken.
+    directions : Directions, optional
+        Of the reflections; some hundred random ones of a sweep about X if not given.
+    draws : int
+        How many plausible label volumes are drawn.
+    tracing : Tracing, optional
+        How factors are computed, and the seed of what is drawn; to 0.15 % if not given.
+    progress : bool
+        Whether to show a progress bar.
+    """
+    tracing = tracing or Tracing(TOLERANCE, check_reflections=8)
+    mu = np.array(mu_per_um, dtype=np.float64)
+    mu[0] = 0.0 if not np.isfinite(mu[0]) else max(mu[0], 0.0)
+    known = mu[1:][np.isfinite(mu[1:])]
+    if not known.size:
+        return None
+    mu[~np.isfinite(mu)] = known.mean()
+    rng = np.random.default_rng(tracing.seed)
+    if directions is None:
+        directions = random_sweep(REFLECTIONS, rng)
+    where = np.argwhere(probabilities[0] < 250)
+    if not where.size:
+        return None
+    low = np.maximum(where.min(axis=0) - MARGIN, 0)
+    high = np.minimum(where.max(axis=0) + 1 + MARGIN, grid.shape)
+    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    inside = np.ascontiguousarray(probabilities[(slice(None), *box)])
+    crystal = names.index("crystal")
+    taken = directions
+
+    def factors(labels: NDArray[np.uint8]) -> FloatArray | None:
+        if np.count_nonzero(labels == crystal) < 8:
+            return None
+        volume = LabelVolume(labels, grid.voxel_size_um, grid.centre - low, names)
+        found: FloatArray = absorption_factors(volume, mu, taken, tracing).transmission
+        return found
+
+    reference = factors(inside.argmax(axis=0).astype(np.uint8))
+    if reference is None:
+        return None
+    size = float(np.cbrt(grid.voxel_volume_um3))
+    errors, volumes = [], []
+    drawn = plausible_labels(inside, size, draws, rng)
+    for labels in tqdm(drawn, "Drawing labels", draws, disable=None if progress else True):
+        other = factors(labels)
+        if other is None:
+            continue
+        ratio = other / reference
+        errors.append(float(np.std(ratio) / np.mean(ratio)))
+        volumes.append(np.count_nonzero(labels == crystal) * grid.voxel_volume_um3)
+    if not errors:
+        return None
+    return LabelUncertainty(
+        float(np.sqrt(np.mean(np.square(errors)))),
+        np.array(errors),
+        float(np.std(reference) / np.mean(reference)),
+        np.array(volumes),
+    )

@@ -1,0 +1,99 @@
+"""Label volumes that are as plausible as the one taken, drawn from the probabilities.
+
+The label of a voxel is drawn by the Gumbel trick: the class k with the largest ln p_k + g_k is of
+the probability p_k where the g_k are independent Gumbel variables (Gumbel, 1954; Maddison et al.,
+NeurIPS 2014). Errors of segmentation are not those of single voxels: a whole face lies too far
+out, a whole film is missed. So the g_k are fields that vary smoothly, sums of a constant, of a
+long and of a short scale, each of which alone would do: the field of standard normal variables z_k
+becomes g_k = -ln(-ln Phi(z_k)), and every voxel keeps its probabilities exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import scipy.fft
+import scipy.ndimage
+import scipy.special
+from numpy.typing import NDArray
+
+from anacor_dials.segmentation.tiles import most_probable
+
+# shares of the variance of z, and scales: the whole sample, of the size of faces, of the width of films
+SHARES = (0.3, 0.5, 0.2)
+SCALES_UM = (25.0, 5.0)
+SURE = 252  # of 255
+
+
+def smooth_field(
+    shape: tuple[int, int, int], voxel_size_um: float, scale_um: float, rng: np.random.Generator
+) -> Callable[[NDArray[np.intp]], NDArray[np.float32]]:
+    """A function of voxels' indices (3, n) that returns standard normal variables (n,) that vary
+    smoothly.
+
+    White noise through a Gaussian of the standard deviation s = scale_um, so that two voxels at
+    the distance r are correlated by exp(-r^2 / 4 s^2). The field is drawn on a grid of half that
+    scale (of the voxels where they are coarser) and interpolated linearly.
+    """
+    step = max(1, int(0.5 * scale_um / voxel_size_um))
+    sigma = scale_um / (voxel_size_um * step)
+    # periodic: two standard deviations more than is asked for
+    wide = tuple(
+        scipy.fft.next_fast_len(-(-n // step) + 1 + int(np.ceil(2 * sigma)), real=True)
+        for n in shape
+    )
+    squares = np.zeros((), dtype=np.float32)
+    for k, n in enumerate(wide):
+        f = (scipy.fft.rfftfreq(n) if k == 2 else scipy.fft.fftfreq(n)).astype(np.float32)
+        squares = squares + (f**2).reshape([-1 if i == k else 1 for i in range(3)])
+    response = np.exp(-2 * np.pi**2 * sigma**2 * squares)
+    noise = rng.standard_normal(wide, dtype=np.float32)
+    field = scipy.fft.irfftn(scipy.fft.rfftn(noise) * response, wide)
+    # its variance is the mean of the squared response over all frequencies, of which rfftn holds one half
+    power = (response.astype(np.float64) ** 2).sum(axis=(0, 1))
+    power[1 : (wide[2] + 1) // 2] *= 2
+    field /= np.sqrt(power.sum() / np.prod(wide))
+
+    def at(index: NDArray[np.intp]) -> NDArray[np.float32]:
+        if step == 1:
+            return field[tuple(index)].astype(np.float32)
+        out: NDArray[np.float32] = scipy.ndimage.map_coordinates(
+            field, index.astype(np.float32) / step, order=1, output=np.float32
+        )
+        return out
+
+    return at
+
+
+def plausible_labels(
+    probabilities: NDArray[np.uint8], voxel_size_um: float, n: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.uint8]]:
+    """n label volumes uint8 (nx, ny, nz), one after the other.
+
+    probabilities: uint8 (n_classes, nx, ny, nz), 255 = 1. voxel_size_um: the edge of a voxel.
+    Voxels whose label is sure (SURE) keep it.
+    """
+    classes, *rest = probabilities.shape
+    shape = (rest[0], rest[1], rest[2])
+    taken = most_probable(probabilities)
+    doubtful = np.concatenate(
+        [
+            np.flatnonzero(probabilities[:, x].max(axis=0) < SURE) + x * shape[1] * shape[2]
+            for x in range(shape[0])
+        ]
+    )
+    index = np.array(np.unravel_index(doubtful, shape))
+    with np.errstate(divide="ignore"):
+        logs = np.log(probabilities.reshape(classes, -1)[:, doubtful].astype(np.float32) / 255)
+    for _ in range(n):
+        scores = np.empty_like(logs)
+        for label in range(classes):
+            z = np.full(doubtful.size, np.sqrt(SHARES[0]) * rng.standard_normal(), np.float32)
+            for share, scale in zip(SHARES[1:], SCALES_UM, strict=True):
+                field = smooth_field(shape, voxel_size_um, scale, rng)
+                z += np.float32(np.sqrt(share)) * field(index)
+            scores[label] = logs[label] - np.log(-scipy.special.log_ndtr(np.clip(z, -5, 5)))
+        drawn = taken.copy()
+        drawn.reshape(-1)[doubtful] = scores.argmax(axis=0)
+        yield drawn

@@ -1,0 +1,316 @@
+"""Slices through the network: in tiles that overlap and are blended, only where there is sample.
+
+Memory: the views of the tomogram in half precision and probabilities as bytes, where there is
+sample; a few slices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from anacor_dials.sample.tomogram_files import require_memory
+from anacor_dials.segmentation.fringes import views
+
+if TYPE_CHECKING:
+    from anacor_dials.segmentation.network import SliceNetwork
+
+SAMPLE_LEVEL = 0.3  # of the smoothed, normalised values: what counts as sample
+AIR_AROUND = 16  # voxels of air around the sample that the network sees
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How slices are taken through the network.
+
+    tile: longest edge of what the network sees at once, voxels; overlap: of neighbouring tiles;
+    batch: slices at once, None for 16 on a GPU and one on a CPU, where that is fastest. axes: the
+    slices' normals, "x", or "xyz" to average over the three of them. device: auto, cpu, cuda.
+    """
+
+    tile: int = 512
+    overlap: int = 48
+    batch: int | None = None
+    axes: str = "x"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.tile < 32 or not 0 <= self.overlap < self.tile // 2:
+            raise ValueError(
+                f"Tiles of {self.tile} voxels with {self.overlap} in common cannot be; a tile is at least 32 "
+                "and the overlap less than half of it."
+            )
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"The batch is {self.batch}; it must be at least 1.")
+        if (
+            not self.axes
+            or sorted(set(self.axes)) != sorted(self.axes)
+            or set(self.axes) - set("xyz")
+        ):
+            raise ValueError(f"The axes are {self.axes!r}; name x, y or z, each once, such as xyz.")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"The device {self.device!r} is unknown; choose auto, cpu or cuda.")
+
+
+def sample_box(values: NDArray[np.float32], margin: int = 8) -> tuple[slice, slice, slice]:
+    """The part (three slices) of normalised values (nx, ny, nz) in which there is anything but
+    air."""
+    seen = [np.zeros(n, dtype=bool) for n in values.shape]
+    for first in range(0, values.shape[0], 64):  # slab by slab, with a halo
+        low, high = max(0, first - 2), min(values.shape[0], first + 66)
+        smooth = scipy.ndimage.uniform_filter(values[low:high], 5, mode="nearest")
+        there = smooth[first - low : first - low + 64] > SAMPLE_LEVEL
+        seen[0][first : first + 64] = there.any(axis=(1, 2))
+        seen[1] |= there.any(axis=(0, 2))
+        seen[2] |= there.any(axis=(0, 1))
+    box = []
+    for line in seen:
+        where = np.flatnonzero(line)
+        if not where.size:
+            return (slice(0, 0),) * 3
+        box.append(
+            slice(max(0, int(where[0]) - margin), min(len(line), int(where[-1]) + 1 + margin))
+        )
+    return box[0], box[1], box[2]
+
+
+def tile_starts(n: int, tile: int, overlap: int) -> list[int]:
+    """First voxels of equally spaced tiles that cover n voxels and share at least `overlap`."""
+    if n <= tile:
+        return [0]
+    count = math.ceil((n - overlap) / (tile - overlap))
+    return np.rint(np.linspace(0, n - tile, count)).astype(int).tolist()
+
+
+def _ramp(n: int, overlap: int, first: bool, last: bool) -> NDArray[np.float32]:
+    """Weights (n,) of a tile: rising over the overlap, but not at the edge of the slice."""
+    ramp = np.ones(n, dtype=np.float32)
+    rise = (np.arange(1, overlap + 1, dtype=np.float32)) / (overlap + 1)
+    if overlap and not first:
+        ramp[:overlap] = rise
+    if overlap and not last:
+        ramp[-overlap:] *= rise[::-1]
+    return ramp
+
+
+@contextmanager
+def _threads_apart(on_gpu: bool) -> Iterator[ThreadPoolExecutor]:
+    """On a CPU as many workers as torch has threads, each with one thread of torch's; one on a GPU.
+
+    Threads that share a slice wait for each other in every layer, and two are hardly faster than
+    one.
+    """
+    import torch
+
+    n = torch.get_num_threads()
+    if on_gpu or n == 1:
+        with ThreadPoolExecutor(1) as pool:
+            yield pool
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(n) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(n)
+
+
+class _SliceLabeller:
+    """Slices across the first axis of all views (v, nx, ny, nz), taken through the network.
+
+    coarse: the coarse pass's probabilities (n_classes, cx, cy, cz), None for a network without
+    context.
+    """
+
+    def __init__(
+        self,
+        network: SliceNetwork,
+        seen: NDArray[np.float16],
+        coarse: NDArray[np.float16] | None,
+        settings: InferenceSettings,
+    ) -> None:
+        self.network, self.seen, self.coarse, self.settings = network, seen, coarse, settings
+        self.n = network.settings.n_classes
+        self.half = network.settings.n_slices // 2
+        self.device = next(network.parameters()).device
+        self.on_gpu = self.device.type == "cuda"
+
+    def part_with_sample(self, planes: NDArray[np.intp]) -> tuple[slice, slice] | None:
+        """The part of some planes in which there is anything but air, with AIR_AROUND it; None
+        where there is not.
+
+        By the view with the shorter smoothing, in the planes and AIR_AROUND of their neighbours on
+        both sides.
+        """
+        first, last = max(0, int(planes[0]) - AIR_AROUND), int(planes[-1]) + AIR_AROUND + 1
+        there = np.any(self.seen[1, first:last:4] > SAMPLE_LEVEL, axis=0)
+        part = []
+        for line in (np.any(there, axis=1), np.any(there, axis=0)):
+            where = np.flatnonzero(line)
+            if not where.size:
+                return None
+            low = max(0, int(where[0]) - AIR_AROUND)
+            part.append(slice(low, min(len(line), int(where[-1]) + 1 + AIR_AROUND)))
+        return part[0], part[1]
+
+    def probabilities(self, planes: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """Probabilities uint8 (n_classes, n_planes, ny, nz); background where there is only air."""
+        ny, nz = self.seen.shape[2:]
+        out = np.zeros((self.n, len(planes), ny, nz), dtype=np.uint8)
+        out[0] = 255
+        part = self.part_with_sample(planes)
+        if part is None:
+            return out
+        rows, columns = part
+        last = self.seen.shape[1] - 1
+        near = np.clip(planes[:, None] + np.arange(-self.half, self.half + 1), 0, last)
+        stack = np.concatenate([view[:, rows, columns][near] for view in self.seen], axis=1)
+        found = self._blended(stack, self._context(planes, part))
+        out[:, :, rows, columns] = (found * 255.0).round().astype(np.uint8).swapaxes(0, 1)
+        return out
+
+    def _context(self, planes: NDArray[np.intp], part: tuple[slice, slice]) -> Any:
+        import torch
+
+        from anacor_dials.segmentation.context import at_plane
+
+        if self.coarse is None:
+            return None
+        shape = (self.seen.shape[2], self.seen.shape[3])
+        whole = [at_plane(self.coarse, int(x), shape) for x in planes]
+        return torch.stack(whole)[:, :, part[0], part[1]]
+
+    def _blended(self, stack: NDArray[np.float16], context: Any) -> NDArray[np.float32]:
+        """Probabilities (b, n_classes, h, w) of slices (b, n_planes, h, w), tile by tile."""
+        tile, overlap = self.settings.tile, self.settings.overlap
+        h, w = stack.shape[2:]
+        ys, zs = tile_starts(h, tile, overlap), tile_starts(w, tile, overlap)
+        hy, hz = min(h, tile), min(w, tile)
+        if len(ys) == len(zs) == 1:
+            return self._tile(stack, context)
+        total = np.zeros((len(stack), self.n, h, w), dtype=np.float32)
+        weight = np.zeros((h, w), dtype=np.float32)
+        for i, y in enumerate(ys):
+            for j, z in enumerate(zs):
+                place = (..., slice(y, y + hy), slice(z, z + hz))
+                ramp = (
+                    _ramp(hy, overlap, i == 0, i == len(ys) - 1)[:, None]
+                    * _ramp(hz, overlap, j == 0, j == len(zs) - 1)
+                )  # fmt: skip
+                around = None if context is None else context[place]
+                total[place] += ramp * self._tile(stack[place], around)
+                weight[place] += ramp
+        return total / weight
+
+    def _tile(self, stack: NDArray[np.float16], context: Any) -> NDArray[np.float32]:
+        import torch
+
+        from anacor_dials.segmentation.network import memory_layout
+
+        slices = torch.from_numpy(np.ascontiguousarray(stack)).float().to(self.device)
+        slices = slices.contiguous(memory_format=memory_layout(self.device))
+        around = None if context is None else context.to(self.device)
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.on_gpu),
+        ):
+            logits = self.network(slices, around)
+        found: NDArray[np.float32] = torch.softmax(logits.float(), dim=1).cpu().numpy()
+        return found
+
+
+def _along_first_axis(labeller: _SliceLabeller, progress: bool, what: str) -> NDArray[np.uint8]:
+    """Probabilities uint8 (n_classes, nx, ny, nz) from all slices across the first axis."""
+    nx, ny, nz = labeller.seen.shape[1:]
+    out = np.empty((labeller.n, nx, ny, nz), dtype=np.uint8)
+    batch = labeller.settings.batch or (16 if labeller.on_gpu else 1)
+
+    def label_planes(first: int) -> int:
+        planes = np.arange(first, min(first + batch, nx))
+        out[:, planes] = labeller.probabilities(planes)
+        return len(planes)
+
+    with (
+        _threads_apart(labeller.on_gpu) as pool,
+        tqdm(total=nx, unit="slice", desc=what, disable=None if progress else True) as bar,
+    ):
+        for done in pool.map(label_planes, range(0, nx, batch)):
+            bar.update(done)
+    return out
+
+
+def class_probabilities(
+    network: SliceNetwork,
+    values: NDArray[np.float32],
+    settings: InferenceSettings | None = None,
+    progress: bool = False,
+) -> NDArray[np.uint8]:
+    """Probabilities uint8 (n_classes, nx, ny, nz), 255 = 1, of normalised values on the working
+    grid.
+
+    Outside of the box around the sample everything is background. Volumes of one slice will do.
+    """
+    import torch
+
+    from anacor_dials.segmentation.context import context_probabilities
+    from anacor_dials.segmentation.network import on_device
+
+    settings = settings or InferenceSettings()
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda was asked for and torch sees no GPU; take device=cpu.")
+    cuda = settings.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    network = on_device(network, device).eval()
+    n = network.settings.n_classes
+    require_memory(n * values.size * (3 if len(settings.axes) > 1 else 1), "The probabilities")
+    out = np.zeros((n, *values.shape), dtype=np.uint8)
+    out[0] = 255
+    box = sample_box(values, AIR_AROUND)
+    inside = np.ascontiguousarray(values[box])
+    if not inside.size:
+        return out
+    seen = views(inside, np.float16)
+    coarse = context_probabilities(network, seen) if network.context is not None else None
+    total: NDArray[np.uint16] | None = None
+    for axis in settings.axes:
+        order = {"x": (0, 1, 2), "y": (1, 0, 2), "z": (2, 0, 1)}[axis]
+        back = tuple(np.argsort(order))
+        labeller = _SliceLabeller(
+            network,
+            np.ascontiguousarray(seen.transpose(0, *(1 + k for k in order))),
+            None if coarse is None else coarse.transpose(0, *(1 + k for k in order)),
+            settings,
+        )
+        p = _along_first_axis(
+            labeller, progress, f"Segmenting slices across {axis.upper()}"
+        ).transpose(0, *(1 + k for k in back))
+        if len(settings.axes) == 1:
+            out[(slice(None), *box)] = p
+            return out
+        total = p.astype(np.uint16) if total is None else total + p
+    assert total is not None
+    out[(slice(None), *box)] = np.rint(total / len(settings.axes)).astype(np.uint8)
+    return out
+
+
+def most_probable(probabilities: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Labels uint8 (nx, ny, nz) of probabilities (n, nx, ny, nz); plane by plane."""
+    _, nx, ny, nz = probabilities.shape
+    labels = np.empty((nx, ny, nz), dtype=np.uint8)
+    for x in range(nx):
+        labels[x] = probabilities[:, x].argmax(axis=0)
+    return labels
+
+
+def uncertainty(probabilities: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """One minus the largest probability, uint8 (nx, ny, nz), 255 = 1."""
+    return np.uint8(255) - probabilities.max(axis=0)
