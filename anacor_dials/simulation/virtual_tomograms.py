@@ -6,11 +6,12 @@ sample itself seen through the contrast transfer of free propagation, in three d
 
     t(f) = cos(chi) mu(f) + (4 pi / lambda) sin(chi) delta(f),    chi = pi lambda z |f|^2
 
-(Guigay, Optik 49 (1977) 121, for a projection; the central-slice theorem makes it three-dimensional), times
-the detector's point spread. f: in 1/um; mu in 1/um; lambda, z in um. For small chi that is mu - z laplacian(delta).
-What few projections and a missing wedge leave out is taken out of the spectrum by the density of the projections' lines in it,
-:func:`projection_density`. Noise is white in projections, so that in slices across the rotation axis its power grows as
-|f|, and along the axis it is white. Rings, streaks, cupping and an offset are added.
+(Guigay, Optik 49 (1977) 121, for a projection; the central-slice theorem makes it three-dimensional),
+times the detector's point spread. f: in 1/um; mu in 1/um; lambda, z in um. For small chi that is
+mu - z laplacian(delta). What few projections and a missing wedge leave out is taken out of the
+spectrum by the density of the projections' lines in it, :func:`projection_density`. Noise is white
+in projections, so that in slices across the rotation axis its power grows as |f|, and along the
+axis it is white. Rings, streaks, cupping and an offset are added.
 
 What the model lacks: that -ln saturates where fringes are strong (their steps are 1.1 to 1.2 times
 those of a scan at 1 mm and 2.0 to 2.3 times at 8 mm and 3.5 keV, voxels of 1 um; half of the
