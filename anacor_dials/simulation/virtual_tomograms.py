@@ -9,7 +9,8 @@ sample itself seen through the contrast transfer of free propagation, in three d
 (Guigay, Optik 49 (1977) 121, for a projection; the central-slice theorem makes it
 three-dimensional), times the detector's point spread. f: in 1/um; mu in 1/um; lambda, z in um.
 For small chi that is mu - z laplacian(delta). What few projections and a missing wedge leave out is
-taken out of the spectrum by the density of the projections' lines in it, :func:`projection_density`. Noise is white
+taken out of the spectrum by the density of the projections' lines in it,
+:func:`projection_density`. Noise is white
 in projections, so that in slices across the rotation axis its power grows as |f|, and along the
 axis it is white. Rings, streaks, cupping and an offset are added.
 
