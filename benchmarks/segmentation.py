@@ -1,16 +1,15 @@
 """How well and how fast samples are segmented.
 
     tools/dials-env python benchmarks/segmentation.py make FOLDER [--samples 6]
-    tools/dials-env python benchmarks/segmentation.py evaluate FOLDER [--weights A.safetensors ...] [--card]
+    tools/dials-env python benchmarks/segmentation.py evaluate FOLDER [--weights A.safetensors ...] [--card [ENTRY]]
     tools/dials-env python benchmarks/segmentation.py tables FOLDER [--weights A.safetensors ...] [--results FILE]
     tools/dials-env python benchmarks/segmentation.py speed [--slices 8] [--threads 2] [--device D]
     tools/dials-env python benchmarks/segmentation.py sam2 [--slices 8] [--threads 2] [--device D] [--size 1024]
 
-make: virtual samples of the shape families that the shipped weights were not trained on (cluster,
-    bipyramid), from seeds of their own: contrast within 10 % of the liquor's mu, noise and fringes.
+make: full scans of virtual samples (clusters, bipyramids) from seeds of their own, on which no weights are trained: contrast within 10 % of the liquor's mu, noise and fringes.
 evaluate: scores of weights on the samples of a folder, and the rms difference of the absorption factors
     of 300 reflections, computed with the labels found and with the true ones and the true mu, after one
-    scale. --card puts the scores into the weights' model card; tables go to benchmarks/RESULTS-segmentation.md
+    scale. --card puts the scores into an entry of the weights' model card; tables go to benchmarks/RESULTS-segmentation.md
     (--results), pictures of the worst sample beside it.
 speed: seconds for 1000 slices of 512 x 512, from a few of them.
 sam2: the same for the refinement of three classes by SAM-2 (sam2.where=all), with random weights, which take
@@ -195,7 +194,7 @@ def evaluate_weights(given: argparse.Namespace) -> None:
         if given.card:
             card_file = model_card_path(weights)
             card = json.loads(card_file.read_text(encoding="utf-8"))
-            card["evaluation"] = {
+            card[given.card] = {
                 "samples": rows,
                 "mean": mean_scores(rows, cleaned=False),
                 "mean_cleaned": mean_scores(rows),
@@ -223,7 +222,7 @@ def write_tables(given: argparse.Namespace) -> None:
     results = {}
     for weights in given.weights:
         card = json.loads(model_card_path(weights).read_text(encoding="utf-8"))
-        results[weights.stem] = card["evaluation"]["samples"]
+        results[weights.stem] = card[given.card or "evaluation"]["samples"]
     text = "\n".join(all_tables(results)) + "\n"
     print(text)
     if given.results:
@@ -297,7 +296,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, nargs="+", default=[SHIPPED / SHIPPED_WEIGHTS])
     parser.add_argument("--axes", default="x")
     parser.add_argument("--limit", type=int, default=None)
-    parser.add_argument("--card", action="store_true")
+    parser.add_argument("--card", nargs="?", const="evaluation", default=None, metavar="ENTRY")
     parser.add_argument("--results", type=Path, default=None)
     parser.add_argument("--slices", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
