@@ -52,6 +52,7 @@ from dials.util.version import dials_version
 
 from anacor_dials import __version__
 from anacor_dials.command_line import begin_log
+from anacor_dials.jobs.pipeline import stages
 from anacor_dials.jobs.pipeline.inputs import (
     Crystal,
     SweepFiles,
@@ -62,7 +63,6 @@ from anacor_dials.jobs.pipeline.inputs import (
 )
 from anacor_dials.jobs.pipeline.results import PipelineResult
 from anacor_dials.jobs.pipeline.settings import PipelineSettings, refuse_unknown_crystals
-from anacor_dials.jobs.pipeline.stages import integration, process
 from anacor_dials.jobs.pipeline.steps import Step, WorkingFolder
 from anacor_dials.jobs.records import PipelineRecord
 from anacor_dials.phil import choice, parse_phil
@@ -202,7 +202,7 @@ class Input:
             raise ValueError("No tomography was given; name a scan or a tomo.h5 by tomography=.")
         for name, scan in [*(("", scan) for scan in self.in_order), *self.named.items()]:
             existing_tomography(scan, name)
-        return integration(self.images, options, nproc)
+        return stages.integration(self.images, options, nproc)
 
 
 def save(result: PipelineResult, work: WorkingFolder, record: PipelineRecord, output: Any) -> None:
@@ -287,7 +287,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
                     len(crystal.sweeps),
                     crystal.tomography,
                 )
-            result = process(crystals, settings, work, comparison.write)
+            result = stages.process(crystals, settings, work, comparison.write)
             save(result, work, record(result, work, settings, args, changed), params.output)
     except ValueError as error:
         raise Sorry(error) from None

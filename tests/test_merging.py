@@ -14,7 +14,6 @@ from dials.array_family import flex
 from dxtbx.model.experiment_list import ExperimentListFactory
 
 from anacor_dials.diffraction.merging import (
-    MergingStatistics,
     ScaledIntensities,
     block_width,
     common_resolution,
@@ -24,7 +23,6 @@ from anacor_dials.diffraction.merging import (
     merging_statistics,
 )
 from anacor_dials.diffraction.scaling import scale
-from anacor_dials.report.comparison import ROWS, comparison_table, format_table
 
 
 @pytest.fixture(scope="module")
@@ -229,81 +227,3 @@ def test_blocks_hold_about_so_many_observations_in_the_sparsest_data():
 def test_what_is_not_scaled_is_refused(l_cysteine):
     with pytest.raises(ValueError, match=r"sweep_20.refl is not scaled .*run dials.scale"):
         load_scaled("raw", l_cysteine / "sweep_20.expt", l_cysteine / "sweep_20.refl")
-
-
-# ---- the table ----
-
-
-def statistics_of(label: str, **table_1) -> MergingStatistics:
-    values = {
-        "Completeness": (96.5, 99.0, 90.2),
-        "Multiplicity": (21.3, 20.0, 9.4),
-        "I/sigma": (26.6, 50.0, 7.9),
-        "Rmerge(I)": (0.134, 0.1, 0.345),
-        "Rmeas(I)": (0.137, 0.1, 0.364),
-        "Rpim(I)": (0.027, 0.02, 0.113),
-        "CC half": (0.996, 0.999, 0.943),
-        "Anomalous correlation": (-0.159, 0.1, -0.521),
-        "Anomalous slope": (1.096,),
-        "Total observations": (308760, 10000, 6189),
-        "Total unique": (14513, 1000, 656),
-    }
-    shells = {"d_max": np.array([129.26, 2.35]), "d_min": np.array([5.0, 2.31])}
-    return MergingStatistics(label, 129.26, 2.31, {**values, **table_1}, shells, ())
-
-
-def test_the_table_of_a_publication():
-    """The thermolysin columns of the table that the program is to make, cell by cell."""
-    text = format_table([statistics_of("Manual")])
-    lines = {line.split("  ")[0]: " ".join(line.split()) for line in text.splitlines()}
-    assert lines["Resolution limit"] == "Resolution limit 129.26 - 2.31 (2.35 - 2.31)"
-    assert lines["Completeness (%)"] == "Completeness (%) 96.5 (90.2)"
-    assert lines["Multiplicity"] == "Multiplicity 21.3 (9.4)"
-    assert lines["I/sigma"] == "I/sigma 26.6 (7.9)"
-    assert lines["Rmeas"] == "Rmeas 0.137 (0.364)"
-    assert lines["CC half"] == "CC half 0.996 (0.943)"
-    assert lines["Anomalous correlation"] == "Anomalous correlation -0.159 (-0.521)"
-    assert lines["Anomalous slope"] == "Anomalous slope 1.096"
-    assert lines["Total reflections"] == "Total reflections 308760 (6189)"
-    assert lines["Unique reflections"] == "Unique reflections 14513 (656)"
-    assert len(comparison_table([statistics_of("Manual")])) == 12
-
-
-def best_of(name: str, *statistics: MergingStatistics) -> tuple[bool, ...]:
-    return {row.name: row.best for row in comparison_table(statistics)}[name]
-
-
-def test_the_best_value_is_the_lowest_r_and_the_highest_of_all_else():
-    low = {row.key: (0.1, 0.1, 0.1) for row in ROWS}
-    high = {row.key: (0.2, 0.1, 0.1) for row in ROWS}
-    low["Total observations"] = low["Total unique"] = (1, 1, 1)
-    high["Total observations"] = high["Total unique"] = (2, 1, 1)
-    a, b = statistics_of("low", **low), statistics_of("high", **high)
-    for row in comparison_table([a, b])[1:]:
-        assert row.best == ((True, False) if row.name.startswith("R") else (False, True)), row.name
-
-
-def test_values_that_print_alike_are_equally_good():
-    a, b, c = (
-        statistics_of(str(value), **{"Rmeas(I)": (value, 0, 0)})
-        for value in (0.13661, 0.1367, 0.14)
-    )
-    assert best_of("Rmeas", a, b, c) == (True, True, False)
-    assert best_of("Rmeas", a, b) == (False, False)
-    assert best_of("Resolution limit", a, b, c) == (False, False, False)
-
-
-def test_undefined_values_are_never_best():
-    undefined = statistics_of("a", **{"Anomalous slope": (None,), "CC half": (float("nan"),) * 3})
-    negative = statistics_of("b", **{"Anomalous slope": (-0.2,), "CC half": (-0.1, 0, 0)})
-    for name in ("Anomalous slope", "CC half"):
-        assert best_of(name, undefined, negative) == (False, True)
-    assert "nan" not in format_table([undefined, negative])
-
-
-def test_a_failed_strategy_is_a_column_with_its_reason_below():
-    text = format_table([statistics_of("none")], {"analytical": "no column"})
-    lines = text.splitlines()
-    assert lines[0].split() == ["none", "analytical"]
-    assert all(line.split()[-1] == "failed" for line in lines[2:14])
-    assert lines[-1] == "analytical failed: no column"

@@ -25,11 +25,11 @@ from dxtbx.model.experiment_list import ExperimentListFactory
 from scipy.spatial.transform import Rotation
 from scipy.stats import qmc
 
-from anacor_dials.command_line import xia2_anacor
 from anacor_dials.command_line.xia2_anacor import run
 from anacor_dials.diffraction.merging import compare_merging_statistics
 from anacor_dials.diffraction.scaling import STRATEGIES, corrections, scale
 from anacor_dials.diffraction.selection import Selection
+from anacor_dials.jobs.pipeline import stages
 from anacor_dials.jobs.pipeline.inputs import sweeps_of_xia2
 from anacor_dials.jobs.pipeline.results import (
     CorrectedCrystal,
@@ -518,7 +518,7 @@ def virtual_xia2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_report_and_record(virtual_xia2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xia2_anacor, "process", made_up_result)
+    monkeypatch.setattr(stages, "process", made_up_result)
     run(["xia2", "tomography=tomo.h5", "d_min=2.5"])
     html = Path("anacor/anacor.html").read_text()
     assert '<td class="marked">0.040 (0.1)</td>' in html
@@ -563,7 +563,7 @@ def test_parameters_reach_the_pipeline(virtual_xia2: Path, monkeypatch: pytest.M
         seen.append((crystals, settings, work))
         return made_up_result(crystals, settings, work, write_report)
 
-    monkeypatch.setattr(xia2_anacor, "process", process)
+    monkeypatch.setattr(stages, "process", process)
     Path("a.phil").write_text(
         'tomography {\n  X1 = tomo.h5\n}\nabsorption.options = "device=cpu"\n'
         "absorption.X1 = \"alignment.angle_offset=3 materials.liquor.formula='0.7 H2O'\"\n"
@@ -656,7 +656,7 @@ def test_images_go_through_xia2(virtual_xia2: Path, monkeypatch: pytest.MonkeyPa
         seen.append((crystals, [step.why for step in work.finished]))
         return made_up_result(crystals, settings, work, write_report)
 
-    monkeypatch.setattr(xia2_anacor, "process", process)
+    monkeypatch.setattr(stages, "process", process)
     program = virtual_xia2 / "xia2.sh"
     program.write_text(
         f'#!/bin/sh\n/bin/cp -r {virtual_xia2}/xia2/. . && echo "$@" > arguments.txt\n'
