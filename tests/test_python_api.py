@@ -227,3 +227,27 @@ def test_notebook_from_a_scan_to_labels():
     scores = {score.name: score.dice for score in names["segmented"].evaluation.classes}
     assert scores["crystal"] > 0.8
     assert (names["folder"] / "tomo.h5").is_file()
+
+
+# ---- the listing on virtual samples ---------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_listing_of_virtual_samples(tmp_path, monkeypatch):
+    """docs/simulation.md with a few small projections: labels, scan and data belong together."""
+    flex = pytest.importorskip("dials.array_family.flex", reason="dials is not installed")
+    pytest.importorskip("torch", reason="torch is not installed")
+    monkeypatch.chdir(tmp_path)
+    text = (CHECKOUT / "docs" / "simulation.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    usual = "pixel_size_um=0.8)"
+    small = "pixel_size_um=6.0, image_shape=(112, 112), n_projections=4)"
+    assert code.count(usual) == 1
+    names: dict[str, Any] = {}
+    exec(code.replace(usual, small), names)
+    labels = anacor_dials.read_sample_file("tomo.h5").labels
+    truth = anacor_dials.read_sample_file("truth.h5").labels
+    volumes = [v.counts()[3] * v.voxel_volume_um3 for v in (labels, truth)]
+    assert volumes[0] == pytest.approx(volumes[1], rel=0.05)
+    table = flex.reflection_table.from_file("observations.refl")
+    assert len(table) == len(names["reflections"]) > 1000
