@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials.sample.frames import FloatArray, ImageAxes
+from anacor_dials.tomography.frame_checks import LEAST_PROJECTIONS
 from anacor_dials.tomography.image_stacks import Frames
+from anacor_dials.tomography.resampling import Motion, moved_back
+from anacor_dials.tomography.scan_checks import ScanFindings, checked_scan
 from anacor_dials.tomography.scan_files import ScanDescription, find_scan
 
 FloatImages = NDArray[np.float32]
@@ -40,7 +43,9 @@ class Projections:
     counts; flat_times: (g,) when, in frame numbers, ascending; dark: (rows, columns) float32, counts.
     pixel_size_um: (along fast, along slow) at the sample, or None where unknown. axes: how rows and
     columns lie. energy_keV, distance_mm: None where unknown. saturation: raw value from which on a
-    pixel is unusable (inf: none). path, layout: where it came from.
+    pixel is unusable (inf: none). path, layout: where it came from. level: (n,) of the beam in each projection,
+    relative to the flats, None for 1; motion: of the sample, None where it stays; both are taken off by
+    :meth:`transmission`. findings: of :func:`anacor_dials.tomography.scan_checks.checked_scan`.
     """
 
     frames: Frames
@@ -56,6 +61,9 @@ class Projections:
     saturation: float = math.inf
     path: Path | None = None
     layout: str = "array"
+    level: FloatArray | None = None
+    motion: Motion | None = None
+    findings: ScanFindings = field(default_factory=ScanFindings)
 
     def __post_init__(self) -> None:
         n_frames, rows, columns = self.frames.shape
@@ -141,13 +149,39 @@ class Projections:
         those where the flat is not above the dark. The values are not clipped: noise gives more than 1
         beside the sample.
         """
-        numbers = (
-            self.numbers[which] if isinstance(which, slice) else self.numbers[np.asarray(which)]
-        )
-        window = x if isinstance(x, slice) else slice(int(x.min()), int(x.max()) + 1)
-        raw = self.axes.upright(self.frames.read(numbers, *self.axes.raw_window(window, self.nx)))
-        if not isinstance(x, slice):
-            raw = raw[:, x - window.start]
+        chosen = np.arange(self.n_angles)[which if isinstance(which, slice) else np.asarray(which)]
+        numbers = self.numbers[chosen]
+        rows = np.arange(self.nx)[x]
+        halo = 0 if self.motion is None else self.motion.halo(self.ny)
+        first, stop = max(int(rows.min()) - halo, 0), min(int(rows.max()) + 1 + halo, self.nx)
+        raw = self.frames.read(numbers, *self.axes.raw_window(slice(first, stop), self.nx))
+        if self.motion is None:
+            images = self.flat_corrected(raw, numbers, first, rows)
+        else:
+            images = self.flat_corrected(raw, numbers, first, np.arange(first, stop))
+            move = self.motion[chosen]
+            images = moved_back(
+                images, first, rows, self.nx, move.along, move.across, math.radians(move.tilt_deg)
+            )
+        if self.level is not None:
+            images /= self.level[chosen, None, None].astype(np.float32)
+        return images
+
+    def flat_corrected(
+        self,
+        raw: NDArray[Any],
+        numbers: NDArray[np.intp],
+        first_row: int = 0,
+        rows: NDArray[np.intp] | None = None,
+    ) -> FloatImages:
+        """Transmissions (k, nx', ny), upright, of raw images of the frames `numbers` (k,), level and motion left in.
+
+        first_row: the pixel along the rotation axis that the images begin with; rows: those wanted, None for all.
+        """
+        raw = self.axes.upright(raw)
+        x = slice(None) if rows is None else rows
+        if rows is not None and not np.array_equal(rows, first_row + np.arange(raw.shape[1])):
+            raw = raw[:, rows - first_row]
         times = self.flat_times
         place = np.clip(np.interp(numbers, times, np.arange(len(times))), 0, max(len(times) - 1, 0))
         before = np.minimum(place.astype(np.intp), max(len(times) - 2, 0))
@@ -304,6 +338,8 @@ def read_projections(
         projections = replace(
             projections, numbers=projections.numbers[keep], angles_deg=angles[keep]
         )
+    if projections.n_angles >= LEAST_PROJECTIONS:
+        projections = checked_scan(projections, description.checks, UNUSABLE_LIMIT)
     _check_images(projections)
     return projections
 

@@ -427,6 +427,7 @@ def plan_reconstruction(
         largest_gap_deg=largest_gap(projections.angles_deg),
         full_turn=full,
         phase_retrieved=settings.paganin_delta_beta is not None,
+        warnings=list(projections.findings.warnings),
     )
     _warn(projections, settings, diagnostics)
     which, survey = _survey(projections, settings)
@@ -515,7 +516,7 @@ def _warn(
             "Phases were retrieved (Paganin): good for segmentation, but mu is not to be taken from this "
             "tomogram."
         )
-    for warning in diagnostics.warnings:
+    for warning in diagnostics.warnings[len(projections.findings.warnings) :]:
         logger.warning(warning)
 
 

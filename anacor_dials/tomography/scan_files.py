@@ -33,6 +33,7 @@ from anacor_dials.tomography.image_stacks import (
     tiff_stack,
 )
 from anacor_dials.tomography.layouts import Layout, data_exchange, find_layout, gda, nxtomo
+from anacor_dials.tomography.scan_checks import ScanChecks
 
 logger = logging.getLogger("dials.anacor_dials.tomography.scan_files")
 
@@ -63,7 +64,8 @@ class ScanDescription:
     (along fast, along slow). energy_keV; distance_mm: sample to detector. fast_axis, slow_axis: directions
     in which column and row numbers grow, in the tomo frame at rotation_angle = 0; where neither the user nor
     the file (``fast_axis`` and ``slow_axis`` beside the images) says: 0, 1, 0 and 1, 0, 0. saturation: pixel
-    value (as in the file) from which on a pixel is unusable; None: the largest of an integer type.
+    value (as in the file) from which on a pixel is unusable; None: the largest of an integer type. checks: what is
+    looked for in the images, and put right.
     """
 
     data: str | None = None
@@ -81,6 +83,7 @@ class ScanDescription:
     fast_axis: tuple[float, float, float] | None = None
     slow_axis: tuple[float, float, float] | None = None
     saturation: float | None = None
+    checks: ScanChecks = ScanChecks()
 
     def __post_init__(self) -> None:
         if (self.first_angle_deg is None) != (self.angle_step_deg is None):

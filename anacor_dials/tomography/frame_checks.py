@@ -1,0 +1,116 @@
+"""Frames of a scan that are no projections: without beam, filled with zeros, saturated, read out twice.
+
+A frame is left out where its level beside the sample is not the beam's, where most of it cannot be used, where
+it is the frame before it once more, bit by bit, and where it differs from the frames before and after it far more
+than these differ from each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from anacor_dials.sample.frames import FloatArray
+from anacor_dials.tomography.beam_level import BeamLevel, measure_beam
+from anacor_dials.tomography.survey import FloatImages, Survey
+
+LEAST_PROJECTIONS = 20  # fewer say little about each other: none is left out
+LONGEST_RUN = 5  # frames in a row that are told from their neighbours by their looks
+LEVELS = (0.5, 2.0)  # times its neighbours' level: a beam outside these is another beam, or none
+OUTLYING = 2.5  # times the difference between the frames around a run; 0.5 to 1 where the sample just turns
+STANDING_OUT = 4.0  # times the usual difference between one frame and the next
+
+
+@dataclass(frozen=True)
+class BadFrames:
+    """Some projections that are none: their indices, ascending, and the reason, for the log."""
+
+    reason: str
+    indices: tuple[int, ...]
+
+
+def _local_median(values: FloatArray, good: NDArray[np.bool_], width: int = 31) -> FloatArray:
+    """The running median (n,) of the good values (n,)."""
+    places = np.flatnonzero(good)
+    width = min(width, 2 * ((len(places) - 1) // 2) + 1)
+    running = scipy.ndimage.median_filter(values[places], size=width, mode="nearest")
+    return np.asarray(np.interp(np.arange(len(values)), places, running))
+
+
+def _difference(images: FloatImages, step: int) -> FloatArray:
+    """The rms difference (n - step,) of each image (n, kx, ky) from the one `step` further on."""
+    return np.array(
+        [np.sqrt(np.mean((a - b) ** 2)) for a, b in zip(images[:-step], images[step:], strict=True)]
+    )
+
+
+def _odd_runs(images: FloatImages) -> NDArray[np.bool_]:
+    """Which (n,) images, alone or in short runs, differ from the images around the run, which are alike."""
+    n = len(images)
+    odd = np.zeros(n, dtype=bool)
+    smooth = scipy.ndimage.uniform_filter(images, (0, 3, 3), mode="nearest")
+    following = _difference(smooth, 1)
+    usual = _local_median(following, np.ones(n - 1, dtype=bool))
+    for length in range(1, min(LONGEST_RUN, n - 3) + 1):
+        around = _difference(smooth, length + 1)  # of k - 1 and k + length, at k - 1
+        for k in range(1, n - length):
+            enter, leave = following[k - 1], following[k + length - 1]
+            least = min(enter, leave)
+            if least > OUTLYING * around[k - 1] and least > STANDING_OUT * usual[k]:
+                odd[k : k + length] = True
+    return odd
+
+
+def _repeated(checksum: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which (n,) images are the one before, bit by bit; none where most are (a phantom without noise)."""
+    same = np.append(False, checksum[1:] == checksum[:-1])
+    return same if same.mean() < 0.5 else np.zeros(len(same), dtype=bool)
+
+
+def find_bad_frames(
+    survey: Survey, unusable_limit: float
+) -> tuple[list[BadFrames], NDArray[np.bool_], BeamLevel]:
+    """The projections that are none, by reason; which (n,) are good; and the beam's level in all of them.
+
+    unusable_limit: the share of unusable pixels from which on a frame is no projection.
+    """
+    images = survey.images
+    n = len(images)
+    found: list[BadFrames] = []
+    good = np.ones(n, dtype=bool)
+
+    def leave_out(reason: str, bad: NDArray[np.bool_]) -> None:
+        bad = bad & good
+        if bad.any():
+            found.append(BadFrames(reason, tuple(int(k) for k in np.flatnonzero(bad))))
+            good[bad] = False
+
+    beam = measure_beam(images, np.zeros(n, dtype=bool))
+    if n < LEAST_PROJECTIONS:
+        return found, good, measure_beam(images, good)
+    leave_out("most of it cannot be used (saturated, or no numbers)", survey.unusable > 0.5)
+    leave_out("too many pixels cannot be used", survey.unusable > unusable_limit)
+    if good.sum() >= 3:
+        usual = float(np.median(beam.rough[good]))
+        leave_out("no beam", beam.rough < 0.1 * usual)
+    if good.sum() >= 3:
+        usual_level = _local_median(beam.rough, good)
+        low, high = LEVELS
+        leave_out(
+            "another level of the beam than before and after",
+            (beam.rough < low * usual_level) | (beam.rough > high * usual_level),
+        )
+    leave_out("the frame before it once more", _repeated(survey.checksum))
+    beam = measure_beam(images, good)
+    if good.sum() >= LEAST_PROJECTIONS:
+        places = np.flatnonzero(good)
+        usual = float(np.median(beam.rough[good]))
+        level = np.maximum(beam.level[places], 1e-3) if beam.seen else np.full(len(places), usual)
+        scaled = np.nan_to_num(images[places] / level[:, None, None], nan=1.0)
+        odd = np.zeros(n, dtype=bool)
+        odd[places[_odd_runs(np.clip(scaled, 0.0, 2.0).astype(np.float32))]] = True
+        leave_out("unlike the frames before and after it", odd)
+    return found, good, beam

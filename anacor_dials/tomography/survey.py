@@ -1,0 +1,74 @@
+"""All projections of a scan, made small: what the checks of frames, beam, angles and motion look at."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from anacor_dials.sample.frames import FloatArray
+
+if TYPE_CHECKING:
+    from anacor_dials.tomography.projections import Projections
+
+FloatImages = NDArray[np.float32]
+
+ACROSS, ALONG = (
+    256,
+    128,
+)  # pixels that a small image has at most, across and along the rotation axis
+
+BATCH_BYTES = 3.2e7  # of transmissions at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """Transmissions (n, kx, ky), means over blocks of pixels, upright; NaN where a block has no usable pixel.
+
+    block: pixels along X and Y of a block. unusable: (n,) the share of unusable pixels in each projection.
+    checksum: (n,) of each raw image: the same for images that are the same, bit by bit.
+    """
+
+    images: FloatImages
+    block: tuple[int, int]
+    unusable: FloatArray
+    checksum: NDArray[np.int64]
+
+
+def block_means(image: FloatImages, block: tuple[int, int]) -> FloatImages:
+    """Means (kx, ky) over whole blocks of an image (nx, ny), pixels that are NaN left out."""
+    bx, by = block
+    kx, ky = image.shape[0] // bx, image.shape[1] // by
+    blocks = image[: kx * bx, : ky * by].reshape(kx, bx, ky, by)
+    mean = blocks.mean(axis=(1, 3), dtype=np.float64)
+    if np.isnan(mean).any():
+        usable = ~np.isnan(blocks)
+        count = usable.sum(axis=(1, 3))
+        total = np.where(usable, blocks, 0).sum(axis=(1, 3), dtype=np.float64)
+        mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return np.asarray(mean, dtype=np.float32)
+
+
+def survey_scan(projections: Projections) -> Survey:
+    """Every projection once, in one pass over the images, a few at a time."""
+    n = projections.n_angles
+    block = (math.ceil(projections.nx / ALONG), math.ceil(projections.ny / ACROSS))
+    images = np.empty((n, projections.nx // block[0], projections.ny // block[1]), np.float32)
+    unusable, checksum = np.empty(n), np.empty(n, dtype=np.int64)
+    step = max(1, int(BATCH_BYTES / (4.0 * projections.nx * projections.ny)))
+    with tqdm(total=n, unit="image", desc="Looking at the images", disable=None) as progress:
+        for first in range(0, n, step):
+            numbers = projections.numbers[first : first + step]
+            raw = projections.frames.read(numbers)
+            batch = projections.flat_corrected(raw, numbers)
+            for k, transmission in enumerate(batch, first):
+                checksum[k] = zlib.crc32(np.ascontiguousarray(raw[k - first]).data)
+                unusable[k] = np.count_nonzero(np.isnan(transmission)) / transmission.size
+                images[k] = block_means(transmission, block)
+            progress.update(len(numbers))
+    return Survey(images, block, unusable, checksum)
