@@ -58,6 +58,7 @@ from anacor_dials.jobs.load_sample import (
 )
 from anacor_dials.jobs.segment import write_segmented
 from anacor_dials.phil import parse_phil
+from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.phil.settings import (
     names_of_labels,
     reconstruction_settings,
@@ -249,9 +250,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
         check_format=False,
         epilog=__doc__,
     )
-    params, options, files = parser.parse_args(
-        args=args, show_diff_phil=False, return_unhandled=True
-    )
+    params, options, files = parse_arguments(parser, args, may_write_into=("output.tomogram",))
     unknown = [name for name in files if not Path(name.partition(":")[0]).exists()]
     if unknown:
         raise Sorry(f"{unknown[0]} is neither a parameter nor a file that exists.")

@@ -43,6 +43,7 @@ from anacor_dials.jobs.compare import (
     scaling_jobs,
 )
 from anacor_dials.phil import choice, parse_phil
+from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.report.comparison import (
     format_table,
     record,
@@ -80,7 +81,9 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
         check_format=False,
         epilog=__doc__,
     )
-    params, options = parser.parse_args(args=args, show_diff_phil=False)
+    params, options, left = parse_arguments(parser, args)
+    if left:
+        raise Sorry(f"{left[0]} is neither a parameter nor a file of experiments or reflections.")
     if not params.input.experiments or not params.input.reflections:
         parser.print_help()
         sys.exit(1)

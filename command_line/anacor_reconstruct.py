@@ -29,6 +29,8 @@ from __future__ import annotations
 import logging
 import sys
 
+import libtbx
+import numba
 from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser
 from libtbx import phil
@@ -36,6 +38,7 @@ from libtbx import phil
 from anacor_dials.command_line import begin_log
 from anacor_dials.jobs.reconstruct import plan_reconstruction, write_reconstruction
 from anacor_dials.phil import parse_phil
+from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.phil.settings import reconstruction_settings, scan_description
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.report.reconstruction import record, sections
@@ -55,15 +58,15 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
         check_format=False,
         epilog=__doc__,
     )
-    params, options, scans = parser.parse_args(
-        args=args, show_diff_phil=False, return_unhandled=True
-    )
+    params, options, scans = parse_arguments(parser, args, may_write_into=("output.tomogram",))
     if not scans:
         parser.print_help()
         sys.exit(1)
 
     begin_log(logger, parser, options, params.output.log)
 
+    if params.nproc is not libtbx.Auto:
+        numba.set_num_threads(min(params.nproc, numba.config.NUMBA_NUM_THREADS))
     try:
         if len(scans) > 1:
             raise ValueError(

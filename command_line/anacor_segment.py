@@ -41,6 +41,7 @@ from anacor_dials.jobs.segment import (
     write_segmented,
 )
 from anacor_dials.phil import parse_phil
+from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.phil.settings import (
     names_of_labels,
     reconstruction_settings,
@@ -89,9 +90,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
         check_format=False,
         epilog=__doc__,
     )
-    params, options, given = parser.parse_args(
-        args=args, show_diff_phil=False, return_unhandled=True
-    )
+    params, options, given = parse_arguments(parser, args, may_write_into=("output.tomogram",))
     if not given:
         parser.print_help()
         sys.exit(1)

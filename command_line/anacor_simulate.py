@@ -47,6 +47,7 @@ from anacor_dials.command_line import begin_log
 from anacor_dials.jobs.likeness import LikenessSettings, simulate_real_scan
 from anacor_dials.jobs.simulate import DiffractionSettings, make_diffraction, make_scans
 from anacor_dials.phil import choice, parse_phil
+from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.report.likeness import log_line, record, sections
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.sample.output_files import OutputFiles
@@ -177,9 +178,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
     parser = ArgumentParser(
         usage="dials.anacor_simulate [options]", phil=phil, check_format=False, epilog=__doc__
     )
-    params, options, unhandled = parser.parse_args(
-        args=args, show_diff_phil=False, return_unhandled=True
-    )
+    params, options, unhandled = parse_arguments(parser, args)
     begin_log(logger, parser, options, params.output.log)
 
     try:

@@ -37,6 +37,7 @@ from libtbx import phil
 
 from anacor_dials.command_line import begin_log
 from anacor_dials.phil import choice, parse_phil
+from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.report.page import write_json
 
 if TYPE_CHECKING:
@@ -84,9 +85,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
         check_format=False,
         epilog=__doc__,
     )
-    params, options, folders = parser.parse_args(
-        args=args, show_diff_phil=False, return_unhandled=True
-    )
+    params, options, folders = parse_arguments(parser, args)
     given = [Path(f) for f in (*folders, *(d for d in params.data if d))]
     if not given and not params.simulate.samples and not params.stream.use:
         parser.print_help()

@@ -66,6 +66,7 @@ from anacor_dials.jobs.pipeline.settings import PipelineSettings, refuse_unknown
 from anacor_dials.jobs.pipeline.steps import Step, WorkingFolder
 from anacor_dials.jobs.records import PipelineRecord
 from anacor_dials.phil import choice, parse_phil
+from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.report import comparison
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.report.pipeline import record, sections, table_text
@@ -252,9 +253,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
         check_format=False,
         epilog=__doc__,
     )
-    params, options, given = parser.parse_args(
-        args=args, show_diff_phil=False, return_unhandled=True
-    )
+    params, options, given = parse_arguments(parser, args)
     images = [image for image in params.image if image]
     if not given and not images:
         parser.print_help()

@@ -22,6 +22,7 @@ from anacor_dials.segmentation.clean_up import CleaningSettings
 from anacor_dials.segmentation.sam2_refinement import Sam2Settings
 from anacor_dials.segmentation.tiles import InferenceSettings
 from anacor_dials.tomography.reconstruction import ReconstructionSettings
+from anacor_dials.tomography.scan_checks import ScanChecks
 from anacor_dials.tomography.scan_files import ScanDescription
 
 logger = logging.getLogger("dials.anacor_dials.phil.settings")
@@ -45,6 +46,13 @@ def scan_description(projections: Any) -> ScanDescription:
         fast_axis=tuple(projections.fast_axis) if projections.fast_axis else None,
         slow_axis=tuple(projections.slow_axis) if projections.slow_axis else None,
         saturation=projections.saturation,
+        checks=ScanChecks(
+            frames=bool(projections.check_frames),  # Auto is true
+            level=bool(projections.normalise),
+            angles=bool(projections.check_angles),
+            drift=bool(projections.drift),
+            tilt_deg=None if projections.tilt is libtbx.Auto else projections.tilt,
+        ),
     )
 
 

@@ -132,7 +132,7 @@ def test_a_corrected_stack_is_merged(folder, labels):
 def test_a_scan_is_reconstructed_first(folder, ellipsoid_scan):
     """Three ellipsoids of 0.020, 0.012 and 0.030 /um: air, and what is nearest to each level."""
     ellipsoid_scan.write_nxtomo(folder / "scan.nxs")
-    anacor_segment.run(["scan.nxs", "centre=31.5", "clean_up=False"])
+    anacor_segment.run(["scan.nxs", "centre=31.5", "clean_up=False", "crop=off"])
     contents = read_sample_file("tomo.h5")
     assert contents.tomogram.shape == (44, 64, 64)
     assert contents.energy_keV == pytest.approx(3.5)

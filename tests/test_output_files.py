@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,12 @@ def test_one_whole_file(tmp_path):
     with whole_file(tmp_path / "a.txt") as path:
         path.write_text("x")
     assert (tmp_path / "a.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_in_one_sentence(tmp_path, number):
+    with pytest.raises(
+        ValueError, match=f"There is no space left in {tmp_path}.*nothing was written"
+    ):
+        write_and_fail(OSError(number, os.strerror(number)), tmp_path / "a.h5")
+    assert not list(tmp_path.iterdir())

@@ -167,7 +167,7 @@ def beam_in_half_of_the_image(images):
 
 
 def without_sample(images):
-    images[[60, 61]] = 30100
+    images[60], images[61] = 30100, 30000
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,14 @@ class ReconstructionRecord(Record):
     full_turn : bool
         Whether the scan covers 360 degrees.
     energy_keV : float or null
+    left_out : [{"projections": int, "why": str}]
+        Projections that could not be used.
+    beam_level : [float, float, float] or null
+        Median, least and largest of the beam beside the sample, relative to the flats.
+    drift_pixels : [float, float]
+        Motion of the sample along and across the rotation axis, which was put back.
+    tilt_deg : float
+        Tilt of the rotation axis in the image, which was put back.
     backend, filter, rings : str
         How it was reconstructed.
     phase_retrieved : bool
@@ -97,6 +105,10 @@ class ReconstructionRecord(Record):
     largest_gap_deg: float
     full_turn: bool
     energy_keV: float | None
+    left_out: Sequence[Mapping[str, int | str]]
+    beam_level: Sequence[float] | None
+    drift_pixels: Sequence[float]
+    tilt_deg: float
     backend: str
     filter: str
     rings: str

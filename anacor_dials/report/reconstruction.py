@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from anacor_dials.jobs.reconstruct import Reconstruction
     from anacor_dials.tomography.corrections import FloatImages
     from anacor_dials.tomography.reconstruction import Diagnostics, ReconstructionPlan
+    from anacor_dials.tomography.scan_checks import ScanFindings
 
 PlotlyFigure = dict[str, Any]
 
@@ -32,6 +33,13 @@ def expected_mu(energy_keV: float | None) -> dict[str, float]:
     }
 
 
+def level_text(findings: ScanFindings) -> str:
+    """The beam's level beside the sample, in words."""
+    if findings.level is None:
+        return "no air is seen at all angles: as in the flats"
+    return "{:.4f} of the flats, {:.4f} to {:.4f}".format(*findings.level)
+
+
 def sections(plan: ReconstructionPlan) -> list[Section]:
     """The sections of the HTML report."""
     d, p = plan.diagnostics, plan.projections
@@ -43,6 +51,13 @@ def sections(plan: ReconstructionPlan) -> list[Section]:
         ("scan", p.path),
         ("layout", p.layout),
         ("projections", f"{d.n_projections}, {d.angles_deg[0]:.2f} to {d.angles_deg[1]:.2f} deg"),
+        ("left out", "; ".join(text for text, _ in p.findings.left_out) or "none"),
+        ("beam beside the sample", level_text(p.findings)),
+        (
+            "drift along, across the axis",
+            " and ".join(f"{d:.1f}" for d in p.findings.drift_px) + " pixels, put back",
+        ),
+        ("tilt of the axis", f"{p.findings.tilt_deg:.2f} deg, put back"),
         ("energy", "unknown" if p.energy_keV is None else f"{p.energy_keV:g} keV"),
         ("voxels", " x ".join(str(n) for n in plan.shape) + " along X, Y, Z"),
         ("voxel size", " x ".join(f"{v:g}" for v in plan.voxel_size_um) + " um"),
@@ -256,6 +271,10 @@ def record(plan: ReconstructionPlan) -> ReconstructionRecord:
         largest_gap_deg=d.largest_gap_deg,
         full_turn=d.full_turn,
         energy_keV=p.energy_keV,
+        left_out=[{"projections": n, "why": text} for text, n in p.findings.left_out],
+        beam_level=p.findings.level,
+        drift_pixels=p.findings.drift_px,
+        tilt_deg=p.findings.tilt_deg,
         backend=d.backend,
         filter=plan.settings.filter_name,
         rings=plan.settings.rings,

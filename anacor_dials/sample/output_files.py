@@ -6,6 +6,7 @@ their names at the end of the run. Files of an earlier run are replaced only the
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -19,7 +20,7 @@ class OutputFiles(AbstractContextManager["OutputFiles"]):
     """The files of one run: ``with OutputFiles() as out: write(out.path("a.refl"))``.
 
     At the end of the block all files get their names. After an exception all temporary files are
-    removed.
+    removed; a disk that is full becomes a ValueError.
     """
 
     def __init__(self) -> None:
@@ -63,7 +64,13 @@ class OutputFiles(AbstractContextManager["OutputFiles"]):
         else:
             for temporary in self._pending.values():
                 temporary.unlink(missing_ok=True)
+        folders = ", ".join(sorted({str(target.parent) for target in self._pending}))
         self._pending.clear()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(
+                f"There is no space left in {folders} ({error.strerror}); nothing was written: make room, or "
+                "name outputs elsewhere."
+            ) from error
 
 
 @contextmanager

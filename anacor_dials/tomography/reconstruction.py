@@ -537,6 +537,40 @@ def _slab_rows(plan: ReconstructionPlan) -> int:
     return max(LANES, rows - rows % LANES)
 
 
+def _slabs(
+    plan: ReconstructionPlan, rows: int, counts: _Counts
+) -> Iterator[tuple[int, FloatImages]]:
+    """(first slice, slices (m, ny, nz)) one after the other, at most a tenth of all or SLAB at a time.
+
+    rows: how many sinograms are held at once.
+    """
+    projections, settings = plan.projections, plan.settings
+    nx = plan.shape[0]
+    some = max(SLAB, -(-nx // (10 * SLAB)) * SLAB)
+    for begin in range(0, nx, rows):
+        end = min(begin + rows, nx)
+        sinograms = slab_sinograms(
+            projections, settings, (plan.x[0] + begin, plan.x[0] + end), counts
+        )
+        for first in range(begin, end, some):
+            last = min(first + some, end)
+            slab = reconstruct_slices(
+                sinograms[first - begin : last - begin],
+                projections.angles_deg,
+                plan.axis,
+                projections.pixel_xy_um[1],
+                plan.grid,
+                settings.filter_name,
+                plan.backend,
+            )
+            if not np.all(np.isfinite(slab)):
+                raise ValueError(
+                    f"Slices {first} to {last - 1} are not numbers: the projections hold values that "
+                    "cannot be used."
+                )
+            yield first, slab
+
+
 def reconstruct(plan: ReconstructionPlan, out: Sink | None = None) -> Tomogram | None:
     """The tomogram, slab by slab; into `out` where it is given (then None comes back).
 
@@ -559,26 +593,10 @@ def reconstruct(plan: ReconstructionPlan, out: Sink | None = None) -> Tomogram |
     pieces: dict[str, list[FloatImages]] = {"y": [], "z": []}
     histogram: NDArray[np.int64] | None = None
     edges: FloatArray = np.empty(0)
+    tenths = 0
     with tqdm(total=nx, unit="slice", desc="Reconstructing", disable=None) as progress:
-        for first in range(0, nx, rows):
-            last = min(first + rows, nx)
-            sinograms = slab_sinograms(
-                projections, settings, (plan.x[0] + first, plan.x[0] + last), counts
-            )
-            slab = reconstruct_slices(
-                sinograms,
-                projections.angles_deg,
-                plan.axis,
-                projections.pixel_xy_um[1],
-                plan.grid,
-                settings.filter_name,
-                plan.backend,
-            )
-            if not np.all(np.isfinite(slab)):
-                raise ValueError(
-                    f"Slices {first} to {last - 1} are not numbers: the projections hold values that "
-                    "cannot be used."
-                )
+        for first, slab in _slabs(plan, rows, counts):
+            last = first + len(slab)
             out[first:last] = slab
             if histogram is None:
                 low, high = np.percentile(slab, (0.01, 99.99))
@@ -592,6 +610,12 @@ def reconstruct(plan: ReconstructionPlan, out: Sink | None = None) -> Tomogram |
             pieces["y"].append(slab[:, ny // 2].copy())
             pieces["z"].append(slab[:, :, nz // 2].copy())
             progress.update(last - first)
+            if (
+                progress.disable and 10 * last // nx > tenths
+            ):  # a batch job's log shows how far it is
+                tenths = 10 * last // nx
+                seconds = time.perf_counter() - start
+                logger.info("  %d %% of the slices after %.0f s", 10 * tenths, seconds)
     for name, parts in pieces.items():
         diagnostics.slices[name] = _picture(np.concatenate(parts))
     assert histogram is not None

@@ -35,7 +35,7 @@ UNITS = {
     "twice the angle": 0.5,
     "half the angle": 2.0,
 }
-JUMPS = 40  # places where an offset of the angles may begin that are tried
+JUMPS = 24  # places where an offset of the angles may begin that are tried
 LEAST_DRIFT = 0.4  # pixels: smaller drifts do no harm
 
 

@@ -169,16 +169,23 @@ def _check_angles(
     c: FloatArray, v: FloatArray, angles: FloatArray, course: Course, notes: _Notes
 ) -> None:
     """ValueError where other angles than the recorded ones explain the images, or none do."""
-    if course.misfit < MISFIT:
-        return
-    advice = "give the right angles (projections.angles=, .first_angle= and .angle_step=), or set projections.check_angles=False."
-    for name, scale in UNITS.items():
-        if misfit_of(c, v, angles * scale) < 0.5 * course.misfit:
+    advice = (
+        "give the right angles (projections.angles=, .first_angle= and .angle_step=), or set "
+        "projections.check_angles=False."
+    )
+    recorded = misfit_of(c, v, angles)
+    if recorded > MISFIT:
+        misfits = {name: misfit_of(c, v, angles * scale) for name, scale in UNITS.items()}
+        name = min(misfits, key=lambda name: misfits[name])
+        if misfits[name] < 0.5 * recorded:
             unit = " (projections.angle_units=)" if "taken" in name else ""
             raise ValueError(
                 f"{notes.path}: the recorded angles contradict the images, in which the sample's centre of mass must "
                 f"follow a sine; they fit as {name}{unit}: {advice}"
             )
+    if course.misfit < MISFIT:
+        return
+    c = c - course.drift[:, None]
     few = course.wrong_angle.mean() <= BAD_LIMIT
     jump, offset, misfit = offset_between(c, v, angles)
     if (
@@ -225,7 +232,7 @@ def _check_motion(
     c, v = in_bands(moments)
     course = follow(c, v, angles[places], time[places])
     if checks.angles:
-        _check_angles(c - course.drift[:, None], v, angles[places], course, notes)
+        _check_angles(c, v, angles[places], course, notes)
         wrong = standing_still(angles[places], course.wrong_angle)
         if wrong.any():
             reason = "the recorded angle contradicts the image"

@@ -1,0 +1,72 @@
+"""Files that a command is given: they are looked at before they are read, and never replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+# how reflection tables begin: MessagePack's array of three and DIALS' name for it, or HDF5
+TABLE_NAME = b"dials::af::reflection_table"
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def file_of(name: str | os.PathLike[str]) -> Path:
+    """The file that ``file.h5:/path/in/it`` or a plain path names."""
+    text = os.fspath(name)
+    before, colon, after = text.partition(":")
+    return Path(before if colon and after and not Path(text).exists() else text)
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """True where two paths are one file: links, relative paths and other spellings are followed."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def refuse_outputs_that_are_inputs(
+    outputs: Iterable[tuple[str, str | os.PathLike[str]]],
+    inputs: Iterable[str | os.PathLike[str]],
+) -> None:
+    """Raises ValueError where an output is an input, or lies in the place of one by a link.
+
+    outputs: (parameter, path) of each; inputs: files, folders or patterns of names that are read.
+    """
+    read = [path for path in map(file_of, inputs) if path.exists()]
+    for parameter, output in outputs:
+        for path in read:
+            if path.is_file() and Path(output).exists() and is_same_file(Path(output), path):
+                raise ValueError(
+                    f"{parameter}={output} would replace {path}, which is read; name another file."
+                )
+
+
+def refuse_pickled_table(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a .refl that DIALS would unpickle: a pickle can run any program."""
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(64)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
+    if begin.startswith(HDF5_SIGNATURE) or (begin[:1] == b"\x93" and TABLE_NAME in begin):
+        return
+    raise ValueError(
+        f"{path} is no reflection table as DIALS writes them since 2018 (MessagePack). It is damaged, or a Python "
+        "pickle, which can run any program when it is read; integrate again, or convert it where you trust it."
+    )
+
+
+def require_experiment_list(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError, with the reason, for an .expt that is no experiment list in JSON."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no experiment list: it is not JSON ({error}).") from None
+    if not isinstance(content, dict) or content.get("__id__") != "ExperimentList":
+        raise ValueError(f"{path} is no experiment list: its __id__ is not ExperimentList.")
