@@ -16,6 +16,7 @@ from anacor_dials.jobs.segment import (
     load_source,
     segment_sample,
 )
+from anacor_dials.sample.foreign_volumes import is_foreign_volume
 from anacor_dials.sample.hdf5_files import open_hdf5
 from anacor_dials.sample.tomogram_files import (
     SampleFile,
@@ -102,7 +103,9 @@ def is_label_stack(name: str | os.PathLike[str], stack: StackSettings | None = N
     A folder or a TIFF file is a scan unless the size of the voxels is given.
     """
     text = os.fspath(name)
-    if text.endswith(".npy") or (":" in text and not Path(text).exists()):
+    if is_foreign_volume(text) or text.endswith(".npy"):
+        return True
+    if ":" in text and not Path(text).exists():
         return True
     has_size = stack is not None and bool(stack.voxel_size_um)
     return has_size and (text.endswith((".tif", ".tiff")) or Path(text).is_dir())
@@ -162,11 +165,13 @@ def load_sample(
 
 
 def _labels_of_stack(name: str, stack: StackSettings) -> LabelVolume:
-    if not stack.voxel_size_um:
+    if not stack.voxel_size_um and not is_foreign_volume(name):
         raise ValueError(
             f"{name} does not say how large its voxels are; give labels.voxel_size_um=."
         )
-    return read_label_stack(name, stack.voxel_size_um, stack.axes, stack.names, stack.centre)
+    return read_label_stack(
+        name, stack.voxel_size_um or None, stack.axes, stack.names, stack.centre
+    )
 
 
 def _with_new_labels(name: str, settings: SampleSettings) -> LoadedSample:

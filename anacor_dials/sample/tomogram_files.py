@@ -36,7 +36,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials import __version__
-from anacor_dials.sample.frames import FloatArray, axis_map_determinant, to_tomo_axes
+from anacor_dials.sample.frames import (
+    FloatArray,
+    axis_map_determinant,
+    parse_axis_map,
+    to_tomo_axes,
+)
 from anacor_dials.sample.hdf5_files import open_hdf5, require_filters
 from anacor_dials.sample.output_files import whole_file
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
@@ -373,53 +378,83 @@ def _relabelled(stack: NDArray[Any], path: object, n_names: int) -> NDArray[np.u
 
 def read_label_stack(
     path: str | os.PathLike[str],
-    voxel_size_um: ArrayLike,
+    voxel_size_um: ArrayLike | None,
     axes: str = "x,y,z",
     names: Iterable[str] = DEFAULT_NAMES,
     centre: Sequence[float] | None = None,
 ) -> LabelVolume:
-    """A label volume from a foreign file: TIFF stack, ``.npy``, or ``file.h5:/path/of/dataset``.
+    """A label volume from the file of another program.
 
-    path: a multi-page TIFF, a folder of TIFF slices (sorted by name), a NumPy array, or an HDF5
-    data set named after a colon. voxel_size_um: one or three edge lengths, along X, Y, Z of the tomo
-    frame. axes: what the array's first, second and third index run along, such as ``"z,-y,x"``
-    (:func:`anacor_dials.sample.frames.parse_axis_map`). centre: voxel index of the origin along
-    X, Y, Z after the axes have been mapped. Raises ValueError for mirrored axes and unreadable files.
+    Parameters
+    ----------
+    path : path
+        A multi-page TIFF, a folder of TIFF slices (sorted by name), a NumPy array, an HDF5 data set
+        ``file.h5:/path/of/dataset``, or an MRC, NRRD, NIfTI or Amira file.
+    voxel_size_um : one or three floats, or None
+        Edge lengths along X, Y, Z of the tomo frame; None to take those that the file says.
+    axes : str
+        What the array's first, second and third index run along, such as ``"z,-y,x"``
+        (:func:`anacor_dials.sample.frames.parse_axis_map`).
+    names : strings
+        Names of the labels 0, 1, 2 ...
+    centre : three floats, optional
+        Voxel index of the origin along X, Y, Z after the axes have been mapped.
+
+    Raises
+    ------
+    ValueError
+        If the axes mirror the sample, the file cannot be read, or no size of the voxels is known.
     """
     if axis_map_determinant(axes) < 0:
         raise ValueError(
             f"The axis map {axes!r} is left-handed: it would mirror the sample. Reverse one axis."
         )
     text = os.fspath(path)
-    stack: NDArray[Any]
-    file_name, colon, dataset_name = text.partition(":")
-    if colon:
-        with open_hdf5(file_name) as file:
-            dataset = _dataset(file, dataset_name)
-            if dataset is None:
-                raise ValueError(f"{file_name} has no data set {dataset_name!r}.")
-            stack = _read_array(dataset, dataset.dtype, "The label stack")
-    elif not Path(text).exists():
-        raise ValueError(f"There is no file {text}.")
-    elif h5py.is_hdf5(text):
-        raise ValueError(
-            f"{text} is an HDF5 file; name the data set too, as in {text}:/path/of/dataset."
-        )
-    elif text.endswith(".npy"):
-        try:
-            stack = np.load(text, allow_pickle=False, mmap_mode="r")
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{text} is not a NumPy array of numbers ({error}).") from None
-    else:
-        stack = _read_tiff_stack(Path(text))
+    stack, size = _read_stack(text)
     if stack.ndim != 3:
         raise ValueError(f"{text} has the shape {stack.shape}; a label stack has three axes.")
+    if voxel_size_um is None:
+        if size is None:
+            raise ValueError(
+                f"{text} does not say how large its voxels are; give labels.voxel_size_um=."
+            )
+        along = dict(zip((axis for axis, _ in parse_axis_map(axes)), size, strict=True))
+        voxel_size_um = [along[axis] for axis in range(3)]
     names = tuple(names)
     labels = _relabelled(to_tomo_axes(stack, axes), text, len(names))
     try:
         return LabelVolume(labels, np.asarray(voxel_size_um, np.float64), centre, names)
     except ValueError as error:
         raise ValueError(f"{text}: {error}") from None
+
+
+def _read_stack(text: str) -> tuple[NDArray[Any], tuple[float, float, float] | None]:
+    """The array in a file, and its edge lengths in um along its axes where the file says them."""
+    # that module stands on this one
+    from anacor_dials.sample.foreign_volumes import is_foreign_volume, read_foreign_volume
+
+    file_name, colon, dataset_name = text.partition(":")
+    if colon and not Path(text).exists():
+        with open_hdf5(file_name) as file:
+            dataset = _dataset(file, dataset_name)
+            if dataset is None:
+                raise ValueError(f"{file_name} has no data set {dataset_name!r}.")
+            return _read_array(dataset, dataset.dtype, "The label stack"), None
+    if is_foreign_volume(text):
+        volume = read_foreign_volume(text)
+        return volume.values, volume.voxel_size_um
+    if not Path(text).exists():
+        raise ValueError(f"There is no file {text}.")
+    if h5py.is_hdf5(text):
+        raise ValueError(
+            f"{text} is an HDF5 file; name the data set too, as in {text}:/path/of/dataset."
+        )
+    if text.endswith(".npy"):
+        try:
+            return np.load(text, allow_pickle=False, mmap_mode="r"), None
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{text} is not a NumPy array of numbers ({error}).") from None
+    return _read_tiff_stack(Path(text)), None
 
 
 def _read_tiff_stack(path: Path) -> NDArray[Any]:
