@@ -70,6 +70,7 @@ from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.report import comparison
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.report.pipeline import record, sections, table_text
+from anacor_dials.sample.input_files import refuse_pickled_table
 from anacor_dials.sample.output_files import OutputFiles
 
 logger = logging.getLogger("dials.xia2_anacor")
@@ -253,7 +254,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
         check_format=False,
         epilog=__doc__,
     )
-    params, options, given = parse_arguments(parser, args)
+    params, options, given = parse_arguments(parser, args, reads_files=False)
     images = [image for image in params.image if image]
     if not given and not images:
         parser.print_help()
@@ -286,6 +287,8 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
                     len(crystal.sweeps),
                     crystal.tomography,
                 )
+                for sweep in crystal.sweeps:
+                    refuse_pickled_table(sweep.reflections)
             result = stages.process(crystals, settings, work, comparison.write)
             save(result, work, record(result, work, settings, args, changed), params.output)
     except ValueError as error:

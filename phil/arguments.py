@@ -24,21 +24,27 @@ OUTPUT_SUFFIXES = {"output.experiments": ".expt", "output.reflections": ".refl"}
 
 
 def parse_arguments(
-    parser: Any, args: Sequence[str] | None, may_write_into: Sequence[str] = ()
+    parser: Any,
+    args: Sequence[str] | None,
+    may_write_into: Sequence[str] = (),
+    reads_files: bool = True,
 ) -> tuple[Any, Any, list[str]]:
     """(parameters, options, what is left) of a command; raises Sorry for what cannot be.
 
     A parameter with a typing error is named with the nearest one; a reflection table that is a pickle is not read;
     an .expt or .refl that DIALS cannot read is named with the reason; an output may be no input, but for the
-    parameters in may_write_into, whose file may be the one that is read if it is a tomo.h5.
+    parameters in may_write_into, whose file may be the one that is read if it is a tomo.h5. reads_files: whether the parser
+    reads experiments and reflections; where it does not, the command looks at them itself.
     """
     args = list(sys.argv[1:] if args is None else args)
     try:
-        _look_at_files(args)
+        if reads_files:
+            _look_at_files(args)
         params, options, left = parser.parse_args(
             args=args, show_diff_phil=False, return_unhandled=True
         )
-        _refuse_unread(params, left)
+        if reads_files:
+            _refuse_unread(params, left)
         definitions = list(parser.phil.all_definitions())
         _refuse_unknown(left, [d.path for d in definitions])
         _check_outputs(parser, params, left, may_write_into)

@@ -142,13 +142,21 @@ def follow(c: FloatArray, v: FloatArray, angles_deg: FloatArray, time: FloatArra
     departs = (whole - np.minimum(by_shift, by_angle) > SIGMAS**2) & (
         (np.abs(shift) > EDGE_PIXELS) | (np.abs(delta) * reach > EDGE_PIXELS)
     )
-    angle_better = departs & (by_angle < 0.5 * by_shift)
-    shift_better = departs & (by_shift < 0.5 * by_angle)
-    doubtful = departs & ~angle_better & ~shift_better
+    # the noise of an image is common to its bands: what counts is how far it is from other images
+    far_off = np.abs(delta) > SIGMAS * _scatter(delta)
+    far_aside = np.abs(shift) > SIGMAS * _scatter(shift)
+    angle_better = departs & far_off & (by_angle < 0.5 * by_shift)
+    shift_better = departs & far_aside & (by_shift < 0.5 * by_angle)
+    doubtful = departs & far_off & ~angle_better & ~shift_better
     wrong = angle_better | (doubtful & _unevenly_spaced(angles_deg))
-    shifted = departs & ~wrong & (np.abs(shift) > EDGE_PIXELS)
+    shifted = departs & far_aside & ~wrong & (np.abs(shift) > EDGE_PIXELS)
     misfit = misfit_of(c - drift[:, None], v, angles_deg)
     return Course(drift, np.rad2deg(delta), shift, wrong, shifted, misfit)
+
+
+def _scatter(values: FloatArray) -> float:
+    """The standard deviation of values (n,) of which a few are far off."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
 
 
 def _unevenly_spaced(angles_deg: FloatArray) -> NDArray[np.bool_]:

@@ -197,10 +197,14 @@ def _check_angles(
             f"{notes.path}: the recorded angles contradict the images, in which the sample's centre of mass must "
             f"follow a sine; they fit if all from {angles[jump]:.2f} deg on are changed by {offset:.1f} deg: {advice}"
         )
-    if not few and course.misfit > HOPELESS:
+    left = course.misfit
+    if few and course.wrong_angle.any():
+        keep = ~course.wrong_angle
+        left = misfit_of(c[keep], v[keep], angles[keep])
+    if left > HOPELESS:
         raise ValueError(
             f"{notes.path}: the recorded angles contradict the images: the sample's centre of mass, which must follow a "
-            f"sine, does not at {named(np.flatnonzero(course.wrong_angle), angles)}; {advice}"
+            f"sine, does not (its departures are {left:.0f} times the noise); {advice}"
         )
 
 
