@@ -70,7 +70,7 @@ from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.report import comparison
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.report.pipeline import record, sections, table_text
-from anacor_dials.sample.input_files import refuse_pickled_table
+from anacor_dials.sample.input_files import is_pickle, refuse_pickled_table
 from anacor_dials.sample.output_files import OutputFiles
 
 logger = logging.getLogger("dials.xia2_anacor")
@@ -288,7 +288,8 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
                     crystal.tomography,
                 )
                 for sweep in crystal.sweeps:
-                    refuse_pickled_table(sweep.reflections)
+                    if is_pickle(sweep.reflections):
+                        refuse_pickled_table(sweep.reflections)
             result = stages.process(crystals, settings, work, comparison.write)
             save(result, work, record(result, work, settings, args, changed), params.output)
     except ValueError as error:

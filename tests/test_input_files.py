@@ -9,6 +9,7 @@ import pytest
 
 from anacor_dials.sample.input_files import (
     file_of,
+    is_pickle,
     refuse_outputs_that_are_inputs,
     refuse_pickled_table,
     require_experiment_list,
@@ -62,6 +63,7 @@ def test_a_pickle_is_not_read(tmp_path):
 
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "evil.refl").write_bytes(pickle.dumps(Evil(), protocol=protocol))
+        assert is_pickle(tmp_path / "evil.refl")
         with pytest.raises(ValueError, match=r"evil\.refl is no reflection table.*pickle"):
             refuse_pickled_table(tmp_path / "evil.refl")
     assert not (tmp_path / "ran").exists()
@@ -69,6 +71,7 @@ def test_a_pickle_is_not_read(tmp_path):
     for begin in (b"\x93\xbbdials::af::reflection_table\x02\x83", b"\x89HDF\r\n\x1a\n"):
         (tmp_path / "good.refl").write_bytes(begin + bytes(100))
         refuse_pickled_table(tmp_path / "good.refl")
+        assert not is_pickle(tmp_path / "good.refl")
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickletools
 from collections.abc import Iterable
 from pathlib import Path
 
 # how reflection tables begin: MessagePack's array of three and DIALS' name for it, or HDF5
 TABLE_NAME = b"dials::af::reflection_table"
+# instructions of a pickle that fetch or call something, and its end
+PICKLED = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "NEWOBJ", "BUILD", "STOP")
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -44,6 +47,10 @@ def refuse_outputs_that_are_inputs(
                 )
 
 
+def _is_table(begin: bytes) -> bool:
+    return begin.startswith(HDF5_SIGNATURE) or (begin[:1] == b"\x93" and TABLE_NAME in begin)
+
+
 def refuse_pickled_table(path: str | os.PathLike[str]) -> None:
     """Raises ValueError for a .refl that DIALS would unpickle: a pickle can run any program."""
     try:
@@ -51,12 +58,24 @@ def refuse_pickled_table(path: str | os.PathLike[str]) -> None:
             begin = file.read(64)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
-    if begin.startswith(HDF5_SIGNATURE) or (begin[:1] == b"\x93" and TABLE_NAME in begin):
+    if _is_table(begin):
         return
     raise ValueError(
         f"{path} is no reflection table as DIALS writes them since 2018 (MessagePack). It is damaged, or a Python "
         "pickle, which can run any program when it is read; integrate again, or convert it where you trust it."
     )
+
+
+def is_pickle(path: str | os.PathLike[str]) -> bool:
+    """True for a Python pickle; its instructions are listed, none is carried out."""
+    with open(path, "rb") as file:
+        if _is_table(file.read(64)):
+            return False
+        file.seek(0)
+        try:
+            return any(step[0].name in PICKLED for step in pickletools.genops(file))
+        except (ValueError, UnicodeError, IndexError):
+            return False
 
 
 def require_experiment_list(path: str | os.PathLike[str]) -> None:
