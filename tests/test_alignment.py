@@ -22,6 +22,7 @@ from dxtbx.model.experiment_list import ExperimentListFactory
 from scipy.spatial.transform import Rotation
 from scipy.stats import qmc
 
+from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.command_line.anacor_absorption import run
 from anacor_dials.diffraction.alignment import (
     CHOICES,
@@ -29,6 +30,7 @@ from anacor_dials.diffraction.alignment import (
     AlignmentFit,
     Equivalents,
     choices_from,
+    equivalents,
     fit_alignment,
     mu_weights,
     refine_alignment,
@@ -310,9 +312,9 @@ def refined(
     alignment: Alignment | None = None,
 ) -> AlignmentFit:
     index = experiment_of_rows([table], experiments)
-    return refine_alignment(
-        experiments, [table], index, labels, [mu], asked, alignment or Alignment(), device="cpu"
-    )
+    alignment, tracing = alignment or Alignment(), Tracing(device="cpu")
+    data = equivalents(experiments, [table], index, alignment, tracing)
+    return refine_alignment(data, experiments, labels, [mu], asked, alignment, tracing)
 
 
 def test_offset_sense_and_mu_of_two_balls(perfect_data: Data) -> None:
@@ -524,8 +526,10 @@ def test_real_sweeps_with_a_hidden_alignment(shared_data: Path) -> None:
     def found(of: list[flex.reflection_table]) -> AlignmentFit:
         index = experiment_of_rows(of, experiments)
         labels = ball_labels()
+        tracing = Tracing(device="cpu")
+        data = equivalents(experiments, of, index, Alignment(), tracing)
         return refine_alignment(
-            experiments, of, index, labels, [MU_BY_LABEL / 1.1], CHOICES, Alignment(), device="cpu"
+            data, experiments, labels, [MU_BY_LABEL / 1.1], CHOICES, Alignment(), tracing
         )
 
     fit = found(attenuated_tables)

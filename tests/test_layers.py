@@ -162,7 +162,6 @@ LONG_FUNCTIONS = {
     "anacor_dials.simulation.scan.write_scan",
 }
 MANY_PARAMETERS = {
-    "anacor_dials.diffraction.alignment.fit.refine_alignment",
     "anacor_dials.sample.tomogram_files.write_sample_file",
     "anacor_dials.segmentation.inference.segment",
     "anacor_dials.simulation.diffraction_data.simulate_diffraction",

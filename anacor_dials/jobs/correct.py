@@ -15,7 +15,12 @@ from anacor_dials.absorption.coefficients import CoefficientFit, materials_from_
 from anacor_dials.absorption.directions import Directions
 from anacor_dials.absorption.factors import AbsorptionFactors, absorption_factors
 from anacor_dials.absorption.tracing import Tracing
-from anacor_dials.diffraction.alignment import AlignmentFit, choices_from, refine_alignment
+from anacor_dials.diffraction.alignment import (
+    AlignmentFit,
+    choices_from,
+    equivalents,
+    refine_alignment,
+)
 from anacor_dials.diffraction.reflections import (
     DIALS_EXCLUDES_BELOW,
     Alignment,
@@ -211,21 +216,15 @@ def correct(
     warnings += _warnings_of_labels(labels, from_labels)
     alignment, alignment_fit = settings.alignment, None
     if settings.refine:
-        tracing = settings.tracing
         alignment_fit = refine_alignment(
+            equivalents(experiments, [table], [experiment_of_row], alignment, settings.tracing),
             experiments,
-            [table],
-            [experiment_of_row],
             labels,
             [mu_by_label(of_wavelength) for of_wavelength in materials],
             settings.refine,
             alignment,
-            beam=tracing.beam,
-            seed=tracing.seed,
-            progress=settings.progress,
-            memory_gb=tracing.memory_gb,
-            nproc=tracing.nproc,
-            device=tracing.device,
+            settings.tracing,
+            settings.progress,
         )
         alignment = alignment_fit.after
         materials = [_scaled(m, alignment_fit.mu_scale) for m in materials]

@@ -13,7 +13,13 @@ from dxtbx import flumpy
 from dxtbx.model import ExperimentList
 from numpy.typing import NDArray
 
-from anacor_dials.diffraction.reflections import row_directions
+from anacor_dials.absorption.tracing import Tracing
+from anacor_dials.diffraction.reflections import (
+    Alignment,
+    row_directions,
+    sweep_axes,
+    tomo_to_datum,
+)
 from anacor_dials.diffraction.wavelengths import wavelength_groups
 from anacor_dials.sample.frames import FloatArray
 
@@ -171,8 +177,8 @@ def equivalents(
     experiments: ExperimentList,
     tables: Sequence[flex.reflection_table],
     experiment_of_row: Sequence[NDArray[np.int64]],
-    used: Sequence[int],
-    rng: np.random.Generator,
+    alignment: Alignment,
+    tracing: Tracing,
     most: int = MOST_OBSERVATIONS,
 ) -> Equivalents:
     """Well measured observations of the unique reflections that were measured more than once.
@@ -186,13 +192,30 @@ def equivalents(
     tables : sequence of reflection tables
     experiment_of_row : sequence of array (n_rows,)
         The experiment of each row of each table.
-    used : sequence of int
-        The experiments whose observations are taken.
-    rng : numpy.random.Generator
+    alignment : Alignment
+        The given alignment.
+    tracing : Tracing
+        The seed is used, and the beam: with a beam that may be smaller than the crystal, only
+        sweeps about the rotation axis of the tomogram are taken.
     most : int
         If there are more observations than this, the strongest are taken; reflections above
         I / sigma = 20 are chosen at random.
+
+    Raises
+    ------
+    ValueError
+        For stills, and for data without crystals, symmetry, indices or intensities.
     """
+    used = usable_experiments(experiments, tables)
+    if tracing.beam is not None:
+        axes = sweep_axes(experiments, tomo_to_datum(experiments, alignment))
+        used = [index for index in used if abs(axes[index, 0]) > 1 - 1e-6]
+        if not used:
+            raise ValueError(
+                "alignment.refine with a small beam uses sweeps about the tomogram's own rotation axis, "
+                "and there are none; give alignment.refine=none or beam.profile=none."
+            )
+    rng = np.random.default_rng(tracing.seed)
     columns: dict[str, list[NDArray[Any]]] = {}
     for table, index in zip(tables, experiment_of_row, strict=True):
         for name, values in _observations(experiments, table, index, used).items():

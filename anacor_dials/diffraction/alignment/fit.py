@@ -32,21 +32,15 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-from dials.array_family import flex
 from dxtbx.model import ExperimentList
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from anacor_dials.absorption.beam import BeamProfile
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.diffraction.alignment.equivalents import (
     LEAST_I_OVER_SIGMA,
     Equivalents,
-    equivalents,
-    usable_experiments,
 )
 from anacor_dials.diffraction.alignment.search import (
     MU_GRID,
@@ -56,7 +50,7 @@ from anacor_dials.diffraction.alignment.search import (
     smooth_scales,
 )
 from anacor_dials.diffraction.alignment.trials import LogTransmission, TrialTransmissions
-from anacor_dials.diffraction.reflections import Alignment, sweep_axes, tomo_to_datum
+from anacor_dials.diffraction.reflections import Alignment
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.volumes import LabelVolume
 
@@ -188,27 +182,22 @@ class AlignmentFit:
 
 
 def refine_alignment(
+    data: Equivalents,
     experiments: ExperimentList,
-    tables: Sequence[flex.reflection_table],
-    experiment_of_row: Sequence[NDArray[np.int64]],
     labels: LabelVolume,
     mu_per_um: Sequence[FloatArray],
     asked: Sequence[str],
     alignment: Alignment,
-    *,
-    beam: BeamProfile | None = None,
-    seed: int = 0,
+    tracing: Tracing | None = None,
     progress: bool = False,
-    **options: Any,
 ) -> AlignmentFit:
     """The alignment at which symmetry equivalents agree best, if the data determine it.
 
     Parameters
     ----------
+    data : Equivalents
+        From :func:`anacor_dials.diffraction.alignment.equivalents.equivalents`.
     experiments : ExperimentList
-    tables : sequence of reflection tables
-    experiment_of_row : sequence of array (n_rows,)
-        The experiment of each row of each table.
     labels : LabelVolume
     mu_per_um : sequence of array (n_labels,)
         mu at each wavelength, 1/um, in the order of
@@ -217,35 +206,21 @@ def refine_alignment(
         What to refine, of CHOICES.
     alignment : Alignment
         The given alignment.
-    beam : BeamProfile, optional
-        None if the beam is wider than the crystal. With a smaller beam only sweeps about the
-        rotation axis of the tomogram are used.
-    seed : int
+    tracing : Tracing, optional
+        Beam, memory, threads, device and seed are used; tolerance and method are not.
     progress : bool
         Whether to show progress bars.
-    options
-        memory_gb, nproc and device of :class:`Tracing`.
 
     Raises
     ------
     ValueError
-        For stills, and for data without crystals, symmetry, indices or intensities.
+        If there are too few equivalents because the data are in P 1.
     """
     asked = choices_from(asked)
-    used = usable_experiments(experiments, tables)
-    if beam is not None:
-        axes = sweep_axes(experiments, tomo_to_datum(experiments, alignment))
-        used = [index for index in used if abs(axes[index, 0]) > 1 - 1e-6]
-        if not used:
-            raise ValueError(
-                "alignment.refine with a small beam uses sweeps about the tomogram's own rotation axis, "
-                "and there are none; give alignment.refine=none or beam.profile=none."
-            )
-    rng = np.random.default_rng(seed)
-    data = equivalents(experiments, tables, experiment_of_row, used, rng)
     reason = _too_few(data)
     if reason:
-        if experiments[used[0]].crystal.get_space_group().order_p() == 1:
+        groups = (e.crystal.get_space_group() for e in experiments if e.crystal is not None)
+        if next(groups).order_p() == 1:
             raise ValueError(
                 f"alignment.refine: {reason}, as the experiments are P 1; where the crystal has more "
                 "symmetry, run dials.symmetry first."
@@ -258,10 +233,8 @@ def refine_alignment(
         data.n_unique,
         len(np.unique(data.experiment)),
     )
-
-    tracing = Tracing(beam=beam, seed=seed, **options)
     transmissions = TrialTransmissions(
-        labels, mu_per_um, data, experiments, alignment, senses, tracing, progress
+        labels, mu_per_um, data, experiments, alignment, senses, tracing or Tracing(), progress
     )
     return fit_alignment(data, transmissions, asked, alignment, progress)
 
