@@ -76,7 +76,7 @@ class ScanFindings:
     """What was found in a scan, for the log and the report.
 
     left_out: (text, number of projections) by reason. level: (median, least, largest) of the beam beside the sample,
-    relative to the flats; None where no air is seen. drift_um or pixels: (along, across) from end to end, in pixels;
+    relative to the flats; None where no air is seen. drift_px: (along, across) the largest less the least, in pixels;
     tilt_deg: that was corrected, 0 for none. whole: whether the sample is in view from side to side, so that angles,
     drift and tilt could be looked at. warnings: sentences.
     """
