@@ -34,9 +34,8 @@ from anacor_dials.segmentation.sam2_refinement import Sam2Settings, sam2_refiner
 from anacor_dials.segmentation.tiles import InferenceSettings
 from anacor_dials.segmentation.training_data import labels_on_grid
 from anacor_dials.segmentation.working_grid import working_volume
-from anacor_dials.tomography.projections import read_projections
 from anacor_dials.tomography.reconstruction import ReconstructionSettings
-from anacor_dials.tomography.scan_files import ScanDescription
+from anacor_dials.tomography.scan_files import ScanDescription, find_scan
 
 logger = logging.getLogger("dials.anacor_dials.jobs.segment")
 
@@ -134,7 +133,7 @@ def load_source(
         raise ValueError(f"{name} holds no reconstruction, so there is nothing to segment.")
     if energy_keV is None and sample.projections is not None and sample.projections.exists():
         try:
-            energy_keV = read_projections(sample.projections, description).energy_keV
+            energy_keV = find_scan(sample.projections, description).energy_keV
         except ValueError as error:
             logger.debug("the scan does not tell the energy: %s", error)
     return Reconstruction(
