@@ -40,6 +40,7 @@ from anacor_dials.segmentation.inference import (
     SHIPPED_WEIGHTS,
     Segmentation,
     load_network,
+    load_networks,
     segment,
 )
 from anacor_dials.segmentation.network import model_card_path
@@ -164,7 +165,7 @@ def draw_sample(path: Path, tomogram_file: Path, weights: Path) -> None:
     name = tomogram_file.name.removesuffix(TOMO)
     truth_file = read_sample_file(tomogram_file.with_name(name + TRUTH), tomogram=False)
     truth = labels_on_grid(truth_file.labels, tomogram)
-    found = segment(tomogram, load_network(weights), need_crystal=False).labels.values
+    found = segment(tomogram, load_networks(), need_crystal=False).labels.values
     middle = np.argwhere(truth == 3).mean(axis=0).astype(int)
     figure = Figure(figsize=(10, 10), layout="constrained")
     axes = figure.subplots(3, 3)
@@ -189,7 +190,8 @@ def evaluate_weights(given: argparse.Namespace) -> None:
     results = {}
     settings = InferenceSettings(axes=given.axes, device=given.device)
     for weights in given.weights:
-        rows = evaluate_samples(load_network(weights), tomograms, settings, measured)
+        networks = load_networks() if given.shipped else load_network(weights)
+        rows = evaluate_samples(networks, tomograms, settings, measured)
         results[weights.stem + ("" if given.axes == "x" else f" ({given.axes})")] = rows
         if given.card:
             card_file = model_card_path(weights)
@@ -294,6 +296,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("segmentation_test"))
     parser.add_argument("--samples", type=int, default=6, help="of each shape family")
     parser.add_argument("--weights", type=Path, nargs="+", default=[SHIPPED / SHIPPED_WEIGHTS])
+    parser.add_argument("--shipped", action="store_true", help="all shipped weights together")
     parser.add_argument("--axes", default="x")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--card", nargs="?", const="evaluation", default=None, metavar="ENTRY")

@@ -395,6 +395,10 @@ def test_levels_are_those_of_materials():
     assert contrasts.min() > -0.15
     assert 0.3 < contrasts.max() < 0.6
     assert np.mean(np.abs(contrasts) < 0.02) == pytest.approx(0.25 + 0.57 * 2 / 15, abs=0.08)
+    unseen = [
+        random_levels(np.random.default_rng(s), ENERGY, "nylon", False)[1] for s in range(100)
+    ]
+    assert min(abs(contrast) for contrast in unseen) >= 0.05
 
 
 def test_ranges_of_optics_and_artefacts():
@@ -404,15 +408,23 @@ def test_ranges_of_optics_and_artefacts():
     assert 0.01 <= noises.min() < 0.013
     assert 0.38 < noises.max() <= 0.45
     distances = np.array([o.distance_um for o in drawn])
-    assert np.mean(distances == 0) == pytest.approx(0.1, abs=0.06)
+    assert np.mean(distances == 0) == pytest.approx(0.15, abs=0.06)
     assert 250 <= distances[distances > 0].min() < distances.max() <= 30000
     assert {60 <= o.n_projections < 900 for o in drawn} == {True}
-    assert np.mean([o.missing_wedge_deg > 0 for o in drawn]) == pytest.approx(0.1, abs=0.06)
+    assert np.mean([o.missing_wedge_deg > 0 for o in drawn]) == pytest.approx(0.15, abs=0.06)
+    usual = [random_optics(np.random.default_rng(s), ENERGY, 1.2, 0.01, False) for s in range(300)]
+    assert max(o.noise for o in usual) <= 0.12 * 0.01
+    assert {700 <= o.distance_um <= 15000 for o in usual} == {True}
+    assert {140 <= o.n_projections < 900 and not o.missing_wedge_deg for o in usual} == {True}
     local = [random_artefacts(np.random.default_rng(s), True) for s in range(100)]
     plain = [random_artefacts(np.random.default_rng(s), False) for s in range(100)]
     assert any(a.truncation for a in local)
     assert not any(a.truncation for a in plain)
     assert max(abs(a.offset) for a in plain) <= 0.06
+    usual = [random_artefacts(np.random.default_rng(s), False, False) for s in range(100)]
+    for name, most in (("rings", 0.045), ("cupping", 0.125), ("streak", 0.25)):
+        assert max(abs(getattr(a, name)) for a in usual) <= most
+        assert np.mean([a.rings > 0 for a in usual]) < np.mean([a.rings > 0 for a in plain])
 
 
 def test_every_material_has_its_label():

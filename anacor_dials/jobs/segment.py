@@ -26,7 +26,7 @@ from anacor_dials.segmentation.clean_up import CleaningSettings
 from anacor_dials.segmentation.evaluation import Evaluation, evaluate
 from anacor_dials.segmentation.inference import (
     Segmentation,
-    load_network,
+    load_networks,
     mean_mu,
     segment,
 )
@@ -147,7 +147,8 @@ def load_source(
 
 def segment_tomogram(source: Reconstruction, settings: SegmentationSettings) -> Segmentation:
     """What the network, SAM-2 (where asked for) and the clean-up make of a tomogram."""
-    network = load_network(settings.weights)
+    networks = load_networks(settings.weights)
+    network = networks[0]
     refine = sam2_refiner(settings.sam2, network.settings.names, settings.inference.device)
     n_bytes = float(source.tomogram.values.size) * network.settings.n_classes
     keep = settings.keep_probabilities and n_bytes <= LARGEST_PROBABILITIES
@@ -155,7 +156,7 @@ def segment_tomogram(source: Reconstruction, settings: SegmentationSettings) -> 
         logger.warning("The probabilities would take %.1f GB and are not stored.", n_bytes / 1e9)
     return segment(
         source.tomogram,
-        network,
+        networks,
         settings.inference,
         settings.cleaning,
         source.energy_keV,

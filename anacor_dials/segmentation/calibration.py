@@ -85,7 +85,7 @@ def fit_calibration(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> C
     with torch.no_grad():
         after = float(F.cross_entropy(z * torch.exp(-log_temperature) + offsets, t))
     return Calibration(
-        float(torch.exp(log_temperature)), offsets.detach().numpy().copy(), (before, after)
+        float(torch.exp(log_temperature.detach())), offsets.detach().numpy().copy(), (before, after)
     )
 
 

@@ -167,7 +167,7 @@ def evaluate(
 
 
 def evaluate_samples(
-    network: SliceNetwork,
+    network: SliceNetwork | Sequence[SliceNetwork],
     tomograms: Sequence[Path],
     settings: InferenceSettings | None = None,
     measure: Callable[[Segmentation, Volume, LabelVolume, Any], dict[str, Any]] | None = None,

@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.inference")
 
+# trained on all families of samples; and on crystals within large drops alone, by full scans
 SHIPPED_WEIGHTS = "anacornet-tiny.safetensors"
+SHIPPED_FOR_DROPS = "anacornet-tiny-drops.safetensors"
 
 
 def load_network(weights: str | Path | None = None) -> SliceNetwork:
@@ -60,6 +62,14 @@ def load_network(weights: str | Path | None = None) -> SliceNetwork:
         ) from None
     path = Path(str(files("anacor_dials") / "segmentation" / "weights" / SHIPPED_WEIGHTS))
     return load_weights(path if weights is None else weights)
+
+
+def load_networks(weights: str | Path | None = None) -> list[SliceNetwork]:
+    """The network of a weights file; all that ship with the package where None."""
+    if weights is not None:
+        return [load_network(weights)]
+    folder = files("anacor_dials") / "segmentation" / "weights"
+    return [load_network(), load_network(str(folder / SHIPPED_FOR_DROPS))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +157,7 @@ def mean_mu(values: NDArray[Any], labels: LabelVolume) -> FloatArray:
 
 def segment(
     tomogram: Tomogram | Volume,
-    network: SliceNetwork,
+    network: SliceNetwork | Sequence[SliceNetwork],
     settings: InferenceSettings | None = None,
     cleaning: CleaningSettings | None = None,
     energy_keV: float | None = None,
@@ -159,7 +169,8 @@ def segment(
 ) -> Segmentation:
     """Labels of a tomogram of mu in 1/um.
 
-    network: of :func:`load_network`. refine: a function of (normalised values, probabilities) on the
+    network: of :func:`load_network`, or several, of which the one is taken whose labels explain the
+    tomogram best. refine: a function of (normalised values, probabilities) on the
     working grid that returns better probabilities (SAM-2). Raises ValueError for a volume of air, for
     values that are no numbers, absurd voxels, and (need_crystal) where no crystal is found.
     """
@@ -169,7 +180,8 @@ def segment(
     scale = intensity_scale(tomogram.values, tomogram.voxel_size_um)
     values = binned_values(tomogram.values, factors, scale)
     grid = working_volume(tomogram, values, factors)
-    names = network.settings.names
+    first = network[0] if isinstance(network, Sequence) else network
+    names = first.settings.names
     logger.info(
         "Air %.3g /um, sample %.4g /um, noise %.2g /um; working grid of %s voxels",
         scale.air,

@@ -7,7 +7,7 @@ sample; a few slices.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from anacor_dials.sample.tomogram_files import require_memory
+from anacor_dials.segmentation.experts import best_explanation, planes_to_look_at
 from anacor_dials.segmentation.fringes import views
 
 if TYPE_CHECKING:
@@ -144,6 +145,25 @@ class _SliceLabeller:
         self.device = next(network.parameters()).device
         self.on_gpu = self.device.type == "cuda"
 
+    @classmethod
+    def of(
+        cls, network: SliceNetwork, seen: NDArray[np.float16], settings: InferenceSettings
+    ) -> _SliceLabeller:
+        """With the coarse pass done, where the network has one."""
+        from anacor_dials.segmentation.context import context_probabilities
+
+        coarse = context_probabilities(network, seen) if network.context is not None else None
+        return cls(network, seen, coarse, settings)
+
+    def turned(self, order: tuple[int, int, int]) -> _SliceLabeller:
+        """The same for slices across another axis."""
+        if order == (0, 1, 2):
+            return self
+        axes = (0, *(1 + k for k in order))
+        seen = np.ascontiguousarray(self.seen.transpose(axes))
+        coarse = None if self.coarse is None else self.coarse.transpose(axes)
+        return _SliceLabeller(self.network, seen, coarse, self.settings)
+
     def part_with_sample(self, planes: NDArray[np.intp]) -> tuple[slice, slice] | None:
         """The part of some planes in which there is anything but air, with AIR_AROUND it; None
         where there is not.
@@ -249,19 +269,18 @@ def _along_first_axis(labeller: _SliceLabeller, progress: bool, what: str) -> ND
 
 
 def class_probabilities(
-    network: SliceNetwork,
+    network: SliceNetwork | Sequence[SliceNetwork],
     values: NDArray[np.float32],
     settings: InferenceSettings | None = None,
     progress: bool = False,
 ) -> NDArray[np.uint8]:
-    """Probabilities uint8 (n_classes, nx, ny, nz), 255 = 1, of normalised values on the working
-    grid.
+    """Probabilities uint8 (n_classes, nx, ny, nz), 255 = 1, of normalised values on the working grid.
 
-    Outside of the box around the sample everything is background. Volumes of one slice will do.
+    network: of several, that whose labels of some planes explain the tomogram best (:mod:`.experts`). Outside
+    of the box around the sample everything is background. Volumes of one slice will do.
     """
     import torch
 
-    from anacor_dials.segmentation.context import context_probabilities
     from anacor_dials.segmentation.network import on_device
 
     settings = settings or InferenceSettings()
@@ -269,8 +288,9 @@ def class_probabilities(
         raise ValueError("device=cuda was asked for and torch sees no GPU; take device=cpu.")
     cuda = settings.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    network = on_device(network, device).eval()
-    n = network.settings.n_classes
+    networks = [network] if not isinstance(network, Sequence) else list(network)
+    networks = [on_device(one, device).eval() for one in networks]
+    n = networks[0].settings.n_classes
     require_memory(n * values.size * (3 if len(settings.axes) > 1 else 1), "The probabilities")
     out = np.zeros((n, *values.shape), dtype=np.uint8)
     out[0] = 255
@@ -279,19 +299,14 @@ def class_probabilities(
     if not inside.size:
         return out
     seen = views(inside, np.float16)
-    coarse = context_probabilities(network, seen) if network.context is not None else None
+    labellers = [_SliceLabeller.of(one, seen, settings) for one in networks]
+    labeller = labellers[0] if len(labellers) == 1 else _best_of(labellers)
     total: NDArray[np.uint16] | None = None
     for axis in settings.axes:
         order = {"x": (0, 1, 2), "y": (1, 0, 2), "z": (2, 0, 1)}[axis]
         back = tuple(np.argsort(order))
-        labeller = _SliceLabeller(
-            network,
-            np.ascontiguousarray(seen.transpose(0, *(1 + k for k in order))),
-            None if coarse is None else coarse.transpose(0, *(1 + k for k in order)),
-            settings,
-        )
         p = _along_first_axis(
-            labeller, progress, f"Segmenting slices across {axis.upper()}"
+            labeller.turned(order), progress, f"Segmenting slices across {axis.upper()}"
         ).transpose(0, *(1 + k for k in back))
         if len(settings.axes) == 1:
             out[(slice(None), *box)] = p
@@ -300,6 +315,18 @@ def class_probabilities(
     assert total is not None
     out[(slice(None), *box)] = np.rint(total / len(settings.axes)).astype(np.uint8)
     return out
+
+
+def _best_of(labellers: Sequence[_SliceLabeller]) -> _SliceLabeller:
+    """The one whose labels of some planes explain the views best."""
+    seen = labellers[0].seen
+    planes = planes_to_look_at(seen.shape[1])
+    candidates = []
+    for labeller in labellers:
+        labels = [labeller.probabilities(planes[k : k + 1])[:, 0] for k in range(len(planes))]
+        candidates.append(np.stack([p.argmax(axis=0).astype(np.uint8) for p in labels]))
+    crystal = labellers[0].network.settings.names.index("crystal")
+    return labellers[best_explanation(seen[:, planes], candidates, labellers[0].n, crystal)]
 
 
 def most_probable(probabilities: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -26,7 +26,7 @@ Everything is drawn wider than life, so that a network trained on it depends on 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,10 @@ from anacor_dials.simulation.samples import default_materials
 from anacor_dials.simulation.solids import Solid, on_grid
 
 Array = NDArray[np.float32]
+
+# of the tomograms have traits wider than life; in the others a person would see the crystal, which is
+# what a network learns most from
+WIDE = 0.4
 
 # what counts as what in the labels
 LABEL_OF = {
@@ -264,55 +268,72 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def random_optics(
-    rng: np.random.Generator, energy_keV: float, voxel_size_um: float, mu: float
+    rng: np.random.Generator, energy_keV: float, voxel_size_um: float, mu: float, wide: bool = True
 ) -> Optics:
-    """Optics from none to strong fringes, from many photons to few, from 60 to 900 projections.
+    """Random optics of a tomogram.
 
-    mu: of the liquor, 1/um, of which noise is 1 to 45 %.
+    Parameters
+    ----------
+    mu: of the liquor, 1/um.
+    wide: from no fringes to strong ones, from 60 to 900 projections, noise of 1 to 45 % of mu, and
+        missing wedges. Where False, as most scans are: 0.7 to 15 mm of free path, 140 to 900
+        projections, noise of 1 to 12 %.
     """
     binned = rng.random() < 0.3
-    wedge = float(rng.uniform(4, 50)) if rng.random() < 0.1 else 0.0
-    few = rng.random() < 0.15
+    wedge = float(rng.uniform(4, 50)) if wide and rng.random() < 0.15 else 0.0
+    few = wide and rng.random() < 0.25
+    none = wide and rng.random() < 0.15
+    path_mm = _log_uniform(rng, 0.25, 30.0) if wide else _log_uniform(rng, 0.7, 15.0)
     return Optics(
         energy_keV=energy_keV,
-        distance_um=0.0 if rng.random() < 0.1 else 1e3 * _log_uniform(rng, 0.25, 30.0),
-        blur_um=voxel_size_um * _log_uniform(rng, 0.45, 1.5),
+        distance_um=0.0 if none else 1e3 * path_mm,
+        blur_um=voxel_size_um * _log_uniform(rng, 0.45, 1.5 if wide else 1.1),
         bin_um=voxel_size_um if binned else 0.0,
         n_projections=int(rng.integers(60, 140)) if few else int(rng.integers(140, 900)),
         missing_wedge_deg=wedge,
         wedge_at_deg=float(rng.uniform(0, 180)),
-        noise=mu * _log_uniform(rng, 0.01, 0.45),
+        noise=mu * _log_uniform(rng, 0.01, 0.45 if wide else 0.12),
         # linear interpolation alone takes off what 0.45 does
         noise_cut=float(rng.uniform(0.2, 1)) if rng.random() < 0.7 else 0.0,
     )
 
 
-def random_artefacts(rng: np.random.Generator, local: bool = False) -> Artefacts:
-    """Artefacts from none to strong; local: of a sample larger than the field of view."""
+def random_artefacts(rng: np.random.Generator, local: bool = False, wide: bool = True) -> Artefacts:
+    """Random artefacts, from none to strong.
+
+    Parameters
+    ----------
+    local: those of a sample larger than the field of view.
+    wide: where False, half as strong and less than half as often.
+    """
+    often, strong = (1.0, 1.0) if wide else (0.4, 0.5)
 
     def some(chance: float, low: float, high: float) -> float:
-        return float(rng.uniform(low, high)) if rng.random() < chance else 0.0
+        if rng.random() >= chance * often:
+            return 0.0
+        return float(rng.uniform(low * strong, high * strong))
 
     return Artefacts(
-        rings=some(0.3, 0.005, 0.09),
-        n_streaks=int(some(0.25, 2, 40)),
-        streak=float(rng.uniform(0.05, 0.5)),
-        cupping=some(0.35, -0.25, 0.25),
-        ramp=some(0.2, 0.0, 0.1),
-        offset=some(0.3, -0.06, 0.06) + (some(0.7, -0.2, 0.35) if local else 0.0),
+        rings=some(0.4, 0.005, 0.09),
+        n_streaks=int(some(0.35, 4, 40)),
+        streak=float(rng.uniform(0.05, 0.5)) * strong,
+        cupping=some(0.45, -0.25, 0.25),
+        ramp=some(0.25, 0.0, 0.1),
+        offset=some(0.4, -0.06, 0.06) + (some(0.7, -0.2, 0.35) if local else 0.0),
         truncation=some(0.6, 0.05, 0.5) if local else 0.0,
         saturation=_log_uniform(rng, 1.5, 10.0) if rng.random() < 0.5 else 0.0,
     )
 
 
 def random_levels(
-    rng: np.random.Generator, energy_keV: float, loop_material: str
+    rng: np.random.Generator, energy_keV: float, loop_material: str, fringes: bool = True
 ) -> tuple[dict[str, tuple[float, float]], float]:
     """(mu in 1/um and delta by material, contrast: mu of the crystal over that of the liquor, less
     one).
 
     The contrast is -15 ... +60 %, within 2 % of equal in a fourth of all; the crystal's electron
-    density, and so its delta, is 0.96 to 1.14 of the liquor's.
+    density, and so its delta, is 0.96 to 1.14 of the liquor's. Without fringes a crystal as bright
+    as its liquor cannot be seen, so that the contrast is then at least 5 %.
     """
     compositions = default_materials()
     mu = compositions["liquor"].mu_per_um(energy_keV)
@@ -324,6 +345,8 @@ def random_levels(
         contrast = rng.uniform(-0.15, 0.15)
     else:
         contrast = rng.uniform(0.15, 0.60)
+    if not fringes and abs(contrast) < 0.05:
+        contrast = rng.choice([-1.0, 1.0]) * rng.uniform(0.05, 0.15)
     denser = rng.uniform(1.02, 1.14) if rng.random() < 0.9 else rng.uniform(0.96, 1.02)
     loop_mu, loop_delta = (0.84, 1.36) if loop_material == "polyimide" else (0.70, 1.16)
     spread = rng.uniform(0.85, 1.2)
@@ -368,11 +391,14 @@ def random_tomogram(
     radius = field * (rng.uniform(1.3, 2.6) if local else rng.uniform(0.55, 0.92))
     solids, record = random_solids(rng, radius)
     energy = _log_uniform(rng, 2.2, 7.0)
-    levels, contrast = random_levels(rng, energy, record["loop_material"])
+    wide = rng.random() < WIDE
+    optics = random_optics(rng, energy, voxel, 1.0, wide)
+    fringes = optics.distance_um > 500.0
+    levels, contrast = random_levels(rng, energy, record["loop_material"], fringes)
     (mu, delta), found = sample_on_grid(solids, levels, shape, voxel, centre)
     level = levels["liquor"][0]
-    optics = random_optics(rng, energy, voxel, level)
-    artefacts = random_artefacts(rng, local)
+    optics = replace(optics, noise=optics.noise * level)
+    artefacts = random_artefacts(rng, local, wide)
     values = propagated(mu, delta, voxel, optics, rng)
     add_artefacts(values, level, artefacts, rng)
     record = {
@@ -380,6 +406,7 @@ def random_tomogram(
         "maker": "volume",
         "contrast": contrast,
         "local": local,
+        "wide": wide,
         "optics": asdict(optics),
         "artefacts": asdict(artefacts),
         "noise_of_mu": optics.noise / level,

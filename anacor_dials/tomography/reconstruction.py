@@ -76,7 +76,7 @@ class ReconstructionSettings:
     least_transmission: float = 1e-3
     rings: str = "light"
     paganin_delta_beta: float | None = None
-    crop: str | tuple[int, ...] = "off"
+    crop: str | tuple[int, ...] = "auto"
     filter_name: str = "shepp-logan"
     backend: str = "auto"
     memory_gb: float | None = None

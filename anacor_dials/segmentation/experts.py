@@ -1,0 +1,106 @@
+"""Which of several networks knows a sample: the one whose labels explain the tomogram best.
+
+Each network labels some planes. If its labels are right, a view of the tomogram without fringes is
+the sum of one level for every material times the share of that material, seen through the view's
+own smoothing S, and of what is left of its fringes: (1 - L0^2 laplacian) mu seen through
+S = 1 / (1 - L^2 laplacian) is S mu + (L0 / L)^2 (mu - S mu). Both levels are found by linear least
+squares over all planes, for each network; what is left unexplained is compared. No network is asked how sure it is: one that is lost can be sure.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.fft
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from anacor_dials.segmentation.fringes import LENGTHS, SURFACE
+
+logger = logging.getLogger("dials.anacor_dials.segmentation.experts")
+
+PLANES = 24  # that are looked at
+EDGE = 4  # voxels within the sample's surface that do not count: fringes are strongest there
+
+
+def planes_to_look_at(n: int) -> NDArray[np.intp]:
+    """At most PLANES numbers of planes, evenly spaced over n."""
+    return np.unique(np.linspace(0, n - 1, min(n, PLANES) + 2).astype(np.intp)[1:-1])
+
+
+def smoothed_plane(share: NDArray[np.float32], length: float) -> NDArray[np.float32]:
+    """A plane (h, w) through 1 / (1 + length^2 k^2), as the views of :mod:`.fringes` in three dimensions."""
+    k2 = (
+        (np.pi * np.arange(share.shape[0]) / share.shape[0])[:, None] ** 2
+        + (np.pi * np.arange(share.shape[1]) / share.shape[1]) ** 2
+    )  # fmt: skip
+    spectrum = scipy.fft.dctn(share) / (1 + length**2 * k2).astype(np.float32)
+    out: NDArray[np.float32] = scipy.fft.idctn(spectrum)
+    return out
+
+
+def interior(plane: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Where a plane (h, w) of the shorter smoothed view is sample, EDGE voxels off its surface."""
+    sample = np.asarray(plane) > SURFACE
+    return scipy.ndimage.binary_erosion(sample, iterations=EDGE)
+
+
+def unexplained(views: NDArray[np.floating], labels: NDArray[np.uint8], n_classes: int) -> float:
+    """What labels do not explain of the values within a sample, relative to their variance there.
+
+    views: (n_views, n_planes, h, w), the plain one first, which is not used; labels: (n_planes, h, w).
+    Only voxels off the sample's surface count, where fringes that are left in the views would decide;
+    what is labelled as background is expected at the level of air, so that more than the variance can be
+    left, above 1. The mean over the smoothed views.
+    """
+    shares = []
+    for view, length in zip(views[1:], LENGTHS, strict=True):
+        n = 2 * (n_classes - 1)
+        normal, right = np.zeros((n, n)), np.zeros(n)
+        squares = total = count = 0.0
+        for plane, shorter, found in zip(view, views[1], labels, strict=True):
+            here = interior(shorter)
+            if not here.any():
+                continue
+            seen = plane[here].astype(np.float64)
+            parts = np.zeros((n, seen.size))
+            for k in range(1, n_classes):
+                share = (found == k).astype(np.float32)
+                smooth = smoothed_plane(share, length)
+                parts[2 * k - 2] = smooth[here]
+                parts[2 * k - 1] = (share - smooth)[here]
+            normal += parts @ parts.T
+            right += parts @ seen
+            squares += float(seen @ seen)
+            total += float(seen.sum())
+            count += seen.size
+        if not count:
+            return 1.0
+        levels = np.linalg.lstsq(normal, right, rcond=1e-9)[0]
+        left = squares - float(levels @ right)
+        shares.append(max(left, 0.0) / max(squares - total**2 / count, 1e-30))
+    return float(np.mean(shares))
+
+
+def best_explanation(
+    views: NDArray[np.floating],
+    candidates: Sequence[NDArray[np.uint8]],
+    n_classes: int,
+    needed: int | None = None,
+) -> int:
+    """The number of the labels (n_planes, h, w) that explain views (n_views, n_planes, h, w) best.
+
+    needed: a label that every sample has (the crystal); labels without it are taken only where all are.
+    """
+    found = [unexplained(views, labels, n_classes) for labels in candidates]
+    logger.info(
+        "Relative to the variance in %d planes the networks leave unexplained: %s",
+        views.shape[1],
+        ", ".join(f"{share:.3f}" for share in found),
+    )
+    whole = [needed is None or bool(np.any(labels == needed)) for labels in candidates]
+    if any(whole):
+        found = [share if has else np.inf for share, has in zip(found, whole, strict=True)]
+    return int(np.argmin(found))
