@@ -43,8 +43,8 @@ from anacor_dials.simulation.solids import Solid, on_grid
 
 Array = NDArray[np.float32]
 
-# of the tomograms have traits wider than life; in the others a person would see the crystal, which is
-# what a network learns most from
+# of the tomograms have traits wider than life; in the others a person would see the crystal, and
+# from those a network learns most
 WIDE = 0.4
 
 # what counts as what in the labels
