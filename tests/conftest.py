@@ -282,4 +282,4 @@ def network_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
             levels = torch.tensor([0.0, 1.0, 0.6, 1.5])[:, None, None]
             return -100.0 * (slices[:, :1] - levels) ** 2
 
-    monkeypatch.setattr(segment, "load_network", lambda weights: ByValue())
+    monkeypatch.setattr(segment, "load_networks", lambda weights: [ByValue()])

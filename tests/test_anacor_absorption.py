@@ -33,7 +33,7 @@ from scipy.stats import qmc
 from anacor_dials.command_line.anacor_absorption import run
 from anacor_dials.diffraction.merging import compare_merging_statistics
 from anacor_dials.diffraction.scaling import scale
-from anacor_dials.sample import tomogram_files
+from anacor_dials.sample import memory, tomogram_files
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume
 
@@ -543,7 +543,7 @@ def test_files_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch
     refused([*INPUT, "labels.voxel_size_um=0.3"], "holds its own voxel size")
     np.save("labels.npy", two_balls().values)
     refused([*INPUT[:2], "labels.npy"], "give labels.voxel_size_um")
-    monkeypatch.setattr(tomogram_files, "available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1000)
     refused(INPUT, "GB of memory")
 
 

@@ -8,7 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from anacor_dials.sample.tomogram_files import read_label_stack, read_sample_file, write_sample_file
+from anacor_dials.sample.label_files import read_label_stack
+from anacor_dials.sample.tomogram_files import read_sample_file, write_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Tomogram
 
 pytest.importorskip("torch", reason="torch is not installed")

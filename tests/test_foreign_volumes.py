@@ -13,8 +13,7 @@ from anacor_dials.sample.foreign_volumes import (
     is_foreign_volume,
     read_foreign_volume,
 )
-from anacor_dials.sample.label_files import write_nrrd
-from anacor_dials.sample.tomogram_files import read_label_stack
+from anacor_dials.sample.label_files import read_label_stack, write_nrrd
 
 
 def amira(labels, method="", little=True, unit="µm", size=(2.0, 1.5, 1.0)):

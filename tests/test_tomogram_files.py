@@ -1,24 +1,20 @@
-"""tomo.h5 and foreign label stacks: what is written is read, and bad files give one clear sentence."""
+"""tomo.h5: what is written is read, and bad files give one clear sentence."""
 
 from __future__ import annotations
-
-import re
 
 import h5py
 import numpy as np
 import pytest
-import tifffile
 
-from anacor_dials.sample import tomogram_files
+from anacor_dials.sample import memory
 from anacor_dials.sample.hdf5_files import open_hdf5
 from anacor_dials.sample.tomogram_files import (
     is_sample_file,
     new_tomogram_file,
-    read_label_stack,
     read_sample_file,
     write_sample_file,
 )
-from anacor_dials.sample.volumes import LabelVolume, Tomogram
+from anacor_dials.sample.volumes import Tomogram
 
 MU = np.array([0.0, 0.0202, np.nan, 0.0193])
 
@@ -282,7 +278,7 @@ def test_mu_for_other_names_is_refused(sample_file):
 
 
 def test_a_volume_larger_than_the_memory_is_refused(sample_file, monkeypatch):
-    monkeypatch.setattr(tomogram_files, "available_memory_bytes", lambda: 20_000)
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 20_000)
     refused(sample_file, r"needs 0\.0 GB of memory and 0\.0 GB are free; crop or bin the volume")
 
 
@@ -292,151 +288,16 @@ def test_a_huge_volume_is_refused_before_it_is_read(tmp_path):
         file.create_dataset(
             "entry/segmentation/labels", (10**6,) * 3, dtype=np.uint8, chunks=(64, 64, 64)
         )
-    if tomogram_files.available_memory_bytes() is None:
+    if memory.available_memory_bytes() is None:
         pytest.skip("The system does not say how much memory is free.")
     refused(tmp_path / "huge.h5", r"needs 1000000000\.0 GB of memory")
 
 
 def test_where_the_system_says_nothing_memory_is_not_checked(sample_file, monkeypatch):
-    monkeypatch.setattr(tomogram_files, "available_memory_bytes", lambda: None)
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: None)
     assert read_sample_file(sample_file).labels is not None
 
 
 def test_an_unreadable_data_set_of_any_file_is_a_value_error(sample_file):
     with pytest.raises(ValueError, match="is damaged"), open_hdf5(sample_file):
         raise OSError("a filter is absent")
-
-
-# ---- foreign label stacks ---------------------------------------------------------------------------
-
-AXES = "z,-y,x"
-
-
-@pytest.fixture
-def foreign(sample_labels):
-    """The sample's labels as another program would index them: [Z, -Y, X]."""
-    return np.ascontiguousarray(sample_labels.values.transpose(2, 1, 0)[:, ::-1])
-
-
-def write_multi_page(folder, stack):
-    tifffile.imwrite(folder / "labels.tif", stack, photometric="minisblack")
-    return folder / "labels.tif"
-
-
-def write_folder(folder, stack):
-    (folder / "slices").mkdir()
-    for i, plane in enumerate(stack):
-        tifffile.imwrite(folder / "slices" / f"{i:04d}.tif", plane)
-    (folder / "slices" / "notes.txt").write_text("not a slice")
-    return folder / "slices"
-
-
-def write_npy(folder, stack):
-    np.save(folder / "labels.npy", stack)
-    return folder / "labels.npy"
-
-
-def write_hdf5(folder, stack):
-    with h5py.File(folder / "labels.h5", "w") as file:
-        file["deep/labels"] = stack
-    return f"{folder / 'labels.h5'}:/deep/labels"
-
-
-WRITERS = [write_multi_page, write_folder, write_npy, write_hdf5]
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("write", WRITERS)
-def test_label_stacks_of_other_programs(tmp_path, foreign, sample_labels, write, dtype):
-    path = write(tmp_path, foreign.astype(dtype))
-    read = read_label_stack(
-        path, sample_labels.voxel_size_um, AXES, sample_labels.names, sample_labels.centre
-    )
-    same_grid(read, sample_labels)
-    assert read.values.flags.c_contiguous
-
-
-def test_a_stack_of_two_labels(tmp_path):
-    np.save(tmp_path / "mask.npy", np.eye(8, dtype=bool).reshape(2, 4, 8))
-    read = read_label_stack(tmp_path / "mask.npy", 0.3, names=("background", "crystal"))
-    assert read.counts().tolist() == [56, 8]
-    np.testing.assert_array_equal(read.voxel_size_um, [0.3, 0.3, 0.3])
-
-
-def test_mirrored_axes_are_refused(tmp_path, foreign):
-    with pytest.raises(ValueError, match="left-handed: it would mirror the sample"):
-        read_label_stack(write_npy(tmp_path, foreign), 1.0, "z,y,x")
-
-
-@pytest.mark.parametrize("write", WRITERS)
-def test_stacks_larger_than_the_memory_are_refused(tmp_path, foreign, write, monkeypatch):
-    path = write(tmp_path, foreign)
-    monkeypatch.setattr(tomogram_files, "available_memory_bytes", lambda: 5000)
-    with pytest.raises(ValueError, match="GB of memory"):
-        read_label_stack(path, 1.0, AXES)
-
-
-def test_labels_without_a_name_are_refused(tmp_path, foreign):
-    path = write_npy(tmp_path, foreign)
-    with pytest.raises(ValueError, match="labels from 0 to 3 and 2 names were given"):
-        read_label_stack(path, 1.0, AXES, names=("background", "crystal"))
-
-
-def test_negative_labels_are_refused(tmp_path, foreign):
-    path = write_npy(tmp_path, foreign.astype(np.int16) - 1)
-    with pytest.raises(ValueError, match="labels from -1 to 2"):
-        read_label_stack(path, 1.0, AXES)
-
-
-def test_grey_values_are_refused(tmp_path, foreign):
-    path = write_npy(tmp_path, foreign.astype(np.float32))
-    with pytest.raises(ValueError, match="holds float32 values; a label stack holds whole"):
-        read_label_stack(path, 1.0, AXES)
-
-
-@pytest.mark.parametrize("shape", [(4, 5), (0, 4, 5)])
-def test_stacks_without_three_axes_or_content_are_refused(tmp_path, shape):
-    path = write_npy(tmp_path, np.zeros(shape, np.uint8))
-    with pytest.raises(ValueError, match=re.escape(f"has the shape {shape}")):
-        read_label_stack(path, 1.0)
-
-
-def test_a_bad_voxel_size_names_the_file(tmp_path, foreign):
-    path = write_npy(tmp_path, foreign)
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: The voxel size is"):
-        read_label_stack(path, 0.0, AXES)
-
-
-def test_stacks_that_cannot_be_read_are_refused(tmp_path, foreign):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "text.npy").write_text("not an array")
-    (tmp_path / "text.tif").write_text("not an image")
-    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
-    whole = write_multi_page(tmp_path, foreign).read_bytes()
-    (tmp_path / "cut.tif").write_bytes(whole[: len(whole) // 2])
-    write_hdf5(tmp_path, foreign)
-    for name, match in {
-        "absent.tif": "There is no file",
-        "empty": "has no .tif or .tiff files",
-        "text.npy": "is not a NumPy array of numbers",
-        "objects.npy": "is not a NumPy array of numbers",
-        "text.tif": "cannot be read as TIFF",
-        "cut.tif": "cannot be read as TIFF",
-        "labels.h5": "name the data set too, as in",
-        "labels.h5:/other": "has no data set '/other'",
-        "absent.h5:/labels": "There is no file",
-    }.items():
-        with pytest.raises(ValueError, match=match) as error:
-            read_label_stack(tmp_path / name, 1.0)
-        assert "\n" not in str(error.value)
-
-
-def test_slices_of_different_sizes_are_refused(tmp_path, foreign):
-    folder = write_folder(tmp_path, foreign)
-    tifffile.imwrite(folder / "9999.tif", np.zeros((3, 3), np.uint8))
-    with pytest.raises(ValueError, match="do not all have the same size"):
-        read_label_stack(folder, 1.0, AXES)
-
-
-def test_what_is_read_is_a_label_volume(tmp_path, foreign):
-    assert isinstance(read_label_stack(write_npy(tmp_path, foreign), 1.0, AXES), LabelVolume)

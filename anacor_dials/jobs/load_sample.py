@@ -18,10 +18,10 @@ from anacor_dials.jobs.segment import (
 )
 from anacor_dials.sample.foreign_volumes import is_foreign_volume
 from anacor_dials.sample.hdf5_files import open_hdf5
+from anacor_dials.sample.label_files import read_label_stack
 from anacor_dials.sample.tomogram_files import (
     SampleFile,
     is_sample_file,
-    read_label_stack,
     read_sample_file,
 )
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume

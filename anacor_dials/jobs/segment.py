@@ -16,8 +16,8 @@ from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.jobs.label_uncertainty import TOLERANCE, LabelUncertainty, label_uncertainty
 from anacor_dials.jobs.reconstruct import Reconstruction, is_sample_path, reconstruct
 from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.label_files import read_label_stack
 from anacor_dials.sample.tomogram_files import (
-    read_label_stack,
     read_sample_file,
     write_sample_file,
 )

@@ -1,6 +1,7 @@
-"""Volumes in the files of other programs: MRC, NRRD, NIfTI and Amira.
+"""Volumes in the files of other programs: HDF5, TIFF, NumPy, MRC, NRRD, NIfTI and Amira.
 
-Arrays come as these formats index them: NRRD, NIfTI and Amira x, y, z; MRC z, y, x.
+Arrays come as these formats index them: NRRD, NIfTI and Amira x, y, z; MRC z, y, x; TIFF page, row,
+column; HDF5 and NumPy as they are.
 """
 
 from __future__ import annotations
@@ -8,19 +9,26 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from anacor_dials.sample.tomogram_files import UNITS_TO_UM, require_memory
+from anacor_dials.sample.hdf5_files import dataset_at, open_hdf5, whole_array
+from anacor_dials.sample.memory import require_memory
+from anacor_dials.sample.tomogram_files import UNITS_TO_UM
 
 SUFFIXES = (".mrc", ".rec", ".map", ".nrrd", ".nhdr", ".nii", ".nii.gz", ".am")
 AMIRA_TYPES = {
     "byte": "u1", "short": "i2", "ushort": "u2", "int": "i4", "float": "f4", "double": "f8",
 }  # fmt: skip
+
+
+LEAST_UM = 1.5e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +40,13 @@ class ForeignVolume:
     values : array of three axes
     voxel_size_um : three floats along the array's axes, or None
         Edge lengths, where the file says them.
+    unit : str or None
+        Of the values, where the file says it.
     """
 
     values: NDArray[Any]
     voxel_size_um: tuple[float, float, float] | None = None
+    unit: str | None = None
 
 
 def is_foreign_volume(path: str | os.PathLike[str]) -> bool:
@@ -43,43 +54,149 @@ def is_foreign_volume(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).lower().endswith(SUFFIXES)
 
 
+def split_hdf5_name(name: str | os.PathLike[str]) -> tuple[str, str] | None:
+    """(file, path within it) of ``file.h5:/path/of/dataset``; None for other names."""
+    text = os.fspath(name)
+    file, colon, dataset = text.partition(":")
+    return (file, dataset) if colon and dataset and not Path(text).exists() else None
+
+
 def read_foreign_volume(path: str | os.PathLike[str]) -> ForeignVolume:
-    """The volume of an MRC, NRRD, NIfTI or Amira file, named by its suffix.
+    """The volume of a file of another program.
+
+    Parameters
+    ----------
+    path : path
+        An HDF5 data set ``file.h5:/path/of/dataset``; a multi-page TIFF, or a folder of TIFF
+        slices sorted by name; a NumPy array; or an MRC, NRRD, NIfTI or Amira file, named by its
+        suffix.
 
     Raises
     ------
     ValueError
-        If the file is absent, damaged, larger than the memory, or needs a package that is missing.
+        If the file is absent, damaged, larger than the memory, has not three axes, or needs a
+        package that is missing.
     """
-    text = os.fspath(path).lower()
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}.")
+    text = os.fspath(path)
+    inside = split_hdf5_name(text)
+    if inside is not None:
+        volume = _hdf5(*inside)
+    elif not Path(text).exists():
+        raise ValueError(f"There is no file {text}.")
+    elif is_foreign_volume(text):
+        volume = _by_suffix(Path(text))
+    elif Path(text).is_file() and h5py.is_hdf5(text):
+        raise ValueError(
+            f"{text} is an HDF5 file; name the data set too, as in {text}:/path/of/dataset."
+        )
+    elif text.endswith(".npy"):
+        volume = ForeignVolume(_npy(text))
+    else:
+        volume = _tiff(Path(text))
+    if volume.values.ndim != 3:
+        raise ValueError(f"{text} has the shape {volume.values.shape}; a volume has three axes.")
+    return volume
+
+
+def _hdf5(file_name: str, name: str) -> ForeignVolume:
+    with open_hdf5(file_name) as file:
+        dataset = dataset_at(file, name)
+        if dataset is None:
+            raise ValueError(f"{file_name} has no data set {name!r}.")
+        unit = dataset.attrs.get("units")
+        unit = unit.decode(errors="replace") if isinstance(unit, bytes) else unit
+        size = dataset.attrs.get("element_size_um")  # of ImageJ and ilastik
+        return ForeignVolume(
+            whole_array(dataset, dataset.dtype, "The volume"),
+            None if size is None or len(size) != 3 else _sizes(size),
+            str(unit) if unit is not None else None,
+        )
+
+
+def _npy(path: str) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not a NumPy array of numbers ({error}).") from None
+    return array
+
+
+def _by_suffix(file: Path) -> ForeignVolume:
+    """The volume of an MRC, NRRD, NIfTI or Amira file."""
+    text = str(file).lower()
     if text.endswith((".mrc", ".rec", ".map")):
         read, package = _mrc, "mrcfile"
     elif text.endswith((".nrrd", ".nhdr")):
         read, package = _nrrd, "pynrrd"
     elif text.endswith((".nii", ".nii.gz")):
         read, package = _nifti, "nibabel"
-    elif text.endswith(".am"):
-        read, package = _amira, ""
     else:
-        raise ValueError(f"{path} has none of the suffixes {', '.join(SUFFIXES)}.")
+        read, package = _amira, ""
     try:
-        volume = read(Path(path))
+        return read(file)
     except ImportError:
         raise ValueError(
-            f"{path} needs {package}, which is not installed: pip install {package}."
+            f"{file} needs {package}, which is not installed: pip install {package}."
         ) from None
     except MemoryError:
         raise ValueError(
-            f"{path} asks for more memory than there is; its sizes may be damaged."
+            f"{file} asks for more memory than there is; its sizes may be damaged."
         ) from None
     except Exception as error:  # the readers raise all kinds on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} cannot be read ({reason}).") from None
-    if volume.values.ndim != 3:
-        raise ValueError(f"{path} has the shape {volume.values.shape}; a volume has three axes.")
-    return volume
+        raise ValueError(f"{file} cannot be read ({reason}).") from None
+
+
+def _tiff(path: Path) -> ForeignVolume:
+    """A multi-page TIFF, or the slices of a folder sorted by name."""
+    import tifffile
+
+    files = [path]
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in (".tif", ".tiff"))
+        if not files:
+            raise ValueError(f"The folder {path} has no .tif or .tiff files.")
+    unreadable = (tifffile.TiffFileError, OSError, ValueError, zlib.error)
+    try:
+        with tifffile.TiffFile(files[0]) as first:
+            n_bytes = sum(series.nbytes for series in first.series)
+            size = None if path.is_dir() else _tiff_size(first)
+    except unreadable as error:
+        raise ValueError(f"{path} cannot be read as TIFF ({error}).") from None
+    # a folder's slices are read one by one and then stacked
+    require_memory(n_bytes * len(files) * (2 if path.is_dir() else 1), f"The volume {path}")
+    try:
+        slices = [tifffile.imread(file) for file in files]
+    except unreadable as error:
+        raise ValueError(f"{path} cannot be read as TIFF ({error}).") from None
+    if len({s.shape for s in slices}) != 1:
+        raise ValueError(f"The slices in {path} do not all have the same size.")
+    return ForeignVolume(slices[0] if path.is_file() else np.stack(slices), size)
+
+
+def _tiff_size(file: Any) -> tuple[float, float, float] | None:
+    """Edge lengths along page, row and column, as ImageJ or OME-TIFF record them."""
+    if file.ome_metadata:
+        found = []
+        for axis in "ZYX":
+            size = re.search(rf'PhysicalSize{axis}="([-+.\deE]+)"', file.ome_metadata)
+            unit = re.search(rf'PhysicalSize{axis}Unit="([^"]+)"', file.ome_metadata)
+            factor = UNITS_TO_UM.get(unit.group(1)) if unit else 1.0
+            if size is None or factor is None:
+                return None
+            found.append(float(size.group(1)) * factor)
+        return _sizes(found)
+    metadata = file.imagej_metadata or {}
+    name = str(metadata.get("unit", "")).replace("\\u00B5", "µ")
+    tags = file.pages[0].tags
+    if name not in UNITS_TO_UM or not {"XResolution", "YResolution"} <= {t.name for t in tags}:
+        return None
+    per_unit = [tags[tag].value for tag in ("YResolution", "XResolution")]
+    if any(not count for count, _ in per_unit):
+        return None
+    across = [below / count for count, below in per_unit]
+    factor = UNITS_TO_UM[name]
+    return _sizes([s * factor for s in (float(metadata.get("spacing", across[0])), *across)])
 
 
 def _mrc(path: Path) -> ForeignVolume:
@@ -123,9 +240,10 @@ def _nifti(path: Path) -> ForeignVolume:
     return ForeignVolume(values, size)
 
 
-def _sizes(values: Any) -> tuple[float, float, float] | None:
+def _sizes(values: Sequence[float] | NDArray[Any]) -> tuple[float, float, float] | None:
+    """Three lengths in um; None where they are none: 1 angstrom stands for unknown in MRC files."""
     x, y, z = (float(v) for v in values)
-    good = all(np.isfinite(v) and v > 0 for v in (x, y, z))
+    good = all(np.isfinite(v) and v > LEAST_UM for v in (x, y, z))
     return (x, y, z) if good else None
 
 

@@ -13,6 +13,7 @@ All frames are right-handed. Matrices act on column vectors; a stack of vectors 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +135,12 @@ def to_tomo_axes(array: NDArray[np.generic], axis_map: str) -> NDArray[np.generi
         order[axis] = index
     flips = tuple(slice(None, None, axes[index][1]) for index in order)
     return array.transpose(order)[flips]
+
+
+def sizes_along_axes(sizes: Sequence[float], axis_map: str) -> tuple[float, float, float]:
+    """Lengths along X, Y, Z of the tomo frame, from those along the axes of a foreign array."""
+    along = dict(zip((axis for axis, _ in parse_axis_map(axis_map)), sizes, strict=True))
+    return along[0], along[1], along[2]
 
 
 @dataclass(frozen=True)

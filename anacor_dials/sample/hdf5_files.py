@@ -6,8 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from anacor_dials.sample.memory import require_memory
 
 # registered numbers of HDF5 filters (https://github.com/HDFGroup/hdf5_plugins, RegisteredFilterPlugins)
 FILTER_NAMES = {
@@ -71,3 +76,19 @@ def require_filters(dataset: h5py.Dataset) -> None:
                 f"{dataset.file.filename}: {dataset.name} is compressed by {name} (HDF5 filter {number}), which "
                 "is not installed here; pip install hdf5plugin."
             )
+
+
+def dataset_at(file: h5py.File, name: str) -> h5py.Dataset | None:
+    """The data set of a name; None where there is none."""
+    item = file.get(name)
+    return item if isinstance(item, h5py.Dataset) else None
+
+
+def whole_array(dataset: h5py.Dataset, dtype: Any, what: str) -> NDArray[Any]:
+    """The whole data set, decompressed straight into an array of the wanted type."""
+    require_filters(dataset)
+    require_memory(dataset.size * np.dtype(dtype).itemsize, f"{what} of {dataset.file.filename}")
+    array = np.empty(dataset.shape, dtype=dtype)
+    if array.size:
+        dataset.read_direct(array)
+    return array

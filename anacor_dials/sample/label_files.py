@@ -1,13 +1,19 @@
-"""Labels alone in the files of other programs: TIFF stacks, NumPy arrays, NRRD."""
+"""Labels alone in the files of other programs."""
 
 from __future__ import annotations
 
 import gzip
 import os
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from anacor_dials.sample.volumes import LabelVolume
+from anacor_dials.sample.foreign_volumes import read_foreign_volume
+from anacor_dials.sample.frames import axis_map_determinant, sizes_along_axes, to_tomo_axes
+from anacor_dials.sample.memory import require_memory
+from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume
 
 
 def write_tiff(path: str | os.PathLike[str], labels: LabelVolume) -> None:
@@ -41,3 +47,70 @@ def write_nrrd(path: str | os.PathLike[str], labels: LabelVolume) -> None:
     with open(path, "wb") as file:
         file.write(header.encode("ascii"))
         file.write(gzip.compress(labels.values.tobytes(order="F"), 4))
+
+
+def _relabelled(stack: NDArray[Any], path: object, n_names: int) -> NDArray[np.uint8]:
+    """Whole, non-negative numbers below n_names as uint8."""
+    if not (np.issubdtype(stack.dtype, np.integer) or stack.dtype == bool):
+        raise ValueError(
+            f"{path} holds {stack.dtype} values; a label stack holds whole numbers (0, 1, 2 ...)."
+        )
+    if stack.size == 0:
+        raise ValueError(f"{path} has the shape {stack.shape}: there is nothing in it.")
+    require_memory(stack.size, f"The label stack {path}")
+    low, high = int(stack.min()), int(stack.max())
+    if low < 0 or high >= n_names:
+        raise ValueError(
+            f"{path} holds labels from {low} to {high} and {n_names} names were given; name each "
+            "label from 0 on (labels.names=background,liquor,loop,crystal)."
+        )
+    return np.ascontiguousarray(stack, dtype=np.uint8)
+
+
+def read_label_stack(
+    path: str | os.PathLike[str],
+    voxel_size_um: ArrayLike | None,
+    axes: str = "x,y,z",
+    names: Iterable[str] = DEFAULT_NAMES,
+    centre: Sequence[float] | None = None,
+) -> LabelVolume:
+    """A label volume from the file of another program.
+
+    Parameters
+    ----------
+    path : path
+        A multi-page TIFF, a folder of TIFF slices (sorted by name), a NumPy array, an HDF5 data set
+        ``file.h5:/path/of/dataset``, or an MRC, NRRD, NIfTI or Amira file.
+    voxel_size_um : one or three floats, or None
+        Edge lengths along X, Y, Z of the tomo frame; None to take those that the file says.
+    axes : str
+        What the array's first, second and third index run along, such as ``"z,-y,x"``
+        (:func:`anacor_dials.sample.frames.parse_axis_map`).
+    names : strings
+        Names of the labels 0, 1, 2 ...
+    centre : three floats, optional
+        Voxel index of the origin along X, Y, Z after the axes have been mapped.
+
+    Raises
+    ------
+    ValueError
+        If the axes mirror the sample, the file cannot be read, or no size of the voxels is known.
+    """
+    if axis_map_determinant(axes) < 0:
+        raise ValueError(
+            f"The axis map {axes!r} is left-handed: it would mirror the sample. Reverse one axis."
+        )
+    text = os.fspath(path)
+    volume = read_foreign_volume(text)
+    if voxel_size_um is None:
+        if volume.voxel_size_um is None:
+            raise ValueError(
+                f"{text} does not say how large its voxels are; give labels.voxel_size_um=."
+            )
+        voxel_size_um = sizes_along_axes(volume.voxel_size_um, axes)
+    names = tuple(names)
+    labels = _relabelled(to_tomo_axes(volume.values, axes), text, len(names))
+    try:
+        return LabelVolume(labels, np.asarray(voxel_size_um, np.float64), centre, names)
+    except ValueError as error:
+        raise ValueError(f"{text}: {error}") from None

@@ -1,4 +1,4 @@
-"""The ``tomo.h5`` format: a tomogram, its labels, and their materials; and foreign label stacks.
+"""The ``tomo.h5`` format: a tomogram, its labels, and their materials.
 
 ::
 
@@ -23,8 +23,7 @@
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -36,13 +35,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials import __version__
-from anacor_dials.sample.frames import (
-    FloatArray,
-    axis_map_determinant,
-    parse_axis_map,
-    to_tomo_axes,
-)
-from anacor_dials.sample.hdf5_files import open_hdf5, require_filters
+from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.hdf5_files import dataset_at, open_hdf5, whole_array
 from anacor_dials.sample.output_files import whole_file
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
 
@@ -74,28 +68,6 @@ class SampleFile:
     factors_uncertainty: float | None = None
 
 
-def available_memory_bytes() -> int | None:
-    """Memory that can be had without swapping, in bytes; None where the system does not say."""
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
-def require_memory(needed_bytes: float, what: str) -> None:
-    """Raises ValueError, with both figures, where the memory for something is not there."""
-    available = available_memory_bytes()
-    if available is not None and needed_bytes > available:
-        raise ValueError(
-            f"{what} needs {needed_bytes / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are "
-            "free; crop or bin the volume, or use a machine with more memory."
-        )
-
-
 def is_sample_file(path: str | os.PathLike[str]) -> bool:
     """True where the HDF5 file has a part of the ``tomo.h5`` format. Raises as open_hdf5 does."""
     with open_hdf5(path) as file:
@@ -104,27 +76,12 @@ def is_sample_file(path: str | os.PathLike[str]) -> bool:
         )
 
 
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
-    item = file.get(name)
-    return item if isinstance(item, h5py.Dataset) else None
-
-
 def _texts(dataset: h5py.Dataset) -> tuple[str, ...]:
     return tuple(v.decode() if isinstance(v, bytes) else str(v) for v in np.ravel(dataset[()]))
 
 
-def _read_array(dataset: h5py.Dataset, dtype: Any, what: str) -> NDArray[Any]:
-    """The whole data set, decompressed straight into an array of the wanted type."""
-    require_filters(dataset)
-    require_memory(dataset.size * np.dtype(dtype).itemsize, f"{what} of {dataset.file.filename}")
-    array = np.empty(dataset.shape, dtype=dtype)
-    if array.size:
-        dataset.read_direct(array)
-    return array
-
-
 def _read_voxel_size(file: h5py.File, path: object) -> FloatArray:
-    dataset = _dataset(file, "entry/frame/voxel_size")
+    dataset = dataset_at(file, "entry/frame/voxel_size")
     if dataset is None:
         raise ValueError(
             f"{path} has no /entry/frame/voxel_size, so lengths in it are unknown; write it there "
@@ -152,10 +109,10 @@ def read_sample_file(
     voxel size, hold labels without names or without a crystal, or are larger than the memory.
     """
     with open_hdf5(path) as file:
-        data = _dataset(file, "entry/reconstruction/data") if tomogram else None
-        values = _dataset(file, "entry/segmentation/labels") if labels else None
+        data = dataset_at(file, "entry/reconstruction/data") if tomogram else None
+        values = dataset_at(file, "entry/segmentation/labels") if labels else None
         voxel_size = _read_voxel_size(file, path)
-        centre_dataset = _dataset(file, "entry/frame/centre")
+        centre_dataset = dataset_at(file, "entry/frame/centre")
         centre = None if centre_dataset is None else np.asarray(centre_dataset[()], np.float64)
         scan = scan_centre = paganin = None
         try:
@@ -169,7 +126,7 @@ def read_sample_file(
                 across, along = np.asarray(whole.attrs["scan_centre"], dtype=np.float64)
                 scan_centre = (float(across), float(along))
             if data is not None:
-                volume = Tomogram(_read_array(data, np.float32, "The tomogram"), voxel_size, centre)
+                volume = Tomogram(whole_array(data, np.float32, "The tomogram"), voxel_size, centre)
             label_volume = mu = energy = chances = uncertainty = None
             if values is not None:
                 group = file["entry/segmentation"]
@@ -182,12 +139,12 @@ def read_sample_file(
                             raise ValueError(
                                 f"labels reach from {plane.min()} to {plane.max()}; they are 0 to 255"
                             )
-                names_dataset = _dataset(file, "entry/segmentation/names")
+                names_dataset = dataset_at(file, "entry/segmentation/names")
                 names = DEFAULT_NAMES if names_dataset is None else _texts(names_dataset)
                 label_volume = LabelVolume(
-                    _read_array(values, np.uint8, "The label volume"), voxel_size, centre, names
+                    whole_array(values, np.uint8, "The label volume"), voxel_size, centre, names
                 )
-                mu_dataset = _dataset(file, "entry/segmentation/mu")
+                mu_dataset = dataset_at(file, "entry/segmentation/mu")
                 if mu_dataset is not None:
                     mu = np.asarray(mu_dataset[()], dtype=np.float64)
                     if mu.shape != (len(names),):
@@ -198,9 +155,9 @@ def read_sample_file(
                     uncertainty = float(group.attrs["factors_uncertainty"])
                 if "projections" in group.attrs:
                     scan = (Path(path).parent / str(group.attrs["projections"])).resolve()
-                chances_dataset = _dataset(file, "entry/segmentation/probabilities")
+                chances_dataset = dataset_at(file, "entry/segmentation/probabilities")
                 if probabilities and chances_dataset is not None:
-                    chances = _read_array(chances_dataset, np.uint8, "The probabilities")
+                    chances = whole_array(chances_dataset, np.uint8, "The probabilities")
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     return SampleFile(
@@ -356,128 +313,3 @@ def write_sample_file(
             if projections is not None:
                 folder = Path(path).absolute().parent
                 group.attrs["projections"] = os.path.relpath(projections, folder)
-
-
-def _relabelled(stack: NDArray[Any], path: object, n_names: int) -> NDArray[np.uint8]:
-    """Whole, non-negative numbers below n_names as uint8."""
-    if not (np.issubdtype(stack.dtype, np.integer) or stack.dtype == bool):
-        raise ValueError(
-            f"{path} holds {stack.dtype} values; a label stack holds whole numbers (0, 1, 2 ...)."
-        )
-    if stack.size == 0:
-        raise ValueError(f"{path} has the shape {stack.shape}: there is nothing in it.")
-    require_memory(stack.size, f"The label stack {path}")
-    low, high = int(stack.min()), int(stack.max())
-    if low < 0 or high >= n_names:
-        raise ValueError(
-            f"{path} holds labels from {low} to {high} and {n_names} names were given; name each "
-            "label from 0 on (labels.names=background,liquor,loop,crystal)."
-        )
-    return np.ascontiguousarray(stack, dtype=np.uint8)
-
-
-def read_label_stack(
-    path: str | os.PathLike[str],
-    voxel_size_um: ArrayLike | None,
-    axes: str = "x,y,z",
-    names: Iterable[str] = DEFAULT_NAMES,
-    centre: Sequence[float] | None = None,
-) -> LabelVolume:
-    """A label volume from the file of another program.
-
-    Parameters
-    ----------
-    path : path
-        A multi-page TIFF, a folder of TIFF slices (sorted by name), a NumPy array, an HDF5 data set
-        ``file.h5:/path/of/dataset``, or an MRC, NRRD, NIfTI or Amira file.
-    voxel_size_um : one or three floats, or None
-        Edge lengths along X, Y, Z of the tomo frame; None to take those that the file says.
-    axes : str
-        What the array's first, second and third index run along, such as ``"z,-y,x"``
-        (:func:`anacor_dials.sample.frames.parse_axis_map`).
-    names : strings
-        Names of the labels 0, 1, 2 ...
-    centre : three floats, optional
-        Voxel index of the origin along X, Y, Z after the axes have been mapped.
-
-    Raises
-    ------
-    ValueError
-        If the axes mirror the sample, the file cannot be read, or no size of the voxels is known.
-    """
-    if axis_map_determinant(axes) < 0:
-        raise ValueError(
-            f"The axis map {axes!r} is left-handed: it would mirror the sample. Reverse one axis."
-        )
-    text = os.fspath(path)
-    stack, size = _read_stack(text)
-    if stack.ndim != 3:
-        raise ValueError(f"{text} has the shape {stack.shape}; a label stack has three axes.")
-    if voxel_size_um is None:
-        if size is None:
-            raise ValueError(
-                f"{text} does not say how large its voxels are; give labels.voxel_size_um=."
-            )
-        along = dict(zip((axis for axis, _ in parse_axis_map(axes)), size, strict=True))
-        voxel_size_um = [along[axis] for axis in range(3)]
-    names = tuple(names)
-    labels = _relabelled(to_tomo_axes(stack, axes), text, len(names))
-    try:
-        return LabelVolume(labels, np.asarray(voxel_size_um, np.float64), centre, names)
-    except ValueError as error:
-        raise ValueError(f"{text}: {error}") from None
-
-
-def _read_stack(text: str) -> tuple[NDArray[Any], tuple[float, float, float] | None]:
-    """The array in a file, and its edge lengths in um along its axes where the file says them."""
-    # that module stands on this one
-    from anacor_dials.sample.foreign_volumes import is_foreign_volume, read_foreign_volume
-
-    file_name, colon, dataset_name = text.partition(":")
-    if colon and not Path(text).exists():
-        with open_hdf5(file_name) as file:
-            dataset = _dataset(file, dataset_name)
-            if dataset is None:
-                raise ValueError(f"{file_name} has no data set {dataset_name!r}.")
-            return _read_array(dataset, dataset.dtype, "The label stack"), None
-    if is_foreign_volume(text):
-        volume = read_foreign_volume(text)
-        return volume.values, volume.voxel_size_um
-    if not Path(text).exists():
-        raise ValueError(f"There is no file {text}.")
-    if h5py.is_hdf5(text):
-        raise ValueError(
-            f"{text} is an HDF5 file; name the data set too, as in {text}:/path/of/dataset."
-        )
-    if text.endswith(".npy"):
-        try:
-            return np.load(text, allow_pickle=False, mmap_mode="r"), None
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{text} is not a NumPy array of numbers ({error}).") from None
-    return _read_tiff_stack(Path(text)), None
-
-
-def _read_tiff_stack(path: Path) -> NDArray[Any]:
-    import tifffile
-
-    files = [path]
-    if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in (".tif", ".tiff"))
-        if not files:
-            raise ValueError(f"The folder {path} has no .tif or .tiff files.")
-    unreadable = (tifffile.TiffFileError, OSError, ValueError, zlib.error)
-    try:
-        with tifffile.TiffFile(files[0]) as first:
-            n_bytes = sum(series.nbytes for series in first.series)
-    except unreadable as error:
-        raise ValueError(f"{path} cannot be read as TIFF ({error}).") from None
-    # a folder's slices are read one by one and then stacked
-    require_memory(n_bytes * len(files) * (2 if path.is_dir() else 1), f"The label stack {path}")
-    try:
-        slices = [tifffile.imread(file) for file in files]
-    except unreadable as error:
-        raise ValueError(f"{path} cannot be read as TIFF ({error}).") from None
-    if len({s.shape for s in slices}) != 1:
-        raise ValueError(f"The slices in {path} do not all have the same size.")
-    stack: NDArray[Any] = slices[0] if path.is_file() else np.stack(slices)
-    return stack

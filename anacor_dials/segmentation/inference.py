@@ -21,7 +21,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import FloatArray
-from anacor_dials.sample.tomogram_files import require_memory
+from anacor_dials.sample.memory import require_memory
 from anacor_dials.sample.volumes import LabelVolume, Tomogram, Volume
 from anacor_dials.segmentation.clean_up import CROSS, CleaningSettings, CleaningStep, clean
 from anacor_dials.segmentation.doubts import find_doubts

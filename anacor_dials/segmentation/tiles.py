@@ -18,7 +18,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from anacor_dials.sample.tomogram_files import require_memory
+from anacor_dials.sample.memory import require_memory
 from anacor_dials.segmentation.experts import best_explanation, planes_to_look_at
 from anacor_dials.segmentation.fringes import views
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anacor_dials.sample.hdf5_files import open_hdf5, require_filters
-from anacor_dials.sample.tomogram_files import require_memory
+from anacor_dials.sample.memory import require_memory
 from anacor_dials.tomography.hdf5_items import require_dataset
 
 

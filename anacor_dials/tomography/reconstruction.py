@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from anacor_dials.sample.frames import FloatArray
-from anacor_dials.sample.tomogram_files import available_memory_bytes, require_memory
+from anacor_dials.sample.memory import available_memory_bytes, require_memory
 from anacor_dials.sample.volumes import Tomogram
 from anacor_dials.tomography.backprojection import LANES, choose_backend, reconstruct_slices
 from anacor_dials.tomography.corrections import (
