@@ -140,12 +140,14 @@ def recorded_scan_description(sample: Path, given: Any) -> ScanDescription:
 def beam_profile(beam: Any) -> BeamProfile | None:
     """The cross-section of the beam that the PHIL scope ``beam`` asks for."""
     if beam.profile == "none":
-        if beam.size:
-            raise ValueError("beam.size was given without beam.profile=tophat or gaussian.")
+        for name in ("size", "axis"):
+            if getattr(beam, name):
+                raise ValueError(f"beam.{name} was given without beam.profile=tophat or gaussian.")
         return None
     if not beam.size:
         raise ValueError(f"beam.profile={beam.profile} needs beam.size= (two lengths in um).")
-    return BeamProfile(beam.profile, tuple(beam.size), tuple(beam.offset))
+    axis = None if beam.axis is None else tuple(beam.axis)
+    return BeamProfile(beam.profile, tuple(beam.size), tuple(beam.offset), axis)
 
 
 def number_of_processes(nproc: Any) -> int | None:

@@ -22,6 +22,9 @@ from dxtbx.model.experiment_list import ExperimentListFactory
 from scipy.spatial.transform import Rotation
 from scipy.stats import qmc
 
+from anacor_dials.absorption.beam import BeamProfile
+from anacor_dials.absorption.directions import Directions
+from anacor_dials.absorption.factors import absorption_factors
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.command_line.anacor_absorption import run
 from anacor_dials.diffraction.alignment import (
@@ -35,7 +38,8 @@ from anacor_dials.diffraction.alignment import (
     mu_weights,
     refine_alignment,
 )
-from anacor_dials.diffraction.reflections import Alignment, experiment_of_rows
+from anacor_dials.diffraction.alignment.trials import TrialTransmissions
+from anacor_dials.diffraction.reflections import Alignment, experiment_of_rows, tomo_to_datum
 from anacor_dials.report.alignment import alignment_numbers
 from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.sample.tomogram_files import write_sample_file
@@ -211,6 +215,33 @@ def test_transmissions_between_the_tabulated_mu() -> None:
     k = np.linspace(0.55, 1.65, 23)
     np.testing.assert_allclose(mu_weights(k) @ log_a(np.array(MU_NODES)), log_a(k), atol=4e-3)
     np.testing.assert_allclose(mu_weights(0.0), 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sense", [1, -1])
+def test_trials_with_a_slit_across_the_axis(sense: int) -> None:
+    """ln A of a trial is that of the rays of each reflection, where the slit lies along Y of the lab."""
+    rng = np.random.default_rng(3)
+    experiments = thaumatin_experiments(4.13, [Sweep(0.0, 180.0, 0.1)], rng)
+    data = random_equivalents(rng, 6)
+    beam = BeamProfile("gaussian", (40.0, 12.0), (2.0, 5.0), axis=(0.0, 1.0, 0.0))
+    tracing = Tracing(beam=beam, device="cpu", tolerance=5e-3)
+    trial = TrialTransmissions(
+        ball_labels(), [MU_BY_LABEL], data, experiments, Alignment(), [sense], tracing
+    )(40.0, sense)[1]
+    to_tomo = tomo_to_datum(experiments, Alignment(40.0, sense)).T
+    source = data.to_source
+    slit = np.column_stack([0 * source[:, 0], source[:, 2], -source[:, 1]])  # R^T y of R^T z
+    directions = Directions(
+        source @ to_tomo.T,
+        data.exit @ to_tomo.T,
+        np.zeros(len(data), dtype=np.int64),
+        np.array([[float(sense), 0.0, 0.0]]),
+        slit @ to_tomo.T,
+    )
+    rays = absorption_factors(
+        ball_labels(), MU_BY_LABEL, directions, replace(tracing, method="direct")
+    )
+    assert np.sqrt(np.mean((trial - np.log(rays.transmission)) ** 2)) < 0.02
 
 
 def test_words_that_name_what_is_refined() -> None:

@@ -420,6 +420,55 @@ def test_a_small_beam_lights_part_of_the_crystal(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("axis", [None, (0.2, 1.0, 0.3)])
+def test_a_slit_stays_where_it_is_when_another_axis_turns(
+    folder: Path, axis: tuple[float, float, float] | None
+) -> None:
+    """A sweep about X, one about a tilted axis and stills, against a sum over points in the laboratory."""
+    sweep, tilted, still = (experiment_with(0.0, name) for name in ("one", "two", "three"))
+    tilted.goniometer = GoniometerFactory.known_axis((0.5779, 0.8161, 0.0))
+    still.goniometer, still.scan = None, None
+    experiments = ExperimentList([sweep, tilted, still])
+    experiments.as_file("models.expt")
+    reflections_of(experiments, ["one", "two", "three"]).as_file("observations.refl")
+    slit = ["beam.profile=gaussian", "beam.size=30,8", "beam.offset=3,-2", "output.html=None"]
+    if axis is not None:
+        slit.append(f"beam.axis={','.join(map(str, axis))}")
+    run([*INPUT, *slit, "absorption.tolerance=0.5"])
+    table = flex.reflection_table.from_file("corrected.refl")
+
+    rng = np.random.default_rng(4)
+    centre, radius = BALLS[CRYSTAL]
+    points = rng.uniform(-1, 1, (40_000, 3))
+    points = centre + radius * points[np.sum(points**2, axis=1) < 1]
+    along = np.array((1.0, 0.0, 0.0) if axis is None else axis)[:2]
+    along /= np.linalg.norm(along)
+    chosen = np.arange(10, 900, 25)
+    expected = []
+    for row in chosen:
+        number, phi = table["id"][int(row)], table["xyzcal.mm"][int(row)][2]
+        about = ((1.0, 0.0, 0.0), (0.5779, 0.8161, 0.0), (0.0, 0.0, 0.0))[number]
+        turn = Rotation.from_rotvec(phi * np.array(about) / max(np.linalg.norm(about), 1e-9))
+        x, y, _ = turn.apply(points).T
+        u, v = along[0] * x + along[1] * y, -along[1] * x + along[0] * y
+        light = 2.0 ** (-4 * (((u - 3) / 30) ** 2 + ((v + 2) / 8) ** 2))
+        s1 = np.array(table["s1"][int(row)])
+        depth = np.zeros(len(points))
+        for label, ball in BALLS.items():
+            for direction in ((0.0, 0.0, 1.0), s1 / np.linalg.norm(s1)):
+                inwards = turn.inv().apply(direction)[None]
+                depth += MU[label] * chord(points, inwards, *ball)[0]
+        expected.append(np.sum(light * np.exp(-depth)) / light.sum())
+    found = flumpy.to_numpy(table["analytical_correction"])[chosen]
+    assert np.sqrt(np.mean((found / np.array(expected) - 1) ** 2)) < 0.015
+
+
+def test_a_slit_along_the_beam_is_refused(folder: Path) -> None:
+    slit = ["beam.profile=gaussian", "beam.size=30,8"]
+    refused([*INPUT, *slit, "beam.axis=0,0,1"], "runs along the axis of its cross-section")
+    refused([*INPUT, "beam.axis=0,1,0"], "beam.axis was given without beam.profile")
+
+
 def test_stills_and_scaled_models_are_warned_of(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,8 @@ import tracemalloc
 import numpy as np
 import pytest
 from scipy import integrate
+from scipy.spatial.transform import Rotation
+from scipy.stats import qmc
 
 from anacor_dials.absorption import computation
 from anacor_dials.absorption.attenuating_volume import prepare_volume
@@ -681,6 +683,81 @@ def test_weights_are_those_of_a_sum_by_hand(shape):
                 assert weight == pytest.approx(2 ** (-4 * (u * u + v * v)), rel=1e-5)
 
 
+def through_the_slit(turns, exits_lab, beam, axis_lab):
+    """A (n,) of the block LIT, by an integration in the laboratory that knows no sweeps and no voxels.
+
+    Source along Z of the laboratory. Points fill the beam evenly; those in the turned block count.
+    """
+    width = 1.0 if beam.shape == "tophat" else 3.0  # a Gaussian is followed down to 0.2 %
+    low, high = np.array([-21.0, -20.0, -23.0]), np.array([19.0, 16.0, 21.0])
+    z = np.array([0.0, 0.0, 1.0])
+    along = np.array(axis_lab) - z * np.dot(axis_lab, z)
+    along /= np.linalg.norm(along)
+    across = np.cross(z, along)
+    u, v, w = width * (qmc.Sobol(3, seed=3).random(2**15).T - 0.5)
+    light = np.ones(len(u)) if beam.shape == "tophat" else 2.0 ** (-4 * (u**2 + v**2))
+    lit = (
+        np.outer(u * beam.size_um[0] + beam.offset_um[0], along)
+        + np.outer(v * beam.size_um[1] + beam.offset_um[1], across)
+        + np.outer(w * 110.0 / width, z)
+    )
+    result = []
+    for turn, exit_lab in zip(turns, exits_lab, strict=True):
+        points = turn.inv().apply(lit)
+        inside = np.all((points > low) & (points < high), axis=1)
+        points = points[inside]
+        depth = np.zeros(len(points))
+        for direction in turn.inv().apply([z, exit_lab]):
+            ahead = np.abs(direction) > 1e-9
+            faces = np.where(direction > 0, high, low)[ahead]
+            depth += ((faces - points[:, ahead]) / direction[ahead]).min(axis=1)
+        result.append(np.average(np.exp(-LIT_MU * depth), weights=light[inside]))
+    return np.array(result)
+
+
+@pytest.mark.parametrize(("method", "shape"), [("direct", "tophat"), ("table", "gaussian")])
+def test_a_slit_is_fixed_in_the_laboratory(method, shape):
+    """Two sweeps, about the slit's axis and about one that is tilted by 54.7 deg, and a still."""
+    rng = np.random.default_rng(8)
+    slit_axis = (1.0, 0.0, 0.0)
+    slit = BeamProfile(shape, (30.0, 9.0), (-3.0, 1.0))
+    tilted = np.array([np.cos(np.radians(54.7)), np.sin(np.radians(54.7)), 0.0])
+    axes = np.array([slit_axis, tilted, (0.0, 1.0, 0.0)])
+    sweep = np.repeat([0, 1, 2], [15, 40, 5])
+    turns = [Rotation.from_rotvec(rng.uniform(0, 6.28) * axes[i] * (i < 2)) for i in sweep]
+    exits = unit(rng.standard_normal((len(sweep), 3)))
+    directions = Directions(
+        np.array([t.inv().apply([0.0, 0.0, 1.0]) for t in turns]),
+        np.array([t.inv().apply(e) for t, e in zip(turns, exits, strict=True)]),
+        sweep,
+        axes,
+        np.array([t.inv().apply(slit_axis) for t in turns]),
+    )
+    found = absorption_factors(
+        LIT,
+        [0, 0, LIT_MU],
+        directions,
+        Tracing(beam=slit, method=method, tolerance=5e-3, device="cpu"),
+    )
+    expected = through_the_slit(turns, exits, slit, slit_axis)
+    assert rms(found.transmission / expected - 1) < 8e-3
+
+
+def test_a_crystal_that_turns_about_the_beam_has_no_table():
+    """The slit lights another part of the crystal at each angle, though the source stays where it is."""
+    turn = np.radians(np.arange(0, 360, 7.0))
+    source = np.tile([1.0, 0.0, 0.0], (len(turn), 1))
+    slit = np.column_stack([0 * turn, np.cos(turn), np.sin(turn)])
+    exits = np.column_stack([0.5 + 0 * turn, 0.75**0.5 + 0 * turn, 0 * turn])
+    directions = Directions(source, exits, np.zeros(len(turn), np.int64), np.array([X]), slit)
+    beam = BeamProfile("gaussian", (40.0, 6.0))
+    assert absorption_factors(
+        PLATE, MU, directions, Tracing(beam=beam, tolerance=2e-2)
+    ).accuracy.method == ("direct")
+    with pytest.raises(ValueError, match=r"runs along the rotation axis.*method=direct"):
+        absorption_factors(PLATE, MU, directions, Tracing(beam=beam, method="table"))
+
+
 @pytest.mark.parametrize("shape", ["tophat", "gaussian"])
 def test_the_table_of_a_partly_lit_crystal(device, shape):
     beam = BeamProfile(shape, (20.0, 16.0), (2.0, 1.0))
@@ -716,6 +793,8 @@ def test_beams_that_are_none_are_refused():
         BeamProfile("round", (1.0, 1.0))
     with pytest.raises(ValueError, match="beam size is .* um; give two lengths > 0"):
         BeamProfile("tophat", (1.0, 0.0))
+    with pytest.raises(ValueError, match="axis of the beam is .*; give a direction"):
+        BeamProfile("tophat", (10, 10), axis=(0.0, 0.0, 0.0))
     with pytest.raises(ValueError, match="beam offset is .* um; give two lengths"):
         BeamProfile("tophat", (1.0, 1.0), (np.nan, 0.0))
 
@@ -767,6 +846,8 @@ def test_directions_that_do_not_belong_together_are_refused():
         Directions(s * [np.nan, 1, 1], s, sweep, axes)
     with pytest.raises(ValueError, match="belongs to sweep 1 of 1 sweeps"):
         Directions(s, s, sweep + 1, axes)
+    with pytest.raises(ValueError, match="axes of the beam of shape"):
+        Directions(s, s, sweep, axes, s[:2])
 
 
 def test_directions_can_be_chosen():

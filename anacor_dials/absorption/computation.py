@@ -14,7 +14,13 @@ from tqdm import tqdm
 from anacor_dials.absorption import ray_tracing
 from anacor_dials.absorption.attenuating_volume import STEP_OPTICAL_DEPTH, prepare_volume
 from anacor_dials.absorption.crystal_points import CrystalPoints, SampledPoints
-from anacor_dials.absorption.direction_table import DirectionTable, ExitGrid, IncidentArc, TableSum
+from anacor_dials.absorption.direction_table import (
+    SMALLEST_RADIUS,
+    DirectionTable,
+    ExitGrid,
+    IncidentArc,
+    TableSum,
+)
 from anacor_dials.absorption.directions import Directions
 from anacor_dials.absorption.engines import select_engine
 from anacor_dials.absorption.tracing import Tracing
@@ -215,10 +221,10 @@ class Computation:
             points = self.crystal.draw(n_drawn, self.rng, self.importance)
             lit = np.zeros(len(points), dtype=bool)
             positions = self.labels.position_um(points.voxels)
-            for sweep, axis in enumerate(self.directions.rotation_axes):
-                sources = self.directions.to_source[self.directions.sweep == sweep]
-                step = max(1, len(sources) // LIT_DIRECTIONS)
-                for source in sources[::step]:
+            for sweep in range(len(self.directions.rotation_axes)):
+                of_sweep = np.flatnonzero(self.directions.sweep == sweep)
+                some = self.directions[of_sweep[:: max(1, len(of_sweep) // LIT_DIRECTIONS)]]
+                for source, axis in zip(some.to_source, some.axes_of_beam, strict=True):
                     lit |= beam.weights(positions, source[None], axis)[0] > LEAST_LIGHT
             pair = np.repeat(lit[::2] | lit[1::2], 2)
             share = float(pair.mean())
@@ -228,7 +234,7 @@ class Computation:
             n_drawn = 2 * math.ceil(min(1.1 * n_drawn / max(share, 1e-3), MOST_POINTS) / 2)
 
     def beam_weights(
-        self, points: SampledPoints, directions: FloatArray, sweep: int
+        self, points: SampledPoints, to_source: FloatArray, beam_axis: FloatArray
     ) -> NDArray[np.float32]:
         """Weights of points, times the intensity of the beam.
 
@@ -236,10 +242,10 @@ class Computation:
         ----------
         points : SampledPoints
             m points.
-        directions : array (n, 3)
+        to_source : array (n, 3)
             Directions to the source.
-        sweep : int
-            The sweep that they belong to.
+        beam_axis : array (n, 3)
+            The axis of the beam's cross-section at each of them.
 
         Returns
         -------
@@ -247,8 +253,7 @@ class Computation:
         """
         assert self.tracing.beam is not None
         positions = self.labels.position_um(points.voxels)
-        axis = self.directions.rotation_axes[sweep]
-        intensity = self.tracing.beam.weights(positions, directions, axis)
+        intensity = self.tracing.beam.weights(positions, to_source, beam_axis)
         return intensity * points.weights.astype(np.float32)
 
     def reflection_weights(
@@ -257,10 +262,7 @@ class Computation:
         """Weights of m points for n reflections: (n, m); (1, m) if the beam is wide."""
         if self.tracing.beam is None:
             return points.weights.astype(np.float32)[None]
-        weights = np.empty((len(directions), len(points)), dtype=np.float32)
-        for sweep in np.unique(directions.sweep):
-            chosen = directions.sweep == sweep
-            weights[chosen] = self.beam_weights(points, directions.to_source[chosen], int(sweep))
+        weights = self.beam_weights(points, directions.to_source, directions.axes_of_beam)
         _require_light(weights.sum(axis=1))
         return weights
 
@@ -354,15 +356,33 @@ class Computation:
 
     def grid(self, step_deg: float) -> Grid:
         """The nodes of a table with step_deg between exit nodes."""
-        arcs = tuple(
-            IncidentArc(
-                ARC_TO_EXIT_STEP * step_deg,
-                axis,
-                self.directions.to_source[self.directions.sweep == i],
+        directions = self.directions
+        beam_axes = None if self.tracing.beam is None else directions.axes_of_beam
+        arcs = []
+        for i, axis in enumerate(directions.rotation_axes):
+            of_sweep = directions.sweep == i
+            arcs.append(
+                IncidentArc(
+                    ARC_TO_EXIT_STEP * step_deg,
+                    axis,
+                    directions.to_source[of_sweep],
+                    None if beam_axes is None else beam_axes[of_sweep],
+                )
             )
-            for i, axis in enumerate(self.directions.rotation_axes)
-        )
-        return arcs, ExitGrid(step_deg, self.directions.exit)
+        return tuple(arcs), ExitGrid(step_deg, directions.exit)
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether A is a function of the directions to the source and of exit alone.
+
+        It is not where the beam runs along the rotation axis: the direction to the source is then
+        the same at all angles, and the sample turns within the beam's cross-section.
+        """
+        if self.tracing.beam is None:
+            return True
+        turned = self.directions.rotation_axes[self.directions.sweep]
+        across = np.linalg.norm(np.cross(turned, self.directions.to_source), axis=1)
+        return bool(np.all(across > SMALLEST_RADIUS))
 
     def _steps(self, steps: range, what: str) -> Iterable[int]:
         return tqdm(steps, desc=f"Tracing {what}", leave=False, disable=not self.progress)
@@ -371,6 +391,8 @@ class Computation:
         """Whether a table is asked for, or needs fewer rays than the reflections themselves."""
         if self.tracing.method != "auto":
             return self.tracing.method == "table"
+        if not self.has_tables:
+            return False
         fine = n_nodes(self.grid(step_deg))
         n_parts = _n_parts(n_points)
         if n_parts == 1:
@@ -432,8 +454,7 @@ class _NodeSums:
         self._computation = computation
         self._xp = computation.engine.xp
         self.incident = np.concatenate([arc.directions for arc in arcs])
-        self._arc_of = np.concatenate([np.full(arc.n, i) for i, arc in enumerate(arcs)])
-        self._n_arcs = len(arcs)
+        self._beam_axis = np.concatenate([arc.beam_axis for arc in arcs])
         self.shape = (len(self.incident), len(exit_grid.directions))
         self._sums, self._squares, self._pairs, self._f_weights = (
             self._xp.zeros(self.shape) for _ in range(4)
@@ -447,10 +468,7 @@ class _NodeSums:
             t_in = t_in * xp.asarray(points.weights.astype(np.float32))
             self._light += float(points.weights.sum())
         else:
-            weights = np.empty(t_in.shape, dtype=np.float32)
-            for i in range(self._n_arcs):
-                of_arc = self._arc_of == i
-                weights[of_arc] = self._computation.beam_weights(points, self.incident[of_arc], i)
+            weights = self._computation.beam_weights(points, self.incident, self._beam_axis)
             w = xp.asarray(weights)
             d_w = w[:, ::2] - w[:, 1::2]
             self._light += w.sum(axis=1, dtype=np.float64)[:, None]

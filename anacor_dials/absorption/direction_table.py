@@ -32,6 +32,7 @@ ARC_MARGIN = 3
 # rad; largest deviation of directions to the source from their cone: a hundredth of a degree, far
 # below any change of the transmission
 CONE_TOLERANCE = 2e-4
+SMALLEST_RADIUS = 1e-6  # of the circle of directions to the source; below it they are one direction
 
 
 class ExitGrid:
@@ -117,21 +118,33 @@ class IncidentArc:
     to_source : array (n, 3)
         The directions to the source, unit vectors. A sweep without reflections has one node, which
         is never used.
+    beam_axis : array (n, 3), optional
+        The axis of the beam's cross-section for each of them.
 
     Attributes
     ----------
     directions : array (n_nodes, 3)
         Unit vectors of the nodes.
+    beam_axis : array (n_nodes, 3)
+        The axis of the beam's cross-section at the nodes. Seen from the sample, it turns about the
+        rotation axis together with the direction to the source.
     closed : bool
         Whether the arc is the whole circle.
 
     Raises
     ------
     ValueError
-        If the directions to the source do not lie on one cone about the axis.
+        If the directions to the source do not lie on one cone about the axis, or the axes of the
+        beam do not turn with them.
     """
 
-    def __init__(self, step_deg: float, rotation_axis: ArrayLike, to_source: ArrayLike) -> None:
+    def __init__(
+        self,
+        step_deg: float,
+        rotation_axis: ArrayLike,
+        to_source: ArrayLike,
+        beam_axis: FloatArray | None = None,
+    ) -> None:
         axis = unit(rotation_axis)
         s = np.asarray(to_source, dtype=np.float64).reshape(-1, 3)
         if len(s) == 0:
@@ -146,12 +159,12 @@ class IncidentArc:
         radius = math.sqrt(max(0.0, 1.0 - self._along**2))
         across = s - np.outer(along, axis)
         self._axis = axis
-        if radius > 1e-6:
+        if radius > SMALLEST_RADIUS:
             self._u = unit(across[0])
         else:  # the beam is parallel to the axis: one direction at all angles
             self._u = unit(np.cross(axis, np.eye(3)[np.argmin(np.abs(axis))]))
         self._v = np.cross(axis, self._u)
-        angle = np.mod(self._angle(s), 2 * math.pi) if radius > 1e-6 else np.zeros(1)
+        angle = np.mod(self._angle(s), 2 * math.pi) if radius > SMALLEST_RADIUS else np.zeros(1)
         ordered = np.sort(angle)
         gaps = np.diff(np.append(ordered, ordered[0] + 2 * math.pi))
         widest = int(np.argmax(gaps))
@@ -171,9 +184,29 @@ class IncidentArc:
                 self._start = begin - ARC_MARGIN * self._step
                 self.n = intervals + 1 + 2 * ARC_MARGIN
         psi = self._start + self._step * np.arange(self.n)
-        self.directions = self._along * axis + radius * (
-            np.outer(np.cos(psi), self._u) + np.outer(np.sin(psi), self._v)
+        outwards = np.outer(np.cos(psi), self._u) + np.outer(np.sin(psi), self._v)
+        self.directions = self._along * axis + radius * outwards
+        self.beam_axis = np.broadcast_to(axis, self.directions.shape)
+        if beam_axis is not None and len(beam_axis):
+            self.beam_axis = self._turned(beam_axis, angle, outwards)
+
+    def _turned(self, beam_axis: FloatArray, angle: FloatArray, outwards: FloatArray) -> FloatArray:
+        """The axis of the beam at the nodes (n_nodes, 3), fixed in axes that turn with it."""
+        out = np.outer(np.cos(angle), self._u) + np.outer(np.sin(angle), self._v)
+        parts = np.stack(
+            [
+                beam_axis @ self._axis,
+                np.sum(beam_axis * out, axis=1),
+                np.sum(beam_axis * np.cross(self._axis, out), axis=1),
+            ]
         )
+        if np.ptp(parts, axis=1).max() > 2 * CONE_TOLERANCE:
+            raise ValueError(
+                "The cross-section of the beam does not turn with the direction to the source, as the "
+                "beam runs along the rotation axis; a table cannot be made: use absorption.method=direct."
+            )
+        mean = parts.mean(axis=1)
+        return mean[0] * self._axis + mean[1] * outwards + mean[2] * np.cross(self._axis, outwards)
 
     def _angle(self, to_source: FloatArray) -> FloatArray:
         return np.arctan2(to_source @ self._v, to_source @ self._u)

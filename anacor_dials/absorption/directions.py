@@ -25,6 +25,10 @@ class Directions:
         The number of each reflection's sweep.
     rotation_axes : array (n_sweeps, 3)
         The rotation axes of the sweeps.
+    beam_axis : array (n, 3), optional
+        For a beam that is smaller than the crystal, the axis of its cross-section at each
+        reflection; see :class:`~anacor_dials.absorption.beam.BeamProfile`. By default it is the
+        rotation axis of the sweep.
 
     Raises
     ------
@@ -37,6 +41,7 @@ class Directions:
     exit: FloatArray
     sweep: NDArray[np.int64]
     rotation_axes: FloatArray
+    beam_axis: FloatArray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.to_source)
@@ -51,6 +56,11 @@ class Directions:
         for vectors, what in ((self.to_source, "to the source"), (self.exit, "of exit")):
             if n and not np.all(np.abs(np.linalg.norm(vectors, axis=1) - 1.0) < 1e-6):
                 raise ValueError(f"The directions {what} are not all unit vectors.")
+        if self.beam_axis is not None and self.beam_axis.shape != (n, 3):
+            raise ValueError(
+                f"There are {n} reflections and axes of the beam of shape {self.beam_axis.shape}; "
+                "(n, 3) is needed."
+            )
         if n and (self.sweep.min() < 0 or self.sweep.max() >= len(axes)):
             raise ValueError(
                 f"A reflection belongs to sweep {self.sweep.max()} of {len(axes)} sweeps."
@@ -83,5 +93,16 @@ class Directions:
 
     def __getitem__(self, index: Any) -> Directions:
         return Directions(
-            self.to_source[index], self.exit[index], self.sweep[index], self.rotation_axes
+            self.to_source[index],
+            self.exit[index],
+            self.sweep[index],
+            self.rotation_axes,
+            None if self.beam_axis is None else self.beam_axis[index],
         )
+
+    @property
+    def axes_of_beam(self) -> FloatArray:
+        """The axis of the beam's cross-section (n, 3) at each reflection."""
+        if self.beam_axis is not None:
+            return self.beam_axis
+        return self.rotation_axes[self.sweep]

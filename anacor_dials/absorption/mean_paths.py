@@ -21,11 +21,13 @@ def mean_paths(computation: Computation) -> FloatArray:
     directions = computation.directions
     n_labels = len(computation.labels.names)
     points = computation.draw(PATH_POINTS)
+    if not computation.has_tables:
+        return _by_own_rays(computation, points)
     arcs, exit_grid = computation.grid(PATH_STEP_DEG)
     if 2 * len(directions) < n_nodes((arcs, exit_grid)):
         return _by_own_rays(computation, points)
     incident = np.concatenate([arc.directions for arc in arcs])
-    arc_of = np.concatenate([np.full(arc.n, i) for i, arc in enumerate(arcs)])
+    beam_axis = np.concatenate([arc.beam_axis for arc in arcs])
     exits = exit_grid.directions
     weighted = np.zeros((n_labels, len(incident), len(exits)))
     total = np.zeros((len(incident), len(exits)))
@@ -36,9 +38,7 @@ def mean_paths(computation: Computation) -> FloatArray:
         if computation.tracing.beam is None:
             t_in *= some.weights
         else:
-            for i in range(len(arcs)):
-                of_arc = arc_of == i
-                t_in[of_arc] *= computation.beam_weights(some, incident[of_arc], i)
+            t_in *= computation.beam_weights(some, incident, beam_axis)
         total += t_in @ t_out.T
         for label in range(1, n_labels):
             weighted[label] += (t_in * l_in[..., label]) @ t_out.T

@@ -20,6 +20,7 @@ from dxtbx import flumpy
 from dxtbx.model import Experiment, ExperimentList
 from numpy.typing import ArrayLike, NDArray
 
+from anacor_dials.absorption.beam import BeamProfile
 from anacor_dials.absorption.directions import Directions
 from anacor_dials.sample.frames import (
     FloatArray,
@@ -37,6 +38,7 @@ ERROR_COLUMN = "analytical_correction_error"
 DIVIDED_COLUMN = "analytical_correction_applied"
 
 DIALS_EXCLUDES_BELOW = 1e-3  # dials.scale drops reflections with a smaller inverse scale
+LEAST_SINE_TO_BEAM = 0.01  # of the angle between the beam and the axis of its cross-section
 KB_MODEL_BELOW_DEG = 1.0  # dials.scale model=auto: scans narrower than this
 
 
@@ -90,7 +92,7 @@ def sample_rotations(experiment: Experiment, phi_deg: ArrayLike) -> FloatArray:
     return setting @ turned @ fixed
 
 
-def _lab_axis(experiment: Experiment, alignment: Alignment) -> FloatArray:
+def rotation_axis_in_lab(experiment: Experiment, alignment: Alignment) -> FloatArray:
     """S axis_datum, the scan's rotation axis in the lab."""
     if experiment.goniometer is not None:
         return unit(experiment.goniometer.get_rotation_axis())
@@ -100,6 +102,42 @@ def _lab_axis(experiment: Experiment, alignment: Alignment) -> FloatArray:
             "give it in the laboratory frame as alignment.rotation_axis=1,0,0."
         )
     return unit(alignment.rotation_axis)
+
+
+def axis_of_beam(
+    experiments: ExperimentList, alignment: Alignment, beam: BeamProfile | None
+) -> FloatArray | None:
+    """The axis of the beam's cross-section in the laboratory, a unit vector; None for a wide beam.
+
+    It is one for all experiments.
+
+    Parameters
+    ----------
+    experiments : ExperimentList
+    alignment : Alignment
+        Its reference experiment has the rotation axis that is taken if the beam has no axis.
+    beam : BeamProfile or None
+        None for a beam that is wider than the crystal.
+
+    Raises
+    ------
+    ValueError
+        If the beam runs along it.
+    """
+    if beam is None:
+        return None
+    if beam.axis is None:
+        axis = rotation_axis_in_lab(experiments[alignment.reference_experiment], alignment)
+    else:
+        axis = unit(beam.axis)
+    for index, experiment in enumerate(experiments):
+        source = unit(experiment.beam.get_sample_to_source_direction())
+        if np.linalg.norm(np.cross(axis, source)) < LEAST_SINE_TO_BEAM:
+            raise ValueError(
+                f"The beam of experiment {index} runs along the axis of its cross-section, "
+                f"{np.round(axis, 4).tolist()}; give a direction across the beam as beam.axis=."
+            )
+    return axis
 
 
 def tomo_to_datum(experiments: ExperimentList, alignment: Alignment) -> FloatArray:
@@ -112,7 +150,9 @@ def tomo_to_datum(experiments: ExperimentList, alignment: Alignment) -> FloatArr
         )
     reference = experiments[index]
     m = tomo_axes_in_lab(
-        _lab_axis(reference, alignment), reference.beam.get_s0(), alignment.rotation_sense
+        rotation_axis_in_lab(reference, alignment),
+        reference.beam.get_s0(),
+        alignment.rotation_sense,
     )
     return datum_from_tomo(sample_rotations(reference, alignment.angle_offset_deg), m)
 
@@ -213,12 +253,15 @@ class ReflectionDirections:
         The number of the experiment of each.
     to_source, exit : array (n, 3)
         Unit vectors from the sample to the source, and along the diffracted beam.
+    beam_axis : array (n, 3) or None
+        The axis of the beam's cross-section, if the beam has one.
     """
 
     rows: NDArray[np.int64]
     experiment: NDArray[np.int64]
     to_source: FloatArray
     exit: FloatArray
+    beam_axis: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -246,7 +289,11 @@ class ReflectionDirections:
         places = np.flatnonzero(np.isin(self.experiment, list(numbers)))
         used, sweep = np.unique(self.experiment[places], return_inverse=True)
         directions = Directions(
-            self.to_source[places], self.exit[places], sweep.ravel(), rotation_axes[used]
+            self.to_source[places],
+            self.exit[places],
+            sweep.ravel(),
+            rotation_axes[used],
+            None if self.beam_axis is None else self.beam_axis[places],
         )
         return directions, places
 
@@ -256,6 +303,7 @@ def row_directions(
     experiment_of_row: NDArray[np.int64],
     experiments: ExperimentList,
     tomo_to_datum_matrix: FloatArray,
+    beam_axis: FloatArray | None = None,
 ) -> ReflectionDirections:
     """The directions of all reflections of a table that have any.
 
@@ -270,6 +318,8 @@ def row_directions(
     experiments : ExperimentList
     tomo_to_datum_matrix : array (3, 3)
         Of :func:`tomo_to_datum`.
+    beam_axis : array (3,), optional
+        The axis of the beam's cross-section in the laboratory, of :func:`axis_of_beam`.
     """
     s1 = flumpy.to_numpy(table["s1"]).astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -282,6 +332,7 @@ def row_directions(
     rows = np.flatnonzero(known)
     to_source = np.empty((len(rows), 3))
     exits = np.empty((len(rows), 3))
+    axes = np.empty((len(rows), 3))
     finite = np.ones(len(rows), dtype=bool)
     for index in np.unique(experiment_of_row[rows]):
         chosen = experiment_of_row[rows] == index
@@ -293,8 +344,16 @@ def row_directions(
         source = unit(experiment.beam.get_sample_to_source_direction())
         to_source[chosen] = to_tomo @ source
         exits[chosen] = np.einsum("nij,nj->ni", to_tomo, unit(s1[rows[chosen]]))
-    rows, to_source, exits = rows[finite], to_source[finite], exits[finite]
-    return ReflectionDirections(rows, experiment_of_row[rows], to_source, exits)
+        if beam_axis is not None:
+            axes[chosen] = to_tomo @ beam_axis
+    rows = rows[finite]
+    return ReflectionDirections(
+        rows,
+        experiment_of_row[rows],
+        to_source[finite],
+        exits[finite],
+        None if beam_axis is None else axes[finite],
+    )
 
 
 def sweep_axes(experiments: ExperimentList, tomo_to_datum_matrix: FloatArray) -> FloatArray:

@@ -25,6 +25,7 @@ from anacor_dials.diffraction.reflections import (
     DIALS_EXCLUDES_BELOW,
     Alignment,
     ReflectionDirections,
+    axis_of_beam,
     combined,
     require_columns,
     row_directions,
@@ -230,7 +231,8 @@ def correct(
         materials = [_scaled(m, alignment_fit.mu_scale) for m in materials]
         warnings += alignment_fit.warnings
     to_datum = tomo_to_datum(experiments, alignment)
-    directions = row_directions(table, experiment_of_row, experiments, to_datum)
+    beam_axis = axis_of_beam(experiments, alignment, settings.tracing.beam)
+    directions = row_directions(table, experiment_of_row, experiments, to_datum, beam_axis)
     if not len(directions):
         raise ValueError("No reflection has a direction: every s1 is zero or no row is indexed.")
     axes = sweep_axes(experiments, to_datum)

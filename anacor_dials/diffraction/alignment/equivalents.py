@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,18 @@ from dxtbx import flumpy
 from dxtbx.model import ExperimentList
 from numpy.typing import NDArray
 
+from anacor_dials.absorption.beam import BeamProfile
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.diffraction.reflections import (
     Alignment,
+    axis_of_beam,
+    rotation_axis_in_lab,
     row_directions,
     sweep_axes,
     tomo_to_datum,
 )
 from anacor_dials.diffraction.wavelengths import wavelength_groups
-from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.frames import FloatArray, unit
 
 LEAST_I_OVER_SIGMA = 5.0  # the median over the observations of a unique reflection
 LEAST_I_OVER_SIGMA_OF_ONE = 2.0  # below, the logarithm of an intensity is too uncertain
@@ -30,6 +34,7 @@ MOST_OBSERVATIONS = 12_000  # bounds the time of a trial
 # at least so many cells in scan angle, for the spread between them to be known.
 LARGEST_CELL_DEG = 10.0
 CELLS_OF_A_SWEEP = 18
+TURNED_ALIKE = 1e-6  # 1 - cosine of the largest angle between axes that are one: 0.08 deg
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +201,7 @@ def equivalents(
         The given alignment.
     tracing : Tracing
         The seed is used, and the beam: with a beam that may be smaller than the crystal, only
-        sweeps about the rotation axis of the tomogram are taken.
+        sweeps that turn the crystal in the beam as the reference experiment does are taken.
     most : int
         If there are more observations than this, the strongest are taken; reflections above
         I / sigma = 20 are chosen at random.
@@ -208,13 +213,7 @@ def equivalents(
     """
     used = usable_experiments(experiments, tables)
     if tracing.beam is not None:
-        axes = sweep_axes(experiments, tomo_to_datum(experiments, alignment))
-        used = [index for index in used if abs(axes[index, 0]) > 1 - 1e-6]
-        if not used:
-            raise ValueError(
-                "alignment.refine with a small beam uses sweeps about the tomogram's own rotation axis, "
-                "and there are none; give alignment.refine=none or beam.profile=none."
-            )
+        used = _turned_alike_in_the_beam(experiments, used, alignment, tracing.beam)
     rng = np.random.default_rng(tracing.seed)
     columns: dict[str, list[NDArray[Any]]] = {}
     for table, index in zip(tables, experiment_of_row, strict=True):
@@ -245,6 +244,39 @@ def equivalents(
         data["exit"],
     )
     return found[_well_measured(found, rng, most)] if len(found) else found
+
+
+def _turned_alike_in_the_beam(
+    experiments: ExperimentList, used: Sequence[int], alignment: Alignment, beam: BeamProfile
+) -> list[int]:
+    """The experiments that turn the crystal in the beam's cross-section as the reference does.
+
+    They turn it about the rotation axis of the tomogram, and this axis lies in the laboratory where
+    that of the reference experiment lies. Then the axis of the beam turns with the direction to the
+    source, at every offset. Raises ValueError if there are none.
+    """
+    reference = experiments[alignment.reference_experiment]
+    axes = sweep_axes(experiments, tomo_to_datum(experiments, alignment))
+    axis_of_beam(experiments, alignment, beam)
+    alike = []
+    for index in used:
+        if abs(axes[index, 0]) < 1 - TURNED_ALIKE:
+            continue
+        # the axis of the tomogram in the laboratory, as this experiment and the reference see it
+        sense = math.copysign(1.0, axes[index, 0] * axes[alignment.reference_experiment, 0])
+        mine, theirs = (
+            np.array([rotation_axis_in_lab(e, alignment), unit(e.beam.get_s0())])
+            for e in (experiments[index], reference)
+        )
+        mine[0] *= sense
+        if np.all(np.sum(mine * theirs, axis=1) > 1 - TURNED_ALIKE):
+            alike.append(index)
+    if not alike:
+        raise ValueError(
+            "alignment.refine with a small beam uses sweeps about the tomogram's own rotation axis, "
+            "and there are none; give alignment.refine=none or beam.profile=none."
+        )
+    return alike
 
 
 def _observations(

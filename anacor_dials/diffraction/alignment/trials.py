@@ -23,8 +23,13 @@ from anacor_dials.absorption.directions import Directions
 from anacor_dials.absorption.factors import absorption_factors
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.diffraction.alignment.equivalents import Equivalents
-from anacor_dials.diffraction.reflections import Alignment, tomo_to_datum
-from anacor_dials.sample.frames import FloatArray, rotation_about, transform
+from anacor_dials.diffraction.reflections import (
+    Alignment,
+    axis_of_beam,
+    sample_rotations,
+    tomo_to_datum,
+)
+from anacor_dials.sample.frames import FloatArray, rotation_about, transform, unit
 from anacor_dials.sample.volumes import LabelVolume
 
 # the cubic through these and 0 is good to 0.4 % for a slab of mu t = 3 (its test)
@@ -75,6 +80,7 @@ class TrialTransmissions:
         self._alignment = alignment
         self._data = data
         self._senses = list(senses)
+        self._beam = tracing.beam
         polar = np.degrees(np.arccos(np.clip(self._to_tomo(0.0, 1)[0][:, 0], -1.0, 1.0)))
         self._rings = {
             sense: _ring_angles(polar if sense == 1 else 180.0 - polar) for sense in senses
@@ -107,12 +113,14 @@ class TrialTransmissions:
         """Directions to the source on all rings, with exits as the observations have them."""
         azimuth = np.arange(RING_AZIMUTHS) * (360.0 / RING_AZIMUTHS)
         about_x = rotation_about((1.0, 0.0, 0.0), azimuth)
-        sources, exits, axes = [], [], []
+        sources, exits, axes, beam_axes = [], [], [], []
         for sense in self._senses:
             of_sense = self._to_tomo(0.0, sense)[1]
+            beam_axis = self._beam_axis(sense)
             for angle in self._rings[sense]:
                 start = rotation_about((0.0, 0.0, 1.0), angle) @ np.array([1.0, 0.0, 0.0])
                 sources.append(about_x @ start)
+                beam_axes.append(about_x @ beam_axis)
                 some = of_sense[rng.integers(len(of_sense), size=RING_AZIMUTHS)]
                 turned = rotation_about((1.0, 0.0, 0.0), rng.uniform(0, 360, RING_AZIMUTHS))
                 exits.append(transform(turned, some))
@@ -122,7 +130,24 @@ class TrialTransmissions:
             np.concatenate(exits),
             np.repeat(np.arange(len(axes)), RING_AZIMUTHS),
             np.array(axes),
+            None if self._beam is None else np.concatenate(beam_axes),
         )
+
+    def _beam_axis(self, sense: int) -> FloatArray:
+        """The axis of the beam's cross-section (3,) at the first direction to the source of a ring.
+
+        The beam turns about X in the tomo frame as the direction to the source does, from where it
+        lies in the reference experiment; see equivalents().
+        """
+        axis = axis_of_beam(self._experiments, self._alignment, self._beam)
+        if axis is None:
+            return np.array([float(sense), 0.0, 0.0])
+        reference = self._experiments[self._alignment.reference_experiment]
+        trial = replace(self._alignment, angle_offset_deg=0.0, rotation_sense=sense)
+        from_lab = (sample_rotations(reference, 0.0) @ tomo_to_datum(self._experiments, trial)).T
+        _, y, z = from_lab @ unit(reference.beam.get_sample_to_source_direction())
+        back = rotation_about((1.0, 0.0, 0.0), -math.degrees(math.atan2(z, y)))
+        return back @ from_lab @ axis
 
     def __call__(self, offset_deg: float, sense: int) -> FloatArray:
         source, exit_ = self._to_tomo(offset_deg, sense)
