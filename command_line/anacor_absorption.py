@@ -8,7 +8,8 @@ that both share. The transmission goes into the column analytical_correction of 
 from where dials.scale takes it (physical.analytical_correction=True).
 
 A tomogram without labels is segmented first, as by dials.anacor_segment, and a raw scan is reconstructed
-before that; labels and their report (segmented.h5, anacor_segment.html) are then written too.
+before that; labels and their report (segmented.h5, anacor_segment.html) are then written too. The
+tomogram may be that of another program (tomogram.axes= and so on).
 
 The absorption coefficient of each material is given in 1/um, or computed from its composition at the
 beam's energy, or taken from the file. Where none of these is there, it is found from the projections
@@ -65,6 +66,7 @@ from anacor_dials.phil.settings import (
     recorded_scan_description,
     scan_description,
     segmentation_settings,
+    tomogram_description,
     tracing_settings,
 )
 from anacor_dials.report import correction as correction_report
@@ -130,16 +132,17 @@ def sample_settings(params: Any) -> SampleSettings:
         StackSettings(
             labels.voxel_size_um, labels.axes, names_of_labels(labels.names), labels.centre
         ),
+        tomogram_description(params.tomogram),
         scan_description(params.projections),
         reconstruction_settings(params.reconstruction),
         segmentation_settings(params, keep_probabilities=False),
     )
 
 
-def refuse_to_write_over(sample: str, stack: StackSettings, output: str | None) -> None:
+def refuse_to_write_over(sample: str, reading: SampleSettings, output: str | None) -> None:
     """Raises ValueError where the labels that are made would be written over the file that was given."""
     same = output is not None and Path(output).resolve() == Path(sample).resolve()
-    if same and not has_labels(sample, stack):
+    if same and not has_labels(sample, reading.stack, reading.tomogram):
         raise ValueError(
             f"output.tomogram={output} is the file that was given; choose another name."
         )
@@ -267,7 +270,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
             params.input.reflections, params.input.experiments
         )
         name, reading = the_sample(params, files), sample_settings(params)
-        refuse_to_write_over(name, reading.stack, params.output.tomogram)
+        refuse_to_write_over(name, reading, params.output.tomogram)
         sample = load_sample(name, reading)
         logger.info("%s: %r", sample.file.path, sample.labels)
         settings = correction_settings(params, sample, parser.diff_phil)

@@ -3,7 +3,7 @@
 Label every voxel of an X-ray tomogram as background, mother liquor, loop or crystal.
 
 Given are the projections of a tomography scan, which are reconstructed first as by
-dials.anacor_reconstruct, or a tomogram (tomo.h5). A neural network, AnACorNet, labels the slices; what
+dials.anacor_reconstruct, or a tomogram: tomo.h5, or that of another program. A neural network, AnACorNet, labels the slices; what
 cannot be is put right afterwards (one crystal body, none of it in air). The result, tomo.h5, holds the
 tomogram, the labels and each material's absorption coefficient, and goes straight into
 dials.anacor_absorption.
@@ -20,6 +20,10 @@ Examples::
   dials.anacor_segment tomo.h5 labels.file=corrected.tif labels.mode=merge
 
   dials.anacor_segment scan.nxs truth=truth.h5
+
+  dials.anacor_segment httomo.h5 tomogram.projections=scan.nxs
+
+  dials.anacor_segment recon.nrrd tomogram.axes=x,y,z tomogram.unit=1/mm
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ from anacor_dials.phil.settings import (
     reconstruction_settings,
     scan_description,
     segmentation_settings,
+    tomogram_description,
 )
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.report.segmentation import log_lines, numbers, sections
@@ -85,7 +90,7 @@ def save(sample: SegmentedSample, name: str, parameters: str, output: Any) -> No
 def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
     """Run dials.anacor_segment as from the command line."""
     parser = ArgumentParser(
-        usage="dials.anacor_segment [options] scan.nxs | tomo.h5",
+        usage="dials.anacor_segment [options] scan.nxs | tomo.h5 | recon.h5:/data",
         phil=phil,
         check_format=False,
         epilog=__doc__,
@@ -105,6 +110,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
             scan_description(params.projections),
             reconstruction_settings(params.reconstruction),
             params.energy,
+            tomogram_description(params.tomogram),
         )
         logger.info("%r", source.tomogram)
         sample = segment_sample(

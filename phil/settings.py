@@ -17,6 +17,7 @@ from anacor_dials.absorption.beam import BeamProfile
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.jobs.segment import SegmentationSettings
 from anacor_dials.phil import choice, parse_phil
+from anacor_dials.sample.foreign_tomograms import TomogramDescription
 from anacor_dials.sample.hdf5_files import open_hdf5
 from anacor_dials.segmentation.clean_up import CleaningSettings
 from anacor_dials.segmentation.sam2_refinement import Sam2Settings
@@ -79,6 +80,20 @@ def reconstruction_settings(reconstruction: Any) -> ReconstructionSettings:
         filter_name=reconstruction.filter,
         backend=choice(reconstruction.backend),
         memory_gb=reconstruction.memory,
+    )
+
+
+def tomogram_description(tomogram: Any) -> TomogramDescription:
+    """What the PHIL scope ``tomogram`` says about a tomogram of another program."""
+    return TomogramDescription(
+        voxel_size_um=tuple(tomogram.voxel_size_um) if tomogram.voxel_size_um else None,
+        axes=tomogram.axes,
+        unit=tomogram.unit,
+        scale=tomogram.scale,
+        offset=tomogram.offset,
+        centre=tuple(tomogram.centre) if tomogram.centre else None,
+        left_handed=tomogram.left_handed,
+        projections=tomogram.projections,
     )
 
 

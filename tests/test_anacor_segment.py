@@ -108,7 +108,7 @@ def test_exports_hold_the_same_labels(folder, labels):
 
 
 def test_a_corrected_stack_replaces(folder, labels, monkeypatch):
-    monkeypatch.setattr(segment, "load_network", None)  # is not asked
+    monkeypatch.setattr(segment, "load_networks", None)  # is not asked
     corrected = np.where(labels == 2, 1, labels).astype(np.uint8)
     np.save("corrected.npy", corrected.transpose(2, 0, 1))
     anacor_segment.run(["given.h5", "labels.file=corrected.npy", "labels.axes=z,x,y", "html=None"])
@@ -194,3 +194,30 @@ def test_what_is_written_goes_into_the_absorption(folder):
     assert [m.name for m in materials] == ["background", "liquor", "loop", "crystal"]
     assert materials[3].mu_per_um == pytest.approx(0.018, rel=0.02)
     assert materials[3].origin == "file"
+
+
+def test_a_tomogram_of_another_program(folder, labels):
+    """The labels of given.h5 come from HTTomo's file, too, and from whole numbers without a unit."""
+    values = read_sample_file("given.h5").tomogram.values
+    square = np.pad(values, ((0, 0), (2, 2), (0, 0))).transpose(2, 0, 1)  # row z, along x, column y
+    with h5py.File("recon.h5", "w") as file:
+        file["angles"] = np.arange(180.0)
+        file["data_dims/detector_x_y"] = [44, 36]
+        file["data"] = np.rint(5000 + 1e6 * square).astype(np.uint16)
+    before = (folder / "recon.h5").read_bytes()
+    anacor_segment.run(["recon.h5", "tomogram.voxel_size_um=1.2", "html=None"])
+    contents = read_sample_file("tomo.h5")
+    found = contents.labels.values[:, 2:-2]
+    assert np.mean(found == labels) > 0.999
+    assert not contents.tomogram.quantitative
+    assert np.isnan(contents.mu_per_um[1:]).all()
+    assert "mu is left unknown" in (folder / "anacor_segment.log").read_text()
+    said = ["tomogram.voxel_size_um=1.2", "tomogram.scale=1e-6", "tomogram.offset=-0.005"]
+    anacor_segment.run(["recon.h5:/data", *said, "tomogram.unit=1/um", "html=None"])
+    contents = read_sample_file("tomo.h5")
+    np.testing.assert_allclose(contents.mu_per_um[1:], 0.012 * np.array(LEVELS[1:]), rtol=0.02)
+    assert (folder / "recon.h5").read_bytes() == before
+    with pytest.raises(Sorry, match="would replace recon.h5, which is read"):
+        anacor_segment.run(["recon.h5", *said, "output.tomogram=recon.h5"])
+    with pytest.raises(Sorry, match="tomogram.\\* is for the tomograms of other programs"):
+        anacor_segment.run(["given.h5", "tomogram.unit=1/um"])

@@ -16,7 +16,12 @@ from anacor_dials.jobs.segment import (
     load_source,
     segment_sample,
 )
-from anacor_dials.sample.foreign_volumes import is_foreign_volume
+from anacor_dials.sample.foreign_tomograms import (
+    TomogramDescription,
+    holds_labels,
+    is_foreign_tomogram,
+)
+from anacor_dials.sample.foreign_volumes import is_foreign_volume, split_hdf5_name
 from anacor_dials.sample.hdf5_files import open_hdf5
 from anacor_dials.sample.label_files import read_label_stack
 from anacor_dials.sample.tomogram_files import (
@@ -61,6 +66,8 @@ class SampleSettings:
     ----------
     stack : StackSettings
         For a stack of labels from another program.
+    tomogram : TomogramDescription
+        For a tomogram of another program.
     description : ScanDescription
         What the files of a scan do not say.
     reconstruction : ReconstructionSettings
@@ -70,6 +77,7 @@ class SampleSettings:
     """
 
     stack: StackSettings = field(default_factory=StackSettings)
+    tomogram: TomogramDescription = field(default_factory=TomogramDescription)
     description: ScanDescription = field(default_factory=ScanDescription)
     reconstruction: ReconstructionSettings = field(default_factory=ReconstructionSettings)
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
@@ -97,23 +105,32 @@ class LoadedSample:
     segmented: SegmentedSample | None = None
 
 
-def is_label_stack(name: str | os.PathLike[str], stack: StackSettings | None = None) -> bool:
-    """True for a stack of labels from another program, False for a tomo.h5 and for scans.
+def is_label_stack(
+    name: str | os.PathLike[str],
+    stack: StackSettings | None = None,
+    tomogram: TomogramDescription | None = None,
+) -> bool:
+    """True for a stack of labels from another program, False for tomograms and scans.
 
-    A folder or a TIFF file is a scan unless the size of the voxels is given.
+    A folder or a TIFF file is a scan unless the size of the voxels is given. In the other formats
+    whole numbers are labels, unless the user says something of a tomogram.
     """
     text = os.fspath(name)
-    if is_foreign_volume(text) or text.endswith(".npy"):
-        return True
-    if ":" in text and not Path(text).exists():
-        return True
+    if tomogram is not None and tomogram.is_given:
+        return False
     has_size = stack is not None and bool(stack.voxel_size_um)
+    if is_foreign_volume(text) or text.endswith(".npy") or split_hdf5_name(text) is not None:
+        return has_size or holds_labels(text)
     return has_size and (text.endswith((".tif", ".tiff")) or Path(text).is_dir())
 
 
-def has_labels(name: str | os.PathLike[str], stack: StackSettings | None = None) -> bool:
+def has_labels(
+    name: str | os.PathLike[str],
+    stack: StackSettings | None = None,
+    tomogram: TomogramDescription | None = None,
+) -> bool:
     """Whether a file has labels already: a stack of labels, or a tomo.h5 with labels."""
-    if is_label_stack(name, stack):
+    if is_label_stack(name, stack, tomogram):
         return True
     path = Path(name)
     if not path.is_file() or not h5py.is_hdf5(path) or not is_sample_file(path):
@@ -130,8 +147,9 @@ def load_sample(
     Parameters
     ----------
     name : path
-        A tomo.h5, a stack of labels (TIFF, .npy, or file.h5:/dataset), or a tomography scan. A scan is
-        reconstructed and segmented; a tomo.h5 without labels is segmented.
+        A tomo.h5; a stack of labels or a tomogram of another program (TIFF, .npy, file.h5:/dataset and
+        so on); or a tomography scan. A scan is reconstructed and segmented; a tomogram without labels
+        is segmented.
     settings : SampleSettings, optional
         How it is read, reconstructed and segmented.
 
@@ -142,13 +160,17 @@ def load_sample(
     """
     settings = settings or SampleSettings()
     text, stack = os.fspath(name), settings.stack
-    if is_label_stack(text, stack):
+    if is_label_stack(text, stack, settings.tomogram):
         labels = _labels_of_stack(text, stack)
         return LoadedSample(
             text, SampleFile(Path(text), None, labels, None, None, None, None), labels
         )
     if stack.voxel_size_um:
-        raise ValueError(f"labels.voxel_size_um was given, but {text} holds its own voxel size.")
+        raise ValueError(
+            f"labels.voxel_size_um was given, but {text} holds no labels, or its own voxel size."
+        )
+    if is_foreign_tomogram(text, settings.tomogram):
+        return _with_new_labels(text, settings)
     is_image = text.endswith((".tif", ".tiff")) or Path(text).is_dir()
     if is_image or not is_sample_file(text):
         try:
@@ -156,7 +178,8 @@ def load_sample(
         except ValueError as error:
             raise ValueError(
                 f"{text} is no tomo.h5, and as a tomography scan: {error} (The labels of a foreign "
-                f"file: labels.voxel_size_um=, and for HDF5 {text}:/path/of/labels.)"
+                f"file: labels.voxel_size_um=, and for HDF5 {text}:/path/of/labels; a foreign "
+                "tomogram: tomogram.voxel_size_um=, and the data set likewise.)"
             ) from None
     file = read_sample_file(text, tomogram=False)
     if file.labels is None:
@@ -177,7 +200,9 @@ def _labels_of_stack(name: str, stack: StackSettings) -> LabelVolume:
 def _with_new_labels(name: str, settings: SampleSettings) -> LoadedSample:
     """The sample of a scan or of a tomogram without labels."""
     logger.info("%s has no labels yet: it is segmented first", name)
-    source = load_source(name, settings.description, settings.reconstruction)
+    source = load_source(
+        name, settings.description, settings.reconstruction, tomogram=settings.tomogram
+    )
     logger.info("%r", source.tomogram)
     segmented = segment_sample(source, settings.segmentation)
     for warning in segmented.warnings:

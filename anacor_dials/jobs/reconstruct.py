@@ -34,6 +34,8 @@ class Reconstruction:
         Of the scan.
     paganin_delta_beta : float, optional
         Of the phase retrieval; None if there was none.
+    warnings : tuple of str
+        Sentences on a tomogram of another program.
     """
 
     tomogram: Tomogram
@@ -41,6 +43,7 @@ class Reconstruction:
     scan_centre: tuple[float, float] | None = None
     energy_keV: float | None = None
     paganin_delta_beta: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def is_sample_path(name: str | os.PathLike[str]) -> bool:

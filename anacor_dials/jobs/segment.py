@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anacor_dials.absorption.tracing import Tracing
+from anacor_dials.jobs.foreign_tomogram import load_foreign_tomogram
 from anacor_dials.jobs.label_uncertainty import TOLERANCE, LabelUncertainty, label_uncertainty
 from anacor_dials.jobs.reconstruct import Reconstruction, is_sample_path, reconstruct
+from anacor_dials.sample.foreign_tomograms import TomogramDescription, is_foreign_tomogram
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.label_files import read_label_stack
 from anacor_dials.sample.tomogram_files import (
@@ -119,12 +121,31 @@ def load_source(
     description: ScanDescription | None = None,
     settings: ReconstructionSettings | None = None,
     energy_keV: float | None = None,
+    tomogram: TomogramDescription | None = None,
 ) -> Reconstruction:
-    """The tomogram of a tomo.h5, or the reconstruction of a scan.
+    """The tomogram of a tomo.h5 or of another program, or the reconstruction of a scan.
 
-    description, settings: of the scan and its reconstruction; energy_keV: where it is known better than
-    by the scan.
+    Parameters
+    ----------
+    name : path
+        Of the file.
+    description : ScanDescription, optional
+        Of the scan.
+    settings : ReconstructionSettings, optional
+        Of its reconstruction.
+    energy_keV : float, optional
+        Where it is known better than by the scan.
+    tomogram : TomogramDescription, optional
+        Of a tomogram of another program.
     """
+    tomogram = tomogram or TomogramDescription()
+    if is_foreign_tomogram(name, tomogram):
+        return load_foreign_tomogram(name, tomogram, description, energy_keV)
+    if tomogram.is_given:
+        raise ValueError(
+            f"{name} is a tomo.h5 or a scan, which says itself how it lies; tomogram.* is for the "
+            "tomograms of other programs."
+        )
     if not is_sample_path(name):
         made = reconstruct(name, description, settings)
         return dataclasses.replace(made, energy_keV=energy_keV or made.energy_keV)
@@ -159,7 +180,7 @@ def segment_tomogram(source: Reconstruction, settings: SegmentationSettings) -> 
         networks,
         settings.inference,
         settings.cleaning,
-        source.energy_keV,
+        source.energy_keV if source.tomogram.quantitative else None,
         keep,
         settings.clean_up,
         refine,
@@ -204,7 +225,9 @@ def segment_sample(
     evaluation = None
     if truth is not None:
         evaluation = evaluate(labels, _truth_on_grid(truth, labels, tomogram), probabilities)
-    warnings = list(segmentation.warnings) if segmentation is not None else []
+    warnings = list(source.warnings)
+    if segmentation is not None:
+        warnings += segmentation.warnings
     uncertainty = None
     if segmentation is not None and stack is None and settings.uncertainty:
         uncertainty = _uncertainty(source, segmentation, settings)
@@ -227,7 +250,13 @@ def segment_sample(
 def _uncertainty(
     source: Reconstruction, segmentation: Segmentation, settings: SegmentationSettings
 ) -> LabelUncertainty | None:
-    """What the network's doubt is worth in factors, with the tomogram's own mu."""
+    """What the network's doubt is worth in factors, with the tomogram's own mu.
+
+    Where neither unit nor energy are known, nothing can be said: None.
+    """
+    if not source.tomogram.quantitative and source.energy_keV is None:
+        logger.info("What the doubt about labels is worth in factors is not known without mu.")
+        return None
     grid = working_volume(source.tomogram, segmentation.working[0], segmentation.factors)
     return label_uncertainty(
         segmentation.working,
@@ -287,14 +316,16 @@ def _truth_on_grid(
 def _mu_of_tomogram(source: Reconstruction, mu: FloatArray) -> tuple[FloatArray, list[str]]:
     """(mu (n,) in 1/um as it is stored, warnings).
 
-    mu of air is not below 0. After phase retrieval, which changes the values, mu of the other materials
-    is unknown.
+    mu of air is not below 0. After phase retrieval, which changes the values, and
+    where the unit of the values is not known, mu of the other materials is unknown.
     """
     mu = np.array(mu, dtype=np.float64)
     mu[0] = max(float(mu[0]), 0.0) if np.isfinite(mu[0]) else 0.0
-    if source.paganin_delta_beta is None:
+    if source.paganin_delta_beta is None and source.tomogram.quantitative:
         return mu, []
     mu[1:] = np.nan
+    if source.paganin_delta_beta is None:
+        return mu, []
     return mu, [
         "The tomogram was phase retrieved (paganin_delta_beta), so that its values are no absorption "
         "coefficients and mu is left unknown; dials.anacor_absorption finds it from the projections."

@@ -5,7 +5,8 @@
     /entry                               NXentry; definition "NXtomoproc"; program, date, parameters
     /entry/frame/voxel_size              float64 (3,)  um   along X, Y, Z of the tomo frame
     /entry/frame/centre                  float64 (3,)       voxel index of the origin
-    /entry/reconstruction/data           float32 (nx, ny, nz)  1/um                      (optional)
+    /entry/reconstruction/data           float32 (nx, ny, nz)  @units, 1/um; "arbitrary" where its values
+                                         are no absorption coefficients                  (optional)
     /entry/reconstruction/@projections   path of the scan that it was made from          (optional)
     /entry/reconstruction/@scan_centre   float64 (2,) pixels of the scan's images where the rotation
                                          axis is, across it, and the beam's centre, along it  (optional)
@@ -41,6 +42,11 @@ from anacor_dials.sample.output_files import whole_file
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
 
 UNITS_TO_UM = {"um": 1.0, "µm": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+MU_TO_PER_UM = {
+    "1/um": 1.0, "1/µm": 1.0, "um^-1": 1.0, "1/mm": 1e-3, "mm^-1": 1e-3, "1/cm": 1e-4, "cm^-1": 1e-4,
+    "1/m": 1e-6, "m^-1": 1e-6,
+}  # fmt: skip
+ARBITRARY = "arbitrary"
 CHUNK = 64
 
 
@@ -97,6 +103,23 @@ def _read_voxel_size(file: h5py.File, path: object) -> FloatArray:
     return np.asarray(dataset[()], dtype=np.float64) * UNITS_TO_UM[units]
 
 
+def _read_tomogram(
+    dataset: h5py.Dataset, voxel_size: FloatArray, centre: FloatArray | None
+) -> Tomogram:
+    """The tomogram in 1/um, or as it is where its unit is called arbitrary."""
+    units = dataset.attrs.get("units", "1/um")
+    units = units.decode() if isinstance(units, bytes) else str(units)
+    if units not in MU_TO_PER_UM and units != ARBITRARY:
+        raise ValueError(
+            f"{dataset.name} has the units {units!r}; known are {', '.join(MU_TO_PER_UM)} and "
+            f"{ARBITRARY}."
+        )
+    values = whole_array(dataset, np.float32, "The tomogram")
+    if MU_TO_PER_UM.get(units, 1.0) != 1.0:
+        values *= np.float32(MU_TO_PER_UM[units])
+    return Tomogram(values, voxel_size, centre, units != ARBITRARY)
+
+
 def read_sample_file(
     path: str | os.PathLike[str],
     tomogram: bool = True,
@@ -126,7 +149,7 @@ def read_sample_file(
                 across, along = np.asarray(whole.attrs["scan_centre"], dtype=np.float64)
                 scan_centre = (float(across), float(along))
             if data is not None:
-                volume = Tomogram(whole_array(data, np.float32, "The tomogram"), voxel_size, centre)
+                volume = _read_tomogram(data, voxel_size, centre)
             label_volume = mu = energy = chances = uncertainty = None
             if values is not None:
                 group = file["entry/segmentation"]
@@ -292,7 +315,8 @@ def write_sample_file(
             group = _reconstruction_group(
                 entry, Path(path).absolute().parent, projections, scan_centre, paganin_delta_beta
             )
-            _create(group, "data", tomogram.values).attrs["units"] = "1/um"
+            units = "1/um" if tomogram.quantitative else ARBITRARY
+            _create(group, "data", tomogram.values).attrs["units"] = units
         if labels is not None:
             group = entry.create_group("segmentation")
             _create(group, "labels", labels.values)

@@ -89,7 +89,13 @@ class Volume:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tomogram(Volume):
-    """A reconstruction: the linear attenuation coefficient, float32, in 1/um."""
+    """A reconstruction: the linear attenuation coefficient, float32, in 1/um.
+
+    quantitative: False where the unit of the values is not known. Then air is 0 and the sample at a
+    level of its kind, but the values are no absorption coefficients.
+    """
+
+    quantitative: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,7 +103,7 @@ class Tomogram(Volume):
             object.__setattr__(self, "values", self.values.astype(np.float32))
 
     def __repr__(self) -> str:
-        return f"Tomogram({self._describe()}, 1/um)"
+        return f"Tomogram({self._describe()}, {'1/um' if self.quantitative else 'arbitrary unit'})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

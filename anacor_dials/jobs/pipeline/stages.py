@@ -123,15 +123,13 @@ def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -
     free = (f"nproc={settings.nproc}",)
     labels, segmentation = crystal.tomography, None
     is_stack = any("labels.voxel_size_um" in option for option in options)
-    if not is_stack and not has_labels(crystal.tomography):
+    of_segmentation = options_of(crystal.name, settings.segmentation_options)
+    is_tomogram = any(option.startswith("tomogram.") for option in of_segmentation)
+    if is_tomogram or (not is_stack and not has_labels(crystal.tomography)):
         segmentation = work.run(
             Step(
                 f"{name}/segment",
-                (
-                    "dials.anacor_segment",
-                    str(crystal.tomography),
-                    *options_of(crystal.name, settings.segmentation_options),
-                ),
+                ("dials.anacor_segment", str(crystal.tomography), *of_segmentation),
                 files_of(crystal.tomography),
                 ("tomo.h5", "anacor_segment.json"),
                 free,
