@@ -14,6 +14,7 @@ safetensors_torch = pytest.importorskip("safetensors.torch", reason="safetensors
 from anacor_dials.segmentation import network as networks  # noqa: E402
 from anacor_dials.segmentation.coarse_grid import N_CHANNELS  # noqa: E402
 from anacor_dials.segmentation.context import ContextNetwork  # noqa: E402
+from anacor_dials.segmentation.inference import load_networks  # noqa: E402
 from anacor_dials.segmentation.network import (  # noqa: E402
     DeformableDepthwise,
     LargeKernelGate,
@@ -251,6 +252,48 @@ def test_large_weights_are_halved(tmp_path):
     save_weights(path, build_network(NetworkSettings(size="base", context=False)), {})
     assert path.stat().st_size < 16 * 2**20
     assert next(load_weights(path).parameters()).dtype == torch.float32
+
+
+def test_what_float16_cannot_hold_stays_float32(tmp_path):
+    """The variance within a normalisation may be 1e9: a network that was halved gives the same logits."""
+    torch.manual_seed(1)
+    network = build_network(NetworkSettings(n_slices=3, context=False)).eval()
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        norms[-1].running_var.fill_(1e9)
+        norms[-1].running_mean.fill_(3e5)
+        norms[-1].weight.fill_(3e4)
+    path = tmp_path / "w.safetensors"
+    save_weights(path, network, {}, half=True)
+    assert path.stat().st_size < 2.2 * n_parameters(network)
+    x = torch.randn(1, 9, 40, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(load_weights(path)(x), network(x), rtol=0.02, atol=0.02)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path, monkeypatch):
+    network = build_network(NetworkSettings(n_slices=3, context=False)).eval()
+    name = next(iter(network.state_dict()))
+    with torch.no_grad():
+        network.state_dict()[name].view(-1)[0] = float("inf")
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(ValueError, match=f"no numbers, in {name}"):
+        save_weights(path, network, {})
+    assert not path.exists()
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr(networks, "_check_finite", lambda *_: None)
+        save_weights(path, network, {})
+    with pytest.raises(ValueError, match=f"no numbers, in {name}"):
+        load_weights(path)
+
+
+def test_shipped_weights_are_numbers_and_alive():
+    """No normalisation of the shipped networks turns its input into nothing."""
+    for network in load_networks():
+        for name, module in network.named_modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                assert torch.isfinite(module.running_var).all(), name
+                assert (module.running_var > 0).all(), name
 
 
 def test_weights_too_large_to_ship_are_told(tmp_path, caplog, monkeypatch):

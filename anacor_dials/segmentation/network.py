@@ -466,16 +466,19 @@ def save_weights(
     """Writes NAME.safetensors and the model card NAME.json beside it; both or neither.
 
     card: what is known of the training, plain values. half: float16 instead of float32; by default
-    only where float32 would be more than 16 MiB. Raises ValueError where that is too much as well.
+    only where float32 would be more than 16 MiB. What float16 cannot hold stays float32: the
+    normalisations' means and variances reach 1e9, and float16 ends at 65504. Raises ValueError where
+    a weight is no number.
     """
     from safetensors.torch import save_file
 
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    _check_finite(state, path)
     size = sum(v.numel() * v.element_size() for v in state.values())
     if half is None:
         half = size > 0.99 * LARGEST_WEIGHTS
     if half:
-        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+        state = {k: v.half() if _fits_half(k, v) else v for k, v in state.items()}
         size = sum(v.numel() * v.element_size() for v in state.values())
     if size > LARGEST_WEIGHTS:
         logger.warning(
@@ -493,11 +496,27 @@ def save_weights(
         weights_file.chmod(card_file.stat().st_mode)  # safetensors lets only the owner read
 
 
+def _fits_half(name: str, tensor: torch.Tensor) -> bool:
+    """Whether float16 holds a tensor: not the statistics of normalisations, nor anything large."""
+    if not tensor.is_floating_point() or ".running_" in name:
+        return False
+    return bool(tensor.abs().max() < 0.1 * torch.finfo(torch.float16).max)
+
+
+def _check_finite(state: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
+    """ValueError where a tensor of the weights holds what is no number."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"The weights {path} hold values that are no numbers, in {name}; train again, or take others."
+            )
+
+
 def load_weights(path: str | os.PathLike[str]) -> SliceNetwork:
     """The network of a weights file, in evaluation mode, on the CPU, float32.
 
-    Raises ValueError for files that are absent, no safetensors, of another program or version, or
-    whose tensors are not those of the network that they name (the number of channels, say).
+    Raises ValueError for files that are absent, no safetensors, of another program or version, that
+    hold values that are no numbers, or whose tensors are not those of the network that they name (the number of channels, say).
     """
     from safetensors import SafetensorError, safe_open
 
@@ -532,5 +551,6 @@ def load_weights(path: str | os.PathLike[str]) -> SliceNetwork:
                 f"{path} does not fit the network that it names: {name} is {found} and should be "
                 f"{tuple(tensor.shape)} ({network.settings.n_channels} input channels)."
             )
+    _check_finite(state, path)
     network.load_state_dict({k: v.to(expected[k].dtype) for k, v in state.items() if k in expected})
     return network.eval()

@@ -21,7 +21,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from anacor_dials import __version__
 from anacor_dials.sample.output_files import whole_file
+from anacor_dials.segmentation.batch_statistics import measure_statistics
 from anacor_dials.segmentation.coarse_grid import WINDOWS
 from anacor_dials.segmentation.context import at_plane, context_probabilities
 from anacor_dials.segmentation.losses import adjust_logits
@@ -70,6 +71,8 @@ from anacor_dials.segmentation.training_record import (
 from anacor_dials.segmentation.training_settings import TrainingSettings
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.training")
+
+STATISTICS_BATCHES = 40  # that the normalisations of the final weights are measured on
 
 # ---- the mean of the weights ---------------------------------------------------------------------
 
@@ -321,6 +324,18 @@ class _Trainer:
         adjust_logits(network, self.per_class**self.settings.weights_taken_off)
         return network.eval()
 
+    def batches_for_statistics(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Crops of the present pool, none of them of an earlier step."""
+        for number in range(STATISTICS_BATCHES):
+            rng = np.random.default_rng([self.settings.seed, 1 << 30, number])
+            slices, context, _ = self.source.batch(rng, *crops_of_step(self.settings, number))
+            yield (
+                torch.from_numpy(slices).to(self.device).contiguous(memory_format=self.layout),
+                torch.from_numpy(context).to(self.device)
+                if self.network.context is not None
+                else None,
+            )
+
     def look(self, rate: float, validate: bool) -> None:
         """Adds a row to the course, with the scores of the samples left out where asked for; saves
         all."""
@@ -476,6 +491,7 @@ def train(
     finally:
         pool.close()
     network = trainer.averaged_network(trainer.best["state"] or None)
+    measure_statistics(network, trainer.batches_for_statistics())
     scores: dict[str, Any] = {}
     if validation:
         entropy, dice = validation_scores(network, validation, trainer.device)

@@ -7,6 +7,10 @@ the projections p = -ln T has (Helgason, Acta Math. 113 (1965) 153; Ludwig, Comm
     m1(x, theta) = integral of u p du            = m0 (axis + y cos theta - z sin theta)
 
 with (y, z) the row's centre of mass.
+
+Fringes obey neither: they keep the sum of T, not that of -ln T, so that the mass of a plate that is seen edge-on
+came out 5 % too large, and its centre up to 1.5 pixels aside (simulated scans with T up to 3 in the fringes).
+Therefore T is blurred over strong fringes before its logarithm is taken.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.ndimage
 from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import FloatArray
@@ -22,6 +27,9 @@ from anacor_dials.tomography.survey import Survey
 
 LEAST_ROWS = 3
 ROW_MASS = 0.05  # of the heaviest row: lighter rows say little
+# standard deviation, in small pixels, of the blur: departures from sines fall to a half from 0 to 2, and no further
+FRINGE_BLUR = 2.0
+FRINGES = 1.15  # transmission of the brightest pixels, from which on there are strong fringes
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +89,19 @@ def find_moments(survey: Survey, good: NDArray[np.bool_], beam: BeamLevel) -> Mo
     x = (np.arange(kx) - (kx - 1) / 2) * bx
     level = np.maximum(beam.level[good], 1e-3)[:, None, None]
     images = np.nan_to_num(survey.images[good] / level, nan=1.0)
+    air = beam.air
+    if np.quantile(images, 0.999) > FRINGES:
+        sigma = (0, FRINGE_BLUR, FRINGE_BLUR)
+        images = scipy.ndimage.gaussian_filter(images, sigma, mode="nearest")
+        # the blur carries the sample into the air beside it
+        spread = round(2 * FRINGE_BLUR)
+        air = scipy.ndimage.binary_erosion(air, iterations=spread, border_value=1)
+        both &= air[:, 0] & air[:, -1]
+        if both.sum() < LEAST_ROWS:
+            return None
     attenuation = -np.log(np.clip(images, 1e-3, None)).astype(np.float64)
-    attenuation = _without_background(attenuation, beam.air & both[:, None], u)
-    attenuation[:, beam.air] = 0.0  # noise, far from the middle
+    attenuation = _without_background(attenuation, air & both[:, None], u)
+    attenuation[:, air] = 0.0  # noise, far from the middle
     profile = attenuation.sum(axis=2) * by
     mean = profile.mean(axis=0)
     rows = both & (mean > ROW_MASS * np.max(np.where(both, mean, 0.0)))

@@ -41,7 +41,7 @@ BAD_LIMIT = 0.1  # of the projections: more bad ones are no accident
 LEVEL_WARNING = 0.02  # of the beam beside the sample from the flats
 MISFIT = 1.5  # of the angles, in standard deviations, from which on other angles are tried; good scans have 0.1 to 1.1
 BETTER = 0.7  # times that misfit: what other angles must do to be believed
-HOPELESS = 5.0  # misfit that no angle, drift or tilt explains
+HOPELESS = 8.0  # misfit that no angle, drift or tilt explains; strong fringes in small images make up to 4.3
 LEAST_OFFSET_DEG = 2.0
 TILT_EDGE_PIXELS = 0.12  # what a tilt must move the ends of the sample by, to be minded
 TILT_SIGMAS = 5.0
@@ -251,6 +251,7 @@ def _check_motion(
     across = course.drift + np.where(course.shifted, course.shift, 0.0)
     moments = moments.moved_back(still, across)
     measured, error = axis_tilt(moments, angles[places])
+    error *= max(1.0, course.misfit)  # what no motion explains is not noise alone
     if tilt is None:
         tilt = _believed_tilt(measured, error, moments)
     shift_x = still if along is None else along
