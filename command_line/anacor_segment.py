@@ -8,8 +8,11 @@ cannot be is put right afterwards (one crystal body, none of it in air). The res
 tomogram, the labels and each material's absorption coefficient, and goes straight into
 dials.anacor_absorption.
 
-Look at the report: slices can be scrolled through with the outlines of the materials. Labels can be exported
-(output.nrrd for 3D Slicer, output.tiff, output.npy), corrected by hand, and put back (labels.file=).
+Look at the report: slices can be scrolled through with the outlines of the materials. Labels are put right by
+dials.anacor_edit; what was labelled by hand is never changed by this program. They can also be exported
+(output.nrrd for 3D Slicer, output.nifti for ITK-SNAP, output.tiff, output.npy), corrected elsewhere, and put back
+(labels.file=). With labels.mode=learn the network learns from the slices that were put right, and labels the
+rest anew.
 
 Examples::
 
@@ -18,6 +21,8 @@ Examples::
   dials.anacor_segment tomo.h5 segmentation.axes=xyz output.nrrd=labels.nrrd
 
   dials.anacor_segment tomo.h5 labels.file=corrected.tif labels.mode=merge
+
+  dials.anacor_segment tomo.h5 labels.mode=learn output.tomogram=tomo.h5
 
   dials.anacor_segment scan.nxs truth=truth.h5
 
@@ -28,6 +33,7 @@ Examples::
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 from typing import Any
@@ -39,6 +45,7 @@ from libtbx import phil
 from anacor_dials.command_line import begin_log
 from anacor_dials.jobs.segment import (
     CorrectedLabels,
+    SegmentationSettings,
     SegmentedSample,
     load_source,
     segment_sample,
@@ -55,7 +62,7 @@ from anacor_dials.phil.settings import (
 )
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.report.segmentation import log_lines, numbers, sections
-from anacor_dials.sample.label_files import write_npy, write_nrrd, write_tiff
+from anacor_dials.sample.label_files import write_nifti, write_npy, write_nrrd, write_tiff
 from anacor_dials.sample.output_files import OutputFiles
 
 logger = logging.getLogger("dials.anacor_segment")
@@ -64,10 +71,17 @@ phil_scope = parse_phil("anacor_segment.phil")
 
 
 def corrected_labels(labels: Any) -> CorrectedLabels | None:
-    """The stack that the PHIL scope ``labels`` names."""
-    if labels.file is None:
+    """The corrected labels that the PHIL scope ``labels`` names."""
+    if labels.file is None and labels.mode != "learn":
         return None
     return CorrectedLabels(labels.file, labels.axes, names_of_labels(labels.names), labels.mode)
+
+
+def settings_of(params: Any) -> SegmentationSettings:
+    """The settings that the parameters ask for."""
+    settings = segmentation_settings(params, params.output.probabilities)
+    learning = dataclasses.replace(settings.learning, minutes=params.labels.minutes)
+    return dataclasses.replace(settings, learning=learning)
 
 
 def save(sample: SegmentedSample, name: str, parameters: str, output: Any) -> None:
@@ -80,6 +94,8 @@ def save(sample: SegmentedSample, name: str, parameters: str, output: Any) -> No
             write_tiff(outputs.path(output.tiff), sample.labels)
         if output.nrrd:
             write_nrrd(outputs.path(output.nrrd), sample.labels)
+        if output.nifti:
+            write_nifti(outputs.path(output.nifti), sample.labels)
         if output.html:
             write_html(outputs.path(output.html), "Segmentation", sections(sample), subtitle=name)
         if output.json:
@@ -115,7 +131,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
         logger.info("%r", source.tomogram)
         sample = segment_sample(
             source,
-            segmentation_settings(params, params.output.probabilities),
+            settings_of(params),
             corrected_labels(params.labels),
             params.truth,
         )
@@ -132,6 +148,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
         params.output.tiff,
         params.output.npy,
         params.output.nrrd,
+        params.output.nifti,
         params.output.html,
         params.output.json,
     ):

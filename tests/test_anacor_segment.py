@@ -8,9 +8,10 @@ import h5py
 import numpy as np
 import pytest
 
+from anacor_dials.sample.hand_made import EditingSession, HandMadeLabels, read_hand_made
 from anacor_dials.sample.label_files import read_label_stack
 from anacor_dials.sample.tomogram_files import read_sample_file, write_sample_file
-from anacor_dials.sample.volumes import LabelVolume, Tomogram
+from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
 
 pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("torchvision", reason="torchvision is not installed")
@@ -221,3 +222,86 @@ def test_a_tomogram_of_another_program(folder, labels):
         anacor_segment.run(["recon.h5", *said, "output.tomogram=recon.h5"])
     with pytest.raises(Sorry, match="tomogram.\\* is for the tomograms of other programs"):
         anacor_segment.run(["given.h5", "tomogram.unit=1/um"])
+
+
+# ---- labels made by hand ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def edited(folder, labels):
+    """given.h5 with labels, of which a block of liquor was called loop by hand."""
+    made = labels.copy()
+    made[14:18, 26:29, 18:24] = 2
+    session = np.zeros(labels.shape, dtype=np.uint8)
+    session[14:18, 26:29, 18:24] = 1
+    session[16, :, :] = 2
+    who = (EditingSession("anna", "2026-01-01T10:00:00+00:00"), EditingSession("ben", "2026-01-02"))
+    given = read_sample_file("given.h5")
+    write_sample_file(
+        "edited.h5",
+        tomogram=given.tomogram,
+        labels=LabelVolume(made, 1.2, CENTRE),
+        hand_made=HandMadeLabels(made, session, DEFAULT_NAMES, who),
+    )
+    return made, session, who
+
+
+def test_what_people_labelled_is_kept(edited, labels):
+    made, session, who = edited
+    anacor_segment.run(["edited.h5", "html=None"])
+    contents = read_sample_file("tomo.h5", probabilities=True)
+    np.testing.assert_array_equal(contents.labels.values[session > 0], made[session > 0])
+    np.testing.assert_array_equal(contents.labels.values[session == 0], labels[session == 0])
+    found = contents.probabilities.argmax(axis=0)
+    np.testing.assert_array_equal(found[session > 0], made[session > 0])
+    record = read_hand_made("tomo.h5")
+    np.testing.assert_array_equal(record.session, session)
+    assert record.sessions == who
+
+
+def test_a_merged_stack_is_by_hand(edited, labels):
+    made, session, _ = edited
+    stack = np.zeros_like(labels)
+    stack[20:22, 10:14, 10:14] = 3
+    np.save("more.npy", stack)
+    anacor_segment.run(["edited.h5", "labels.file=more.npy", "labels.mode=merge", "html=None"])
+    record = read_hand_made("tomo.h5")
+    assert [s.user for s in record.sessions[:2]] == ["anna", "ben"]
+    np.testing.assert_array_equal(record.session == 3, stack > 0)
+    contents = read_sample_file("tomo.h5")
+    assert np.all(contents.labels.values[stack > 0] == 3)
+    both = (stack == 0) & (session > 0)
+    np.testing.assert_array_equal(contents.labels.values[both], made[both])
+
+
+def test_the_network_learns_from_what_is_by_hand(edited, labels, monkeypatch):
+    """What is handed to the learning network, and that its labels are taken; learning itself is tested with
+    the network."""
+    made, session, _ = edited
+    asked = {}
+
+    def learned(tomogram, hand_made, networks, settings):
+        asked["by hand"], asked["minutes"] = hand_made, settings.minutes
+        return networks[0]
+
+    monkeypatch.setattr(segment, "learned_network", learned)
+    anacor_segment.run(["edited.h5", "labels.mode=learn", "minutes=0.5", "html=None"])
+    np.testing.assert_array_equal(asked["by hand"].session, session)
+    assert asked["minutes"] == 0.5
+    record = read_hand_made("tomo.h5")
+    np.testing.assert_array_equal(record.session, session)
+    # planes of a stack that hold labels count as a whole, with those of the file
+    stack = np.zeros_like(labels)
+    stack[20] = labels[20]
+    np.save("planes.npy", stack)
+    anacor_segment.run(["edited.h5", "labels.file=planes.npy", "labels.mode=learn", "html=None"])
+    expected = session > 0
+    expected[20] = True
+    np.testing.assert_array_equal(asked["by hand"].by_hand, expected)
+    np.testing.assert_array_equal(asked["by hand"].labels[20], labels[20])
+
+
+def test_nothing_to_learn_from_is_one_sentence(folder):
+    with pytest.raises(Sorry, match="nothing to learn from"):
+        anacor_segment.run(["given.h5", "labels.mode=learn"])
+    assert not (folder / "tomo.h5").exists()

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from anacor_dials.sample.hand_made import HandMadeLabels
 from anacor_dials.sample.tomogram_files import is_sample_file, new_tomogram_file
 from anacor_dials.sample.volumes import Tomogram
 from anacor_dials.tomography import reconstruction
@@ -36,6 +37,8 @@ class Reconstruction:
         Of the phase retrieval; None if there was none.
     warnings : tuple of str
         Sentences on a tomogram of another program.
+    hand_made : HandMadeLabels, optional
+        Labels that people made on this tomogram. No program changes them.
     """
 
     tomogram: Tomogram
@@ -44,6 +47,7 @@ class Reconstruction:
     energy_keV: float | None = None
     paganin_delta_beta: float | None = None
     warnings: tuple[str, ...] = ()
+    hand_made: HandMadeLabels | None = None
 
 
 def is_sample_path(name: str | os.PathLike[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +15,22 @@ from numpy.typing import NDArray
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.jobs.foreign_tomogram import load_foreign_tomogram
 from anacor_dials.jobs.label_uncertainty import TOLERANCE, LabelUncertainty, label_uncertainty
+from anacor_dials.jobs.learn import (
+    LearningSettings,
+    hand_made_of_file,
+    joined,
+    known_on_tomogram,
+    learned_network,
+)
 from anacor_dials.jobs.reconstruct import Reconstruction, is_sample_path, reconstruct
 from anacor_dials.sample.foreign_tomograms import TomogramDescription, is_foreign_tomogram
 from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.hand_made import (
+    EditingSession,
+    HandMadeLabels,
+    nothing_by_hand,
+    read_hand_made,
+)
 from anacor_dials.sample.label_files import read_label_stack
 from anacor_dials.sample.tomogram_files import (
     read_sample_file,
@@ -35,12 +48,20 @@ from anacor_dials.segmentation.inference import (
 from anacor_dials.segmentation.sam2_refinement import Sam2Settings, sam2_refiner
 from anacor_dials.segmentation.tiles import InferenceSettings
 from anacor_dials.segmentation.training_data import labels_on_grid
-from anacor_dials.segmentation.working_grid import working_volume
+from anacor_dials.segmentation.working_grid import (
+    UNKNOWN,
+    bin_factors,
+    binned_known,
+    working_volume,
+)
 from anacor_dials.tomography.reconstruction import ReconstructionSettings
 from anacor_dials.tomography.scan_files import ScanDescription, find_scan
 
 logger = logging.getLogger("dials.anacor_dials.jobs.segment")
 
+Refiner = Callable[[NDArray[np.float32], NDArray[np.uint8]], NDArray[np.uint8]]
+# a network that has learned labels smaller volumes across all three axes, which takes three times as long
+THREE_AXES_UP_TO = 8_000_000
 LARGEST_PROBABILITIES = 4e9  # bytes: beyond, a file of probabilities is of no more use than trouble
 
 
@@ -51,8 +72,9 @@ class SegmentationSettings:
     weights: a .safetensors file, or None for the weights that ship with the package. inference: how
     slices are taken through the network. clean_up: whether the steps of `cleaning` follow. uncertainty: whether
     plausible labels are drawn to find what the doubt about them is worth in the factors. sam2: the
-    refinement by SAM-2, left out where it names no checkpoint. keep_probabilities: whether the result
-    holds them. progress: whether progress bars are shown.
+    refinement by SAM-2, left out where it names no checkpoint. learning: how the network learns the sample
+    where that is asked for. keep_probabilities: whether the result holds them. progress: whether progress
+    bars are shown.
     """
 
     weights: str | Path | None = None
@@ -61,27 +83,32 @@ class SegmentationSettings:
     uncertainty: bool = True
     cleaning: CleaningSettings = field(default_factory=CleaningSettings)
     sam2: Sam2Settings = field(default_factory=Sam2Settings)
+    learning: LearningSettings = field(default_factory=LearningSettings)
     keep_probabilities: bool = False
     progress: bool = False
 
 
 @dataclass(frozen=True)
 class CorrectedLabels:
-    """A stack of labels that was corrected by hand and is to be put back.
+    """Labels that were corrected by hand.
 
     file: a TIFF stack, .npy, or file.h5:/dataset, on the tomogram's grid. axes: what its first, second
     and third index run along. names: of its labels 0, 1, 2 ... mode: "replace", the stack is the
-    result; "merge", only where it is not 0.
+    result; "merge", only where it is not 0; "learn", the network learns from it and labels the rest. In
+    the mode "learn" the file may be a tomo.h5 in which labels were made by hand, and None stands for those of
+    the tomogram's own file.
     """
 
-    file: str | Path
+    file: str | Path | None
     axes: str = "x,y,z"
     names: Sequence[str] = DEFAULT_NAMES
     mode: str = "replace"
 
     def __post_init__(self) -> None:
-        if self.mode not in ("replace", "merge"):
-            raise ValueError(f"The mode is {self.mode!r}; it is replace or merge.")
+        if self.mode not in ("replace", "merge", "learn"):
+            raise ValueError(f"The mode is {self.mode!r}; it is replace, merge or learn.")
+        if self.file is None and self.mode != "learn":
+            raise ValueError(f"labels.mode={self.mode} needs labels.file=, the corrected stack.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +120,7 @@ class SegmentedSample:
     everything. evaluation: scores against true labels, where these were given. n_changed: voxels that
     a merged stack changed. probabilities: uint8 (n, nx, ny, nz), 255 = 1, where kept. warnings: sentences.
     uncertainty: of the absorption factors from the network's labels; None for labels that came from elsewhere.
+    hand_made: which of the labels people made; None where there are none.
     """
 
     source: Reconstruction
@@ -104,6 +132,7 @@ class SegmentedSample:
     probabilities: NDArray[np.uint8] | None = None
     warnings: Sequence[str] = ()
     uncertainty: LabelUncertainty | None = None
+    hand_made: HandMadeLabels | None = None
 
     @property
     def factors_uncertainty(self) -> float | None:
@@ -123,7 +152,8 @@ def load_source(
     energy_keV: float | None = None,
     tomogram: TomogramDescription | None = None,
 ) -> Reconstruction:
-    """The tomogram of a tomo.h5 or of another program, or the reconstruction of a scan.
+    """The tomogram of a tomo.h5, with what people labelled in it, or of another program, or the
+    reconstruction of a scan.
 
     Parameters
     ----------
@@ -157,28 +187,52 @@ def load_source(
             energy_keV = find_scan(sample.projections, description).energy_keV
         except ValueError as error:
             logger.debug("the scan does not tell the energy: %s", error)
+    hand_made = read_hand_made(name)
+    if hand_made is not None:
+        logger.info("%s: %r are kept", name, hand_made)
     return Reconstruction(
         sample.tomogram,
         sample.projections,
         sample.scan_centre,
         energy_keV,
         sample.paganin_delta_beta,
+        hand_made=hand_made,
     )
 
 
-def segment_tomogram(source: Reconstruction, settings: SegmentationSettings) -> Segmentation:
-    """What the network, SAM-2 (where asked for) and the clean-up make of a tomogram."""
-    networks = load_networks(settings.weights)
-    network = networks[0]
-    refine = sam2_refiner(settings.sam2, network.settings.names, settings.inference.device)
-    n_bytes = float(source.tomogram.values.size) * network.settings.n_classes
+def segment_tomogram(
+    source: Reconstruction, settings: SegmentationSettings, learn: bool = False
+) -> Segmentation:
+    """What the network, SAM-2 (where asked for) and the clean-up make of a tomogram.
+
+    learn: whether the network first learns from the labels that people made (source.hand_made). Their
+    probability is 1 in the result.
+    """
+    networks, inference = load_networks(settings.weights), settings.inference
+    names = networks[0].settings.names
+    if learn:
+        if source.hand_made is None:
+            raise ValueError(
+                "No voxel of this tomogram is labelled by hand, so there is nothing to learn from; correct some "
+                "slices by dials.anacor_edit, or give them (labels.file=)."
+            )
+        learning = dataclasses.replace(
+            settings.learning, device=settings.inference.device, progress=settings.progress
+        )
+        networks = [learned_network(source.tomogram, source.hand_made, networks, learning)]
+        if source.tomogram.values.size <= THREE_AXES_UP_TO:
+            inference = dataclasses.replace(inference, axes="xyz")
+    refine = sam2_refiner(settings.sam2, names, settings.inference.device)
+    if source.hand_made is not None:
+        refine = _certain_by_hand(source, source.hand_made, names, refine)
+    n_bytes = float(source.tomogram.values.size) * len(names)
     keep = settings.keep_probabilities and n_bytes <= LARGEST_PROBABILITIES
     if settings.keep_probabilities and not keep:
         logger.warning("The probabilities would take %.1f GB and are not stored.", n_bytes / 1e9)
     return segment(
         source.tomogram,
         networks,
-        settings.inference,
+        inference,
         settings.cleaning,
         source.energy_keV if source.tomogram.quantitative else None,
         keep,
@@ -186,6 +240,25 @@ def segment_tomogram(source: Reconstruction, settings: SegmentationSettings) -> 
         refine,
         progress=settings.progress,
     )
+
+
+def _certain_by_hand(
+    source: Reconstruction, hand_made: HandMadeLabels, names: Sequence[str], refine: Refiner | None
+) -> Refiner:
+    """A step after the network (and SAM-2) that makes what people labelled certain."""
+    known = binned_known(
+        known_on_tomogram(hand_made, names), bin_factors(source.tomogram.voxel_size_um), len(names)
+    )
+
+    def certain(values: NDArray[np.float32], probabilities: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if refine is not None:
+            probabilities = refine(values, probabilities)
+        there = known != UNKNOWN
+        for label in range(len(names)):
+            probabilities[label][there] = np.where(known[there] == label, 255, 0)
+        return probabilities
+
+    return certain
 
 
 def segment_sample(
@@ -198,9 +271,10 @@ def segment_sample(
 
     Parameters
     ----------
-    source: the tomogram, of :func:`load_source` or :func:`anacor_dials.jobs.reconstruct.reconstruct`.
+    source: the tomogram, of :func:`load_source` or :func:`anacor_dials.jobs.reconstruct.reconstruct`. Labels
+        that people made in it are kept, but where a corrected stack replaces everything.
     settings: of the network and what follows it.
-    corrected: labels that replace those of the network or are merged with them.
+    corrected: labels that replace those of the network, are merged with them, or are learned from.
     truth: a truth.h5 of dials.anacor_simulate that the labels are scored against.
 
     Raises
@@ -209,27 +283,38 @@ def segment_sample(
     """
     settings = settings or SegmentationSettings()
     tomogram = source.tomogram
-    stack = None if corrected is None else _corrected_stack(corrected, tomogram)
-    segmentation = None
-    if corrected is None or corrected.mode == "merge":
-        segmentation = segment_tomogram(source, settings)
-    n_changed = probabilities = None
-    if stack is not None:
-        labels, mu, n_changed = _put_back(segmentation, stack, tomogram)
-        if n_changed is not None and corrected is not None:
-            logger.info("%d voxels were changed by %s", n_changed, corrected.file)
-    else:
-        assert segmentation is not None
-        labels, mu = segmentation.labels, segmentation.mu_per_um
-        probabilities = segmentation.probabilities
+    stack = None
+    if corrected is not None and corrected.mode == "learn":
+        source = _with_corrections(source, corrected)
+    elif corrected is not None:
+        stack = _corrected_stack(corrected, tomogram)
+    if stack is not None and corrected is not None and corrected.mode == "replace":
+        mu, more = _mu_of_tomogram(source, mean_mu(tomogram.values, stack))
+        scores = None if truth is None else evaluate(stack, _truth_on_grid(truth, stack, tomogram))
+        return SegmentedSample(
+            source, stack, mu, evaluation=scores, warnings=[*source.warnings, *more]
+        )
+    learn = corrected is not None and corrected.mode == "learn"
+    segmentation = segment_tomogram(source, settings, learn)
+    labels, mu = segmentation.labels, segmentation.mu_per_um
+    warnings = [*source.warnings, *segmentation.warnings]
+    probabilities, n_changed, hand_made = segmentation.probabilities, None, source.hand_made
+    if hand_made is not None:
+        labels = _with_hand_made(labels, hand_made)
+        mu = mean_mu(tomogram.values, labels)
+    if stack is not None and corrected is not None:
+        labels, mu, n_changed = _put_back(labels, stack, tomogram)
+        logger.info("%d voxels were changed by %s", n_changed, corrected.file)
+        made = hand_made or nothing_by_hand(labels.shape, labels.names)
+        hand_made = made.translated(labels.names).with_more(
+            stack.values, stack.values > 0, EditingSession.now()
+        )
+        probabilities = None
     evaluation = None
     if truth is not None:
         evaluation = evaluate(labels, _truth_on_grid(truth, labels, tomogram), probabilities)
-    warnings = list(source.warnings)
-    if segmentation is not None:
-        warnings += segmentation.warnings
     uncertainty = None
-    if segmentation is not None and stack is None and settings.uncertainty:
+    if stack is None and settings.uncertainty:
         uncertainty = _uncertainty(source, segmentation, settings)
         if uncertainty is not None:
             warnings += uncertainty.warnings
@@ -244,7 +329,22 @@ def segment_sample(
         probabilities,
         [*warnings, *more],
         uncertainty,
+        hand_made,
     )
+
+
+def _with_corrections(source: Reconstruction, corrected: CorrectedLabels) -> Reconstruction:
+    """The tomogram with the labels that people made in a file beside those of its own."""
+    if corrected.file is None:
+        return source
+    made = hand_made_of_file(corrected.file, source.tomogram, corrected.axes, corrected.names)
+    return dataclasses.replace(source, hand_made=joined(source.hand_made, made))
+
+
+def _with_hand_made(labels: LabelVolume, hand_made: HandMadeLabels) -> LabelVolume:
+    """Labels with those that people made in their places."""
+    values = hand_made.put_into(labels.values, labels.names)
+    return LabelVolume(values, labels.voxel_size_um, labels.centre, labels.names)
 
 
 def _uncertainty(
@@ -270,6 +370,7 @@ def _uncertainty(
 
 def _corrected_stack(corrected: CorrectedLabels, tomogram: Tomogram) -> LabelVolume:
     """The corrected stack, on the tomogram's grid."""
+    assert corrected.file is not None  # as of CorrectedLabels
     labels = read_label_stack(
         corrected.file, tomogram.voxel_size_um, corrected.axes, corrected.names, tomogram.centre
     )
@@ -282,20 +383,18 @@ def _corrected_stack(corrected: CorrectedLabels, tomogram: Tomogram) -> LabelVol
 
 
 def _put_back(
-    segmentation: Segmentation | None, stack: LabelVolume, tomogram: Tomogram
-) -> tuple[LabelVolume, FloatArray, int | None]:
-    """(labels, mu (n,), voxels changed) with the corrected stack: where it is not 0, or everywhere."""
-    if segmentation is None:
-        return stack, mean_mu(tomogram.values, stack), None
-    if stack.names != segmentation.labels.names:
+    labels: LabelVolume, stack: LabelVolume, tomogram: Tomogram
+) -> tuple[LabelVolume, FloatArray, int]:
+    """(labels, mu (n,), voxels changed) with the corrected stack where it is not 0."""
+    if stack.names != labels.names:
         raise ValueError(
             f"The stack has the labels {', '.join(stack.names)} and the network's are "
-            f"{', '.join(segmentation.labels.names)}; to merge them they must be the same."
+            f"{', '.join(labels.names)}; to merge them they must be the same."
         )
-    values = np.where(stack.values > 0, stack.values, segmentation.labels.values)
-    changed = int(np.count_nonzero(values != segmentation.labels.values))
-    labels = LabelVolume(values, stack.voxel_size_um, stack.centre, stack.names)
-    return labels, mean_mu(tomogram.values, labels), changed
+    values = np.where(stack.values > 0, stack.values, labels.values)
+    changed = int(np.count_nonzero(values != labels.values))
+    merged = LabelVolume(values, stack.voxel_size_um, stack.centre, stack.names)
+    return merged, mean_mu(tomogram.values, merged), changed
 
 
 def _truth_on_grid(
@@ -335,7 +434,7 @@ def _mu_of_tomogram(source: Reconstruction, mu: FloatArray) -> tuple[FloatArray,
 def write_segmented(
     path: str | os.PathLike[str], sample: SegmentedSample, parameters: str = ""
 ) -> None:
-    """Writes tomogram, labels, mu and probabilities (where kept) to a tomo.h5."""
+    """Writes tomogram, labels, mu, probabilities (where kept) and what is by hand to a tomo.h5."""
     source = sample.source
     write_sample_file(
         path,
@@ -349,4 +448,5 @@ def write_segmented(
         scan_centre=source.scan_centre,
         paganin_delta_beta=source.paganin_delta_beta,
         factors_uncertainty=sample.factors_uncertainty,
+        hand_made=sample.hand_made,
     )

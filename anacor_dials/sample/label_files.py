@@ -49,6 +49,26 @@ def write_nrrd(path: str | os.PathLike[str], labels: LabelVolume) -> None:
         file.write(gzip.compress(labels.values.tobytes(order="F"), 4))
 
 
+def write_nifti(path: str | os.PathLike[str], labels: LabelVolume) -> None:
+    """Writes labels as NIfTI-1, um; the axes are X, Y, Z and the origin is that of the tomo frame.
+
+    Raises ValueError where nibabel is not installed, or the name does not end in .nii or .nii.gz.
+    """
+    if not os.fspath(path).endswith((".nii", ".nii.gz")):
+        raise ValueError(f"output.nifti is {path}; the name must end in .nii or .nii.gz.")
+    try:
+        import nibabel
+    except ImportError:
+        raise ValueError(
+            f"{path} needs nibabel, which is not installed: pip install nibabel."
+        ) from None
+    affine = np.diag([*labels.voxel_size_um, 1.0])
+    affine[:3, 3] = labels.position_um((0, 0, 0))
+    image = nibabel.Nifti1Image(labels.values, affine)
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, path)
+
+
 def _relabelled(stack: NDArray[Any], path: object, n_names: int) -> NDArray[np.uint8]:
     """Whole, non-negative numbers below n_names as uint8."""
     if not (np.issubdtype(stack.dtype, np.integer) or stack.dtype == bool):

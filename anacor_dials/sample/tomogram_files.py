@@ -19,6 +19,7 @@
     /entry/segmentation/@factors_uncertainty  float64  relative rms by which absorption factors are
                                          uncertain because the labels are                (optional)
     /entry/segmentation/@projections     path of the scan that the labels belong to      (optional)
+    /entry/segmentation/by_hand ...      which voxels people labelled, see :mod:`.hand_made` (optional)
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials import __version__
 from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.hand_made import HandMadeLabels, write_hand_made
 from anacor_dials.sample.hdf5_files import dataset_at, open_hdf5, whole_array
 from anacor_dials.sample.output_files import whole_file
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
@@ -293,13 +295,14 @@ def write_sample_file(
     scan_centre: tuple[float, float] | None = None,
     paganin_delta_beta: float | None = None,
     factors_uncertainty: float | None = None,
+    hand_made: HandMadeLabels | None = None,
 ) -> None:
     """Writes a ``tomo.h5``, whole or not at all; an existing file is replaced.
 
     mu_per_um: (n,) by label, 1/um, NaN where unknown; probabilities: uint8 (n, nx, ny, nz);
     projections: the raw scan, stored relative to the file; parameters: PHIL text for the record;
     scan_centre, paganin_delta_beta: of the tomogram, and factors_uncertainty: of the labels, as of
-    :class:`SampleFile`. Raises ValueError where volumes disagree or there is nothing to write.
+    :class:`SampleFile`; hand_made: which of the labels people made. Raises ValueError where volumes disagree or there is nothing to write.
     """
     volume = labels if labels is not None else tomogram
     if volume is None:
@@ -334,6 +337,8 @@ def write_sample_file(
                 group.attrs["factors_uncertainty"] = float(factors_uncertainty)
             if probabilities is not None:
                 _create(group, "probabilities", probabilities)
+            if hand_made is not None and hand_made.n_voxels:
+                write_hand_made(group, hand_made)
             if projections is not None:
                 folder = Path(path).absolute().parent
                 group.attrs["projections"] = os.path.relpath(projections, folder)

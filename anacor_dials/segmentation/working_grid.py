@@ -25,6 +25,7 @@ VOXELS_LOOKED_AT = 400_000
 LEAST_SIGNIFICANCE = 3.0  # of the sample above air, in standard deviations of the smoothed values
 NO_AIR = 0.5  # of the sample's level: a darker part above it is sample, not air
 NO_AIR_NOISE = 3.0  # and by as many standard deviations of the smoothed values above zero
+UNKNOWN = 255  # in place of a label where nobody looked
 LEAST_MU = 2e-4  # 1/um, of water at 14 keV: a volume below it is air whose level is a little off
 
 
@@ -206,6 +207,24 @@ def binned_labels(
         share = np.maximum(share, here)
     assert best is not None
     return best
+
+
+def binned_known(
+    known: NDArray[np.uint8], factors: tuple[int, int, int], n: int
+) -> NDArray[np.uint8]:
+    """The most frequent label of those known in every block, uint8; UNKNOWN where none is."""
+    if factors == (1, 1, 1):
+        return known
+    fx, fy, fz = factors
+    nx, ny, nz = (-(-size // f) for size, f in zip(known.shape, factors, strict=True))
+    out = np.empty((nx, ny, nz), dtype=np.uint8)
+    for i in range(nx):
+        slab = known[i * fx : (i + 1) * fx]
+        padding = ((0, 0), (0, ny * fy - known.shape[1]), (0, nz * fz - known.shape[2]))
+        blocks = np.pad(slab, padding, constant_values=UNKNOWN).reshape(-1, ny, fy, nz, fz)
+        counts = np.stack([np.count_nonzero(blocks == k, axis=(0, 2, 4)) for k in range(n)])
+        out[i] = np.where(counts.max(axis=0) > 0, counts.argmax(axis=0), UNKNOWN)
+    return out
 
 
 def working_volume(volume: Volume, values: NDArray[Any], factors: tuple[int, int, int]) -> Volume:
