@@ -19,7 +19,7 @@ setup(
         "anacor_dials.phil": "phil",
     },
     package_data={
-        "anacor_dials": ["py.typed", "templates/*", "segmentation/weights/*"],
+        "anacor_dials": ["napari.yaml", "py.typed", "templates/*", "segmentation/weights/*"],
         "anacor_dials.phil": ["*.phil"],
     },
 )

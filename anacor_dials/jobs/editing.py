@@ -1,0 +1,492 @@
+"""A person puts labels right: what was drawn, undo, what follows from it, and the file that holds it.
+
+No page and no picture is known here: :mod:`anacor_dials.report.edit_server` shows it in a browser.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from anacor_dials.absorption.factors import absorption_factors
+from anacor_dials.absorption.tracing import Tracing
+from anacor_dials.jobs.label_uncertainty import random_sweep
+from anacor_dials.jobs.segment import SegmentationSettings, load_source, segment_tomogram
+from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.hand_made import (
+    EditingSession,
+    HandMadeLabels,
+    nothing_by_hand,
+    numbered,
+    write_hand_made,
+)
+from anacor_dials.sample.output_files import whole_file
+from anacor_dials.sample.tomogram_files import read_sample_file
+from anacor_dials.sample.volumes import LabelVolume, Volume
+from anacor_dials.segmentation.clean_up import CROSS
+from anacor_dials.segmentation.doubtful_places import DoubtfulPlace, doubt_of, doubtful_places
+from anacor_dials.segmentation.inference import mean_mu
+from anacor_dials.segmentation.propagation import PropagationSettings, followed, sam2_propagation
+from anacor_dials.segmentation.working_grid import (
+    bin_factors,
+    binned_labels,
+    intensity_scale,
+    working_volume,
+)
+
+logger = logging.getLogger("dials.anacor_dials.jobs.editing")
+
+DIRECTIONS = 200
+TRACED_VOXELS = 160  # along an edge: finer volumes are binned before factors are computed
+TOLERANCE = 2e-3
+VOXELS_LOOKED_AT = 8_000_000  # for doubtful places
+PLANES = {0: (1, 2), 1: (0, 2), 2: (0, 1)}  # the two axes of a slice across an axis
+
+
+@dataclass(frozen=True)
+class EditingSettings:
+    """segmentation: how the network labels the sample anew after it has learned. propagation: how far
+    strokes go. user: who draws; the name of the user if None."""
+
+    segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
+    propagation: PropagationSettings = field(default_factory=PropagationSettings)
+    user: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """One step: of which voxels (flat indices) labels and records became what they are now."""
+
+    what: str
+    voxels: NDArray[np.int64]
+    labels_before: NDArray[np.uint8]
+    labels_after: NDArray[np.uint8]
+    session_before: NDArray[np.uint8]
+    session_after: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """What the labels are worth: volumes in um^3 and mu in 1/um of the materials, by label, and factors
+    of some directions (n,); before is when the file was opened."""
+
+    names: tuple[str, ...]
+    volumes_before: FloatArray
+    volumes_now: FloatArray
+    mu_before: FloatArray
+    mu_now: FloatArray
+    factors_before: FloatArray
+    factors_now: FloatArray
+
+    @property
+    def rms(self) -> float:
+        """Relative rms change of the factors after one common scale; NaN without a crystal."""
+        if not (self.factors_before.size and self.factors_now.size):
+            return float("nan")
+        ratio = self.factors_now / self.factors_before
+        return float(np.std(ratio) / np.mean(ratio))
+
+
+class LabelEditor:
+    """The labels of a ``tomo.h5`` while a person puts them right. One thread at a time changes them.
+
+    Every step is in the file when its method returns. Raises ValueError where the file has no tomogram or
+    no labels, or cannot be written, and (in steps) for what cannot be.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], settings: EditingSettings | None = None
+    ) -> None:
+        self.path, self.settings = Path(path), settings or EditingSettings()
+        self.source = load_source(path)
+        sample = read_sample_file(path, tomogram=False, probabilities=True)
+        if sample.labels is None:
+            raise ValueError(
+                f"{path} holds no labels yet; make some by dials.anacor_segment {path} "
+                f"output.tomogram={path}."
+            )
+        _require_writable(self.path)
+        self.tomogram, self.first = self.source.tomogram, sample.labels
+        self.names, self.shape = sample.labels.names, sample.labels.shape
+        self.crystal = sample.labels.label("crystal")
+        self.labels = sample.labels.values.copy()
+        self.scale = intensity_scale(self.tomogram.values, self.tomogram.voxel_size_um)
+        made = self.source.hand_made or nothing_by_hand(self.shape, self.names)
+        self.session = made.session.copy()
+        who = EditingSession.now()
+        if self.settings.user:
+            who = dataclasses.replace(who, user=self.settings.user)
+        self.sessions, self.number = numbered(made.sessions, who)
+        self.probabilities = sample.probabilities
+        # what programs said, for the eraser; where people drew in earlier sessions, if it is known
+        self.machine = self.labels.copy()
+        if self.probabilities is not None and self.session.any():
+            before = self.session > 0
+            self.machine[before] = self.probabilities[:, before].argmax(axis=0)
+        self.mu = np.full(len(self.names), np.nan)
+        if sample.mu_per_um is not None:
+            self.mu = sample.mu_per_um
+        self.mu_first, self.energy_keV = self.mu.copy(), sample.energy_keV
+        self.done: list[Change] = []
+        self.undone: list[Change] = []
+        self.lock = threading.RLock()
+        self._stamp = _stamp(self.path)
+        self._probabilities_changed = False
+
+    # ---- what can be seen ------------------------------------------------------------------------
+
+    def normalised(self, part: Any = slice(None)) -> NDArray[np.float32]:
+        """Values of a part of the tomogram, air 0 and the sample 1."""
+        return self.scale.normalised(self.tomogram.values[part])
+
+    def plane(self, kind: str, axis: int, index: int) -> NDArray[Any]:
+        """A slice across an axis: values (float32, normalised), labels, by_hand or doubt (uint8)."""
+        if axis not in PLANES or not 0 <= index < self.shape[axis]:
+            raise ValueError(f"There is no slice {index} across axis {axis} of {self.shape}.")
+        place = tuple(index if a == axis else slice(None) for a in range(3))
+        if kind == "values":
+            return self.normalised(place)
+        if kind == "labels":
+            return self.labels[place]
+        if kind == "by_hand":
+            return (self.session[place] > 0).astype(np.uint8)
+        if kind == "doubt":
+            if self.probabilities is None:
+                return np.zeros(self.labels[place].shape, dtype=np.uint8)
+            p = self.probabilities[(slice(None), *place)]
+            doubt = doubt_of(p[:, None], self.crystal)[0]
+            return np.where(self.session[place] > 0, 0, doubt).astype(np.uint8)
+        raise ValueError(
+            f"Slices of {kind!r} are not known; ask for values, labels, by_hand, doubt."
+        )
+
+    def places(self) -> list[DoubtfulPlace]:
+        """The doubtful places, the worst first; empty where the file holds no probabilities.
+
+        In large volumes every second, third ... voxel along each axis is looked at.
+        """
+        if self.probabilities is None:
+            return []
+        step = max(1, round((self.labels.size / VOXELS_LOOKED_AT) ** (1 / 3)))
+        thin = (slice(step // 2, None, step),) * 3
+        found = doubtful_places(
+            np.ascontiguousarray(self.probabilities[(slice(None), *thin)]),
+            self.crystal,
+            self.session[thin] > 0,
+            step=step,
+        )
+        return [dataclasses.replace(place, voxel=_full_size(place.voxel, step)) for place in found]
+
+    def hand_made(self) -> HandMadeLabels:
+        """What is by hand now."""
+        return HandMadeLabels(self.labels, self.session, self.names, self.sessions)
+
+    def label_volume(self) -> LabelVolume:
+        """The labels as they are now."""
+        t = self.tomogram
+        return LabelVolume(self.labels, t.voxel_size_um, t.centre, self.names)
+
+    # ---- steps -----------------------------------------------------------------------------------
+
+    def paint(self, axis: int, index: int, voxels: NDArray[np.integer], label: int) -> int:
+        """Gives voxels of a slice a label, by hand; returns how many. voxels: flat indices within it."""
+        self._require_label(label)
+        where = self._in_volume(axis, index, voxels)
+        n = where.size
+        return self._change(
+            f"{self.names[label]} by hand",
+            where,
+            np.full(n, label, dtype=np.uint8),
+            np.full(n, self.number, dtype=np.uint8),
+        )
+
+    def erase(self, axis: int, index: int, voxels: NDArray[np.integer]) -> int:
+        """Gives voxels back to the programs: their labels are again what those said."""
+        where = self._in_volume(axis, index, voxels)
+        where = where[self.session.reshape(-1)[where] > 0]
+        labels = self.machine.reshape(-1)[where]
+        return self._change("eraser", where, labels, np.zeros(where.size, dtype=np.uint8))
+
+    def relabel_body(self, voxel: Sequence[int], label: int) -> int:
+        """Gives the whole body of equal labels that a voxel lies in another label, by hand."""
+        self._require_label(label)
+        x, y, z = (int(v) for v in voxel)
+        if not all(0 <= v < n for v, n in zip((x, y, z), self.shape, strict=True)):
+            raise ValueError(f"There is no voxel {x}, {y}, {z} in a volume of {self.shape}.")
+        old = int(self.labels[x, y, z])
+        if old == label or old == 0:
+            raise ValueError(
+                f"The voxel {x}, {y}, {z} is {self.names[old]}; choose a body of another material."
+            )
+        bodies, _ = scipy.ndimage.label(self.labels == old, CROSS)
+        where = np.flatnonzero(bodies == bodies[x, y, z])
+        return self._change(
+            f"a body of {self.names[old]} is {self.names[label]}",
+            where,
+            np.full(where.size, label, dtype=np.uint8),
+            np.full(where.size, self.number, dtype=np.uint8),
+        )
+
+    def follow(self, axis: int = 0) -> int:
+        """What was drawn in this session goes on into its surroundings; returns how many voxels changed.
+
+        axis: across which the slices were drawn, for SAM-2.
+        """
+        by_hand = self.session > 0
+        contradicted = (self.session == self.number) & (self.labels != self.machine)
+        if not contradicted.any():
+            raise ValueError("Nothing that was drawn differs from the labels; draw first.")
+        propagation = None
+        sam2 = self.settings.segmentation.sam2
+        if sam2.checkpoint is not None:
+            from anacor_dials.segmentation.sam2_refinement import Sam2Predictor
+
+            predictor = Sam2Predictor.from_settings(
+                sam2, self.settings.segmentation.inference.device
+            )
+            propagation = sam2_propagation(predictor, axis)
+        box = self._around(contradicted)
+        labels = self.labels.copy()
+        labels[box] = followed(
+            self.normalised(box),
+            self.labels[box],
+            by_hand[box],
+            contradicted[box],
+            self.settings.propagation,
+            propagation,
+        )
+        return self._machine_labels("strokes go on", labels)
+
+    def _around(self, where: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+        """The part of the volume that has an influence on what goes on from some voxels."""
+        margin = 2 * self.settings.propagation.reach + 16
+        x, y, z = (
+            slice(max(0, part.start - margin), min(n, part.stop + margin))
+            for part, n in zip(
+                scipy.ndimage.find_objects(where.astype(np.uint8))[0], self.shape, strict=True
+            )
+        )
+        return x, y, z
+
+    def learn(self) -> int:
+        """The network learns from what is by hand and labels the rest anew; how many voxels changed."""
+        source = dataclasses.replace(self.source, hand_made=self.hand_made())
+        found = segment_tomogram(
+            source, dataclasses.replace(self.settings.segmentation, keep_probabilities=True), True
+        )
+        if found.labels.names != self.names:
+            raise ValueError(
+                f"The network's labels are {', '.join(found.labels.names)} and those of the file "
+                f"{', '.join(self.names)}; they must be the same to learn."
+            )
+        with self.lock:
+            if self.probabilities is not None and found.probabilities is not None:
+                self.probabilities = found.probabilities
+                self._probabilities_changed = True
+            self.machine = found.labels.values.copy()
+            return self._machine_labels("the network has learned", found.labels.values)
+
+    def undo(self) -> str:
+        """Takes the last step back; returns what it was. Without limit."""
+        return self._go(self.done, self.undone, back=True)
+
+    def redo(self) -> str:
+        """Does again what was taken back last; returns what it was."""
+        return self._go(self.undone, self.done, back=False)
+
+    def _go(self, taken: list[Change], given: list[Change], back: bool) -> str:
+        with self.lock:
+            if not taken:
+                raise ValueError(f"There is nothing to {'undo' if back else 'redo'}.")
+            change = taken[-1]
+            labels = change.labels_before if back else change.labels_after
+            session = change.session_before if back else change.session_after
+            self._set(change.voxels, labels, session)
+            given.append(taken.pop())
+            return change.what
+
+    def _require_label(self, label: int) -> None:
+        if not 0 <= label < len(self.names):
+            raise ValueError(f"There is no label {label}; labels are 0 to {len(self.names) - 1}.")
+
+    def _in_volume(self, axis: int, index: int, voxels: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Flat indices in the volume of flat indices in a slice; each once."""
+        if axis not in PLANES or not 0 <= index < self.shape[axis]:
+            raise ValueError(f"There is no slice {index} across axis {axis} of {self.shape}.")
+        a, b = PLANES[axis]
+        inside = np.unique(np.asarray(voxels, dtype=np.int64))
+        if inside.size and not 0 <= inside[0] <= inside[-1] < self.shape[a] * self.shape[b]:
+            raise ValueError("Voxels outside of the slice were drawn.")
+        place = [np.full(inside.size, index, dtype=np.int64)] * 3
+        place[a], place[b] = np.divmod(inside, self.shape[b])
+        where: NDArray[np.int64] = np.ravel_multi_index(tuple(place), self.shape).astype(np.int64)
+        return where
+
+    def _machine_labels(self, what: str, labels: NDArray[np.uint8]) -> int:
+        """Takes over labels of a program, but not where a person made them."""
+        new = np.where(self.session > 0, self.labels, labels)
+        where = np.flatnonzero(new != self.labels)
+        return self._change(what, where, new.reshape(-1)[where], self.session.reshape(-1)[where])
+
+    def _change(
+        self,
+        what: str,
+        where: NDArray[np.int64],
+        labels: NDArray[np.uint8],
+        session: NDArray[np.uint8],
+    ) -> int:
+        with self.lock:
+            old, before = self.labels.reshape(-1)[where], self.session.reshape(-1)[where]
+            differs = (old != labels) | (before != session)
+            where, labels, session = where[differs], labels[differs], session[differs]
+            if not where.size:
+                if self._probabilities_changed:
+                    self.save()
+                return 0
+            change = Change(what, where, old[differs], labels, before[differs], session)
+            self._set(where, labels, session)
+            self.done.append(change)
+            self.undone.clear()
+            return int(where.size)
+
+    def _set(
+        self, where: NDArray[np.int64], labels: NDArray[np.uint8], session: NDArray[np.uint8]
+    ) -> None:
+        """Changes voxels and saves; where the file cannot be written nothing is changed."""
+        flat, record = self.labels.reshape(-1), self.session.reshape(-1)
+        old, before = flat[where], record[where]
+        flat[where], record[where] = labels, session
+        try:
+            self.save(where)
+        except ValueError:
+            flat[where], record[where] = old, before
+            raise
+
+    # ---- the file --------------------------------------------------------------------------------
+
+    def save(self, where: NDArray[np.int64] | None = None) -> None:
+        """Writes labels, mu and the record into the file: a whole new one takes the place of the old one.
+
+        where: flat indices of what changed; None: everything is written. Raises ValueError where another
+        program has changed the file meanwhile, or it cannot be written.
+        """
+        with self.lock:
+            if _stamp(self.path) != self._stamp:
+                raise ValueError(
+                    f"{self.path} was changed by another program since it was opened here, so that nothing was "
+                    "saved; open it anew."
+                )
+            try:
+                with whole_file(self.path) as temporary:
+                    shutil.copyfile(self.path, temporary)
+                    with h5py.File(temporary, "r+") as file:
+                        self._write(file["entry/segmentation"], where)
+                    shutil.copymode(self.path, temporary)
+                    with open(temporary, "rb") as written:
+                        os.fsync(written.fileno())
+            except OSError as error:
+                raise ValueError(f"{self.path} cannot be written ({error}).") from None
+            self._stamp = _stamp(self.path)
+
+    def _write(self, group: h5py.Group, where: NDArray[np.int64] | None) -> None:
+        box: Any = slice(None)
+        if where is not None and where.size:
+            places = np.unravel_index(where, self.shape)
+            box = tuple(slice(int(p.min()), int(p.max()) + 1) for p in places)
+        if where is None or where.size:
+            group["labels"][box] = self.labels[box]
+        if "by_hand" not in group or len(group.get("by_hand_users", ())) != len(self.sessions):
+            write_hand_made(group, self.hand_made())
+        elif where is None or where.size:
+            group["by_hand"][box] = self.session[box]
+        if self._probabilities_changed and "probabilities" in group:
+            group["probabilities"][...] = self.probabilities
+            self._probabilities_changed = False
+        if "mu" in group:
+            group["mu"][...] = self.mu
+
+    # ---- what it is worth ------------------------------------------------------------------------
+
+    def effect(self) -> Effect:
+        """What the change does to volumes, mu and absorption factors; mu goes into the file, too."""
+        with self.lock:
+            now = LabelVolume(
+                self.labels.copy(), self.tomogram.voxel_size_um, self.tomogram.centre, self.names
+            )
+        mu = self.mu_first.copy()
+        if self.source.paganin_delta_beta is None and self.tomogram.quantitative:
+            found = mean_mu(self.tomogram.values, now)
+            mu = np.where(np.isfinite(found), found, mu)
+            mu[0] = max(float(mu[0]), 0.0) if np.isfinite(mu[0]) else 0.0
+        directions = random_sweep(DIRECTIONS, np.random.default_rng(0))
+        tracing = Tracing(TOLERANCE, check_reflections=8, device="cpu", nproc=1)
+        factors = [
+            self._factors(
+                labels, values, lambda v, m: absorption_factors(v, m, directions, tracing)
+            )
+            for labels, values in ((self.first, self.mu_first), (now, mu))
+        ]
+        if not np.array_equal(mu, self.mu, equal_nan=True):
+            with self.lock:
+                self.mu = mu
+                self.save(np.empty(0, dtype=np.int64))
+        volume = now.voxel_volume_um3
+        return Effect(
+            self.names,
+            np.asarray(volume * self.first.counts(), dtype=np.float64),
+            np.asarray(volume * now.counts(), dtype=np.float64),
+            self.mu_first,
+            mu,
+            factors[0],
+            factors[1],
+        )
+
+    def _factors(
+        self, labels: LabelVolume, mu: FloatArray, compute: Callable[..., Any]
+    ) -> FloatArray:
+        """Factors of labels, binned where they are finer than need be; empty without a crystal."""
+        step = max(1, -(-max(labels.shape) // TRACED_VOXELS))
+        factors = (step, step, step) if step > 1 else bin_factors(labels.voxel_size_um)
+        values = binned_labels(labels.values, factors, len(self.names))
+        if np.count_nonzero(values == self.crystal) < 8:
+            return np.empty(0)
+        mu = np.array(mu, dtype=np.float64)
+        known = mu[1:][np.isfinite(mu[1:])]
+        if not known.size:
+            return np.empty(0)
+        mu[~np.isfinite(mu)] = known.mean()
+        grid: Volume = working_volume(labels, values, factors)
+        volume = LabelVolume(values, grid.voxel_size_um, grid.centre, self.names)
+        return np.asarray(compute(volume, mu).transmission)
+
+
+def _full_size(voxel: tuple[int, int, int], step: int) -> tuple[int, int, int]:
+    """The voxel of which one of every `step` along each axis was taken."""
+    x, y, z = (step // 2 + step * v for v in voxel)
+    return x, y, z
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is written: its number, time and size."""
+    state = path.stat()
+    return state.st_ino, state.st_mtime_ns, state.st_size
+
+
+def _require_writable(path: Path) -> None:
+    """Raises ValueError where a file cannot be replaced."""
+    if not os.access(path, os.W_OK) or not os.access(path.absolute().parent, os.W_OK):
+        raise ValueError(
+            f"{path} cannot be written here, and every step is saved into it; copy it to a folder of yours."
+        )
