@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from anacor_dials.sample import memory
-from anacor_dials.sample.label_files import read_label_stack
+from anacor_dials.sample.label_files import read_label_stack, write_nifti
 from anacor_dials.sample.volumes import LabelVolume
 
 AXES = "z,-y,x"
@@ -150,3 +150,24 @@ def test_slices_of_different_sizes_are_refused(tmp_path, foreign):
 
 def test_what_is_read_is_a_label_volume(tmp_path, foreign):
     assert isinstance(read_label_stack(write_npy(tmp_path, foreign), 1.0, AXES), LabelVolume)
+
+
+@pytest.mark.parametrize("name", ["labels.nii", "labels.nii.gz"])
+def test_nifti_goes_there_and_comes_back(tmp_path, sample_labels, name):
+    nibabel = pytest.importorskip("nibabel", reason="nibabel is not installed")
+    write_nifti(tmp_path / name, sample_labels)
+    # nibabel's own affine map says where a voxel lies, in um
+    image = nibabel.load(tmp_path / name)
+    index = np.array([3, 4, 5])
+    place = (image.affine @ [*index, 1.0])[:3]
+    np.testing.assert_allclose(place, sample_labels.position_um(index), rtol=1e-5)
+    assert image.header.get_xyzt_units()[0] == "micron"
+    back = read_label_stack(tmp_path / name, None, centre=sample_labels.centre)
+    np.testing.assert_array_equal(back.values, sample_labels.values)
+    np.testing.assert_allclose(back.voxel_size_um, sample_labels.voxel_size_um, rtol=1e-6)
+
+
+def test_nifti_by_another_name_is_refused(tmp_path, sample_labels):
+    with pytest.raises(ValueError, match=r"\.nii or \.nii\.gz"):
+        write_nifti(tmp_path / "labels.img", sample_labels)
+    assert not list(tmp_path.iterdir())

@@ -55,7 +55,10 @@ def write_nifti(path: str | os.PathLike[str], labels: LabelVolume) -> None:
     Raises ValueError where nibabel is not installed, or the name does not end in .nii or .nii.gz.
     """
     if not os.fspath(path).endswith((".nii", ".nii.gz")):
-        raise ValueError(f"output.nifti is {path}; the name must end in .nii or .nii.gz.")
+        suffix = os.path.splitext(path)[1]
+        raise ValueError(
+            f"The name of a NIfTI file ends in .nii or .nii.gz, and not in {suffix!r}."
+        )
     try:
         import nibabel
     except ImportError:
