@@ -21,12 +21,14 @@ def test_fields_are_normal_and_correlated_as_they_should_be(scale):
     np.testing.assert_allclose(np.corrcoef(values.T)[0, 1:], expected, atol=0.1)
 
 
-def test_every_voxel_keeps_its_probabilities():
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_every_voxel_keeps_its_probabilities(temperature):
     p = np.array([0.1, 0.3, 0.05, 0.55])
     probabilities = np.broadcast_to(
         np.rint(255 * p).astype(np.uint8)[:, None, None, None], (4, 6, 5, 7)
     ).copy()
-    drawn = plausible_labels(probabilities, 5.0, 3000, np.random.default_rng(2))
+    drawn = plausible_labels(probabilities, 5.0, 3000, np.random.default_rng(2), temperature)
+    p = p ** (1 / temperature) / np.sum(p ** (1 / temperature))
     corners = np.array([labels[0, 0, 0] for labels in drawn])
     found = np.bincount(corners, minlength=4) / len(corners)
     np.testing.assert_allclose(found, p, atol=4 * np.sqrt(0.25 / len(corners)))

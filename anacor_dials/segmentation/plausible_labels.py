@@ -67,12 +67,27 @@ def smooth_field(
 
 
 def plausible_labels(
-    probabilities: NDArray[np.uint8], voxel_size_um: float, n: int, rng: np.random.Generator
+    probabilities: NDArray[np.uint8],
+    voxel_size_um: float,
+    n: int,
+    rng: np.random.Generator,
+    temperature: float = 1.0,
 ) -> Iterator[NDArray[np.uint8]]:
-    """n label volumes uint8 (nx, ny, nz), one after the other.
+    """Label volumes uint8 (nx, ny, nz), one after the other.
 
-    probabilities: uint8 (n_classes, nx, ny, nz), 255 = 1. voxel_size_um: the edge of a voxel.
-    Voxels whose label is sure (SURE) keep it.
+    Parameters
+    ----------
+    probabilities : array (n_classes, nx, ny, nz) of uint8
+        255 = 1. Voxels whose label is sure (SURE) keep it.
+    voxel_size_um : float
+        The edge of a voxel.
+    n : int
+        How many volumes.
+    rng : Generator
+        Of what is drawn.
+    temperature : float
+        Labels are drawn from the probabilities to the power of 1 / temperature: 1 for these
+        themselves, less for labels closer to the most probable ones.
     """
     classes, *rest = probabilities.shape
     shape = (rest[0], rest[1], rest[2])
@@ -86,6 +101,7 @@ def plausible_labels(
     index = np.array(np.unravel_index(doubtful, shape))
     with np.errstate(divide="ignore"):
         logs = np.log(probabilities.reshape(classes, -1)[:, doubtful].astype(np.float32) / 255)
+        logs /= np.float32(temperature)
     for _ in range(n):
         scores = np.empty_like(logs)
         for label in range(classes):
