@@ -14,7 +14,7 @@ from anacor_dials.tomography.moments import find_moments
 from anacor_dials.tomography.projections import read_projections
 from anacor_dials.tomography.reconstruction import reconstruct_scan
 from anacor_dials.tomography.resampling import Motion, moved_back
-from anacor_dials.tomography.sample_motion import harmonics
+from anacor_dials.tomography.sample_motion import drift_across, harmonics
 from anacor_dials.tomography.scan_checks import ScanChecks, named
 from anacor_dials.tomography.scan_files import ScanDescription
 from anacor_dials.tomography.survey import Survey, block_means, survey_scan
@@ -235,6 +235,22 @@ def test_flats_of_twice_the_exposure(tmp_path, scan):
     assert wrong.transmission([0])[0, :4].mean() == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("normalise", [True, False])
+def test_count_times_are_taken_off_where_the_file_has_them(tmp_path, scan, normalise):
+    """Flats of twice the exposure and every third projection of half of it, with and without air."""
+    images, keys, angles = scan.frames()
+    times = np.where(keys == 1, 2.0, 1.0)
+    times[np.flatnonzero(keys == 0)[::3]] = 0.5
+    counts = (images - 100.0) * (0.5 * times)[:, None, None] + 100.0
+    path = scan.write_nxtomo(
+        tmp_path / "scan.nxs",
+        **{DATA: np.rint(counts).astype(np.uint16), "instrument/detector/count_time": times},
+    )
+    said = ScanDescription(checks=ScanChecks(level=normalise))
+    tomogram, _ = reconstruct_scan(path, said)
+    check(tomogram, scan, value=0.02, place=0.5)
+
+
 def test_a_beam_that_decays_and_tops_up(tmp_path, scan):
     factor = np.linspace(1.0, 0.7, N)
     factor[64:] *= 1.4
@@ -348,6 +364,23 @@ def test_fringes_are_no_motion():
     sine = design @ np.linalg.lstsq(design, moments.centre, rcond=None)[0]
     assert mass.std() < 0.02 * mass.mean()  # without the blur 0.07
     assert (moments.centre - sine).std() < 0.3  # pixels; without the blur 0.4
+
+
+@pytest.mark.parametrize("n", [120, 900])
+def test_a_motion_there_and_back_is_not_taken_for_a_steady_one(n):
+    """Centres of mass of half a turn: a drift that goes as a sine of the angle is the place of the sample."""
+    rng = np.random.default_rng(3)
+    time, angles = np.linspace(-1, 1, n), np.arange(n) * 180 / n
+    theta = np.deg2rad(angles)
+    place = 2 * np.cos(theta) - 5 * np.sin(theta)
+    sines = np.stack([np.ones(n), np.cos(theta), np.sin(theta)], axis=1)
+    for drift, most in ((1.5 * time, 3.6), (1.5 * np.sin(np.pi * time), 4.0), (5.0 * time, 11.0)):
+        shift = drift + place + 0.03 * rng.standard_normal(n)
+        found = drift_across(shift, angles, time)
+        left = found - drift
+        left -= sines @ np.linalg.lstsq(sines, left, rcond=None)[0]
+        assert np.std(left) < 0.1
+        assert np.ptp(drift) * 0.75 < np.ptp(found) < most
 
 
 def test_what_is_asked_for_by_hand_is_done(tmp_path, scan):

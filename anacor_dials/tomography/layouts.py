@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import h5py
+import numpy as np
 
+from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.tomogram_files import UNITS_TO_UM
 from anacor_dials.tomography.hdf5_items import (
     as_text,
@@ -45,6 +47,7 @@ class Layout:
     distance_mm: float | None = None
     fast_axis: tuple[float, ...] | None = None
     slow_axis: tuple[float, ...] | None = None
+    count_time: str | None = None
 
 
 def _first(file: h5py.Group, names: Sequence[str]) -> str | None:
@@ -63,7 +66,8 @@ def _pair(x: float | None, y: float | None) -> tuple[float, float] | None:
 
 
 def _instrument(file: h5py.File, layout: Layout, entry: str, detector: str) -> None:
-    """Pixel size, distance, energy, and image axes where they are said, of a NeXus entry."""
+    """Pixel size, distance, energy, count times and image axes, where a NeXus entry says them."""
+    layout.count_time = _first(file, [f"{detector}/count_time"])
     layout.fast_axis, layout.slow_axis = (
         tuple(float(v) for v in axis[()]) if axis is not None and axis.shape == (3,) else None
         for axis in (
@@ -205,6 +209,14 @@ def data_exchange(file: h5py.File) -> Layout | None:
             file, ["measurement/instrument/monochromator/energy"], UNITS_TO_KEV, "kev", "energy"
         ),
     )
+
+
+def count_times(file: h5py.File, name: str | None, n_frames: int) -> FloatArray | None:
+    """The count time (n_frames,) of each frame, in any unit; None where the file does not say it."""
+    dataset = None if name is None else find_dataset(file, name)
+    if dataset is None or dataset.size != n_frames or not np.issubdtype(dataset.dtype, np.number):
+        return None
+    return np.asarray(dataset[()], dtype=np.float64).ravel()
 
 
 def find_layout(file: h5py.File) -> Layout | None:

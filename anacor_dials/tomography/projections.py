@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials.sample.frames import FloatArray, ImageAxes
+from anacor_dials.tomography.count_times import relative_exposures
 from anacor_dials.tomography.frame_checks import LEAST_PROJECTIONS
 from anacor_dials.tomography.image_stacks import Frames
 from anacor_dials.tomography.resampling import Motion, moved_back
@@ -299,6 +300,7 @@ def read_projections(
     else:
         saturation = math.inf
     rows, columns = scan.frames.shape[1:]
+    exposures = None
     if scan.darks and not description.flat_corrected:
         darks = [mean_frame(frames, numbers) for frames, numbers, _ in scan.darks]
         weights = [len(numbers) for _, numbers, _ in scan.darks]
@@ -315,6 +317,17 @@ def read_projections(
         flats = np.stack([mean_frame(f, numbers, saturation) for f, numbers, _ in groups]) - dark
         times = np.array([time for _, _, time in groups])
         _check_flats(path, flats)
+        own = [numbers if stack is scan.frames else None for stack, numbers, _ in groups]
+        exposures = relative_exposures(scan, own)
+    level = None
+    if exposures is not None:
+        flats /= exposures[0][:, None, None].astype(np.float32)
+        level = exposures[1]
+        logger.info(
+            "Count times differ (%.3g to %.3g of the flats'): they are taken off.",
+            level.min(),
+            level.max(),
+        )
     angles = scan.angles_deg
     step = float(np.median(np.abs(np.diff(angles)))) if len(angles) > 1 else 0.0
     keep, why = _same_view(angles, 0.5 * step)
@@ -332,11 +345,15 @@ def read_projections(
         saturation,
         scan.path,
         scan.layout,
+        level,
     )
     if why and projections.n_angles > 3:
         logger.info("One projection is left out: %s.", why)
         projections = replace(
-            projections, numbers=projections.numbers[keep], angles_deg=angles[keep]
+            projections,
+            numbers=projections.numbers[keep],
+            angles_deg=angles[keep],
+            level=None if level is None else level[keep],
         )
     if projections.n_angles >= LEAST_PROJECTIONS:
         projections = checked_scan(projections, description.checks, UNUSABLE_LIMIT)

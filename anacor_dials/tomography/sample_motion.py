@@ -37,6 +37,7 @@ UNITS = {
 }
 JUMPS = 24  # places where an offset of the angles may begin that are tried
 LEAST_DRIFT = 0.4  # pixels: smaller drifts do no harm
+STEADY = 0.1  # of a drift: what a steady one may leave unexplained (a cubic leaves 0.03, a sine of 2 theta 0.14)
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,8 +238,10 @@ def drift_across(shift: FloatArray, angles_deg: FloatArray, time: FloatArray) ->
     steady = np.column_stack([design, powers[:, 0]])
     x = robust_fit(steady, shift, noise)
     left = float(np.std(curves - beside[:, 0] * x[3]))
-    # one rate for the whole scan, where it explains what all the curves do
-    if left < max(0.35 * float(np.std(curves)), FLOOR_PIXELS):
+    # one rate for the whole scan, where it explains what all the curves do, to their own accuracy; a motion there
+    # and back would else be taken for a steady one that is several times as large
+    accuracy = 2 * noise * math.sqrt(6 / len(time))
+    if left < max(STEADY * float(np.std(curves)), FLOOR_PIXELS, accuracy):
         return np.asarray(x[3] * powers[:, 0])
     return np.asarray(curves - curves.mean())
 

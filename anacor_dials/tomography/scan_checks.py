@@ -308,7 +308,10 @@ def checked_scan(
     _check_level(beam, good, checks, notes)
     good, motion, whole = _check_motion(survey, good, beam, projections, checks, notes)
     keep = np.flatnonzero(good)
-    level = np.maximum(beam.level, 1e-3)[keep] if beam.seen and checks.level else None
+    # beside the sample, the level holds what count times say, too
+    level = None if projections.level is None else projections.level[keep]
+    if beam.seen and checks.level:
+        level = np.maximum(beam.level, 1e-3)[keep]
     seen = beam.level[keep]
     findings = ScanFindings(
         tuple(notes.left_out),

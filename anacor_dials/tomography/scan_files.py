@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -32,7 +32,14 @@ from anacor_dials.tomography.image_stacks import (
     tiff_numbers,
     tiff_stack,
 )
-from anacor_dials.tomography.layouts import Layout, data_exchange, find_layout, gda, nxtomo
+from anacor_dials.tomography.layouts import (
+    Layout,
+    count_times,
+    data_exchange,
+    find_layout,
+    gda,
+    nxtomo,
+)
 from anacor_dials.tomography.scan_checks import ScanChecks
 
 logger = logging.getLogger("dials.anacor_dials.tomography.scan_files")
@@ -106,7 +113,8 @@ class ScanContents:
     the file; angles_deg: (n,) theirs. flats: groups of flat images as (frames, numbers, time), time
     counted in frame numbers, or the empty tuple; darks likewise. pixel_size_um: (along fast, along slow)
     or None; energy_keV, distance_mm: None where unknown. fast_axis, slow_axis: (3,), see
-    :class:`ScanDescription`. layout: its name, for the log.
+    :class:`ScanDescription`. layout: its name, for the log. count_times: of every frame, in any unit; None
+    where the file does not say it.
     """
 
     path: Path
@@ -121,6 +129,7 @@ class ScanContents:
     distance_mm: float | None
     fast_axis: tuple[float, ...] = FAST_AXIS
     slow_axis: tuple[float, ...] = SLOW_AXIS
+    count_times: FloatArray | None = None
 
 
 def _angles_of(dataset: h5py.Dataset, units: str | None) -> FloatArray:
@@ -197,10 +206,12 @@ def _from_hdf5(path: Path, description: ScanDescription) -> ScanContents:
                 )
             dataset = require_dataset(file, layout.angles, "angles")
             angles = _angles_of(dataset, description.angle_units)
+        times = count_times(file, layout.count_time, n)
     taken = np.flatnonzero((keys == PROJECTION) | (keys == INVALID))
     places = np.searchsorted(taken, projections)
     places = places - places[:1]
-    return _assembled(path, layout, description, frames, projections, places, angles, flats, darks)
+    scan = _assembled(path, layout, description, frames, projections, places, angles, flats, darks)
+    return replace(scan, count_times=times)
 
 
 def _from_tiff(path: Path, description: ScanDescription) -> ScanContents:
