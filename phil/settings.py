@@ -80,6 +80,8 @@ def reconstruction_settings(reconstruction: Any) -> ReconstructionSettings:
         filter_name=reconstruction.filter,
         backend=choice(reconstruction.backend),
         memory_gb=reconstruction.memory,
+        method=reconstruction.method,
+        regularisation=reconstruction.regularisation,
     )
 
 

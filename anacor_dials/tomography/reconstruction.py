@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -34,6 +34,12 @@ from anacor_dials.tomography.corrections import (
     retrieve_phase,
     zinger_threshold,
 )
+from anacor_dials.tomography.iterative import (
+    TotalVariation,
+    bytes_of_a_batch,
+    noise_of,
+    require_whole_sample,
+)
 from anacor_dials.tomography.projections import Projections, read_projections
 from anacor_dials.tomography.ramp_filter import FILTERS, Sinograms
 from anacor_dials.tomography.rotation_centre import RotationCentre, find_rotation_centre
@@ -49,6 +55,8 @@ SLAB = 64  # rows, or a multiple of it: whole chunks of tomo.h5
 BATCH_BYTES = 2.0e8  # of transmissions corrected at a time
 SUPPORT_SHARE = 0.02  # of the strongest absorption: what counts as sample when cropping
 HISTOGRAM_BINS = 400
+METHODS = ("fbp", "iterative")
+NOISE_ROWS = 5  # rows in which the noise is measured
 WEDGE_DEG = 5.0  # a gap of the angles that is worth a warning
 SWEEP_PIXELS = (-8, -4, -2, -1, 0, 1, 2, 4, 8)
 SWEEP_PROJECTIONS = 450  # about as many show where the axis is
@@ -67,6 +75,7 @@ class ReconstructionSettings:
     segmentation only, mu is wrong near edges. crop: "off", "auto", or the first and last + 1 voxel along
     X, Y, Z (six numbers) of the whole. filter_name: the window on the ramp. backend: auto, numba, torch,
     algotom, tomopy, astra. memory_gb: what slabs may take, None for half of what is free, at most 4.
+    method: fbp, or iterative (:mod:`anacor_dials.tomography.iterative`), with regularisation as its strength.
     """
 
     centre: float | None = None
@@ -80,6 +89,8 @@ class ReconstructionSettings:
     filter_name: str = "shepp-logan"
     backend: str = "auto"
     memory_gb: float | None = None
+    method: str = "fbp"
+    regularisation: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.least_transmission < 0.5:
@@ -93,6 +104,12 @@ class ReconstructionSettings:
             raise ValueError(f"delta / beta is {self.paganin_delta_beta}; it must be > 0.")
         if self.memory_gb is not None and not self.memory_gb > 0:
             raise ValueError(f"The memory for slabs is {self.memory_gb} GB; it must be > 0.")
+        if self.method not in METHODS:
+            raise ValueError(f"The method is {self.method!r}; it is {' or '.join(METHODS)}.")
+        if not (math.isfinite(self.regularisation) and self.regularisation > 0):
+            raise ValueError(
+                f"The regularisation is {self.regularisation}; it must be > 0 (1, say)."
+            )
         if self.filter_name not in FILTERS:
             raise ValueError(
                 f"The filter {self.filter_name!r} is unknown; choose one of {', '.join(FILTERS)}."
@@ -418,6 +435,8 @@ def plan_reconstruction(
     settings = settings or ReconstructionSettings()
     pixel_um = projections.pixel_xy_um[1]
     backend = choose_backend(settings.backend)
+    if settings.method == "iterative":
+        backend = "numba"
     nx, ny = projections.nx, projections.ny
     full = is_full_turn(projections.angles_deg)
     diagnostics = Diagnostics(
@@ -530,11 +549,47 @@ def _slab_rows(plan: ReconstructionPlan) -> int:
     # filtered sinograms, their transforms, and the batch of images being corrected
     width = 2 * p.ny + 3 * plan.grid.radius
     fixed = LANES * (4.0 * p.n_angles * width + 8.0 * ny * nz) + 4 * BATCH_BYTES
+    if plan.settings.method == "iterative":
+        fixed += bytes_of_a_batch(p.n_angles, p.ny, (plan.grid.n, plan.grid.n))
     row = 4.0 * p.n_angles * p.ny + 4.0 * ny * nz
     rows = int((budget - fixed) / row)
     if rows >= SLAB:
         return min(rows - rows % SLAB, -(-plan.shape[0] // SLAB) * SLAB)
     return max(LANES, rows - rows % LANES)
+
+
+def _method(plan: ReconstructionPlan) -> Callable[[Sinograms], FloatImages]:
+    """What makes slices of sinograms."""
+    projections, settings = plan.projections, plan.settings
+    if settings.method == "fbp":
+        return lambda sinograms: reconstruct_slices(
+            sinograms,
+            projections.angles_deg,
+            plan.axis,
+            projections.pixel_xy_um[1],
+            plan.grid,
+            settings.filter_name,
+            plan.backend,
+        )
+    nx = plan.shape[0]
+    rows = np.unique(np.linspace(nx // 4, max(nx - 1 - nx // 4, nx // 4), NOISE_ROWS).astype(int))
+    _, sinograms = row_sinograms(projections, settings, plan.x[0] + rows)
+    require_whole_sample(sinograms)
+    # a crop given by hand may cut the sample, whose other parts are in the images, too
+    by_hand = not isinstance(settings.crop, str)
+    solver = TotalVariation.of_scan(
+        projections.angles_deg,
+        plan.axis,
+        projections.ny,
+        projections.pixel_xy_um,
+        SliceGrid(plan.grid.n) if by_hand else plan.grid,
+        noise_of(sinograms),
+        settings.regularisation,
+    )
+    if not by_hand:
+        return solver.slices
+    window = (slice(None), *(slice(*ends) for ends in plan.grid.windows))
+    return lambda sinograms: solver.slices(sinograms)[window]
 
 
 def _slabs(
@@ -546,6 +601,7 @@ def _slabs(
     """
     projections, settings = plan.projections, plan.settings
     nx = plan.shape[0]
+    slices_of = _method(plan)
     some = max(SLAB, -(-nx // (10 * SLAB)) * SLAB)
     for begin in range(0, nx, rows):
         end = min(begin + rows, nx)
@@ -554,15 +610,7 @@ def _slabs(
         )
         for first in range(begin, end, some):
             last = min(first + some, end)
-            slab = reconstruct_slices(
-                sinograms[first - begin : last - begin],
-                projections.angles_deg,
-                plan.axis,
-                projections.pixel_xy_um[1],
-                plan.grid,
-                settings.filter_name,
-                plan.backend,
-            )
+            slab = slices_of(sinograms[first - begin : last - begin])
             if not np.all(np.isfinite(slab)):
                 raise ValueError(
                     f"Slices {first} to {last - 1} are not numbers: the projections hold values that "
