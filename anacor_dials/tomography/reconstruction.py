@@ -434,9 +434,7 @@ def plan_reconstruction(
     """
     settings = settings or ReconstructionSettings()
     pixel_um = projections.pixel_xy_um[1]
-    backend = choose_backend(settings.backend)
-    if settings.method == "iterative":
-        backend = "numba"
+    backend = choose_backend(settings.backend if settings.method == "fbp" else "numba")
     nx, ny = projections.nx, projections.ny
     full = is_full_turn(projections.angles_deg)
     diagnostics = Diagnostics(
@@ -572,6 +570,7 @@ def _method(plan: ReconstructionPlan) -> Callable[[Sinograms], FloatImages]:
             plan.backend,
         )
     nx = plan.shape[0]
+    logger.info("Iterative reconstruction: total variation, positivity; slower than fbp")
     rows = np.unique(np.linspace(nx // 4, max(nx - 1 - nx // 4, nx // 4), NOISE_ROWS).astype(int))
     _, sinograms = row_sinograms(projections, settings, plan.x[0] + rows)
     require_whole_sample(sinograms)
