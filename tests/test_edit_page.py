@@ -97,7 +97,13 @@ class Browser:
         self.call("/actions", {"actions": [{"type": "pointer", "id": "m", "actions": steps}]})
 
     def picture(self):
-        return base64.b64decode(self.call("/screenshot", method="GET"))
+        """A screenshot; again where a busy machine takes too long to draw."""
+        for _ in range(20):
+            try:
+                return base64.b64decode(self.call("/screenshot", method="GET"))
+            except AssertionError:
+                time.sleep(5)
+        raise AssertionError("The browser made no picture.")
 
     def close(self):
         self.call("", method="DELETE")

@@ -97,9 +97,11 @@ def test_undo_and_redo_without_limit(path, editor):
     for k in range(30):
         editor.paint(k % 3, 10, rng.integers(0, 800, 20), int(rng.integers(4)))
         states.append(stored(path))
+    assert editor.n_by_hand == read_hand_made(path).n_voxels
     for state in states[-2::-1]:
         editor.undo()
         np.testing.assert_array_equal(stored(path), state)
+    assert editor.n_by_hand == 0
     assert read_hand_made(path) is None
     with pytest.raises(ValueError, match="nothing to undo"):
         editor.undo()

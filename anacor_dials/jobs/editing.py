@@ -125,6 +125,7 @@ class LabelEditor:
         self.scale = intensity_scale(self.tomogram.values, self.tomogram.voxel_size_um)
         made = self.source.hand_made or nothing_by_hand(self.shape, self.names)
         self.session = made.session.copy()
+        self.n_by_hand = made.n_voxels
         who = EditingSession.now()
         if self.settings.user:
             who = dataclasses.replace(who, user=self.settings.user)
@@ -373,6 +374,7 @@ class LabelEditor:
         except ValueError:
             flat[where], record[where] = old, before
             raise
+        self.n_by_hand += int(np.count_nonzero(session)) - int(np.count_nonzero(before))
 
     # ---- the file --------------------------------------------------------------------------------
 

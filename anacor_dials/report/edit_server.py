@@ -102,7 +102,7 @@ class EditServer:
             "grey": GREY,
             "noise": e.scale.noise / (e.scale.sample - e.scale.air),
             "doubt_known": e.probabilities is not None,
-            "by_hand": int(np.count_nonzero(e.session)),
+            "by_hand": e.n_by_hand,
             "undo": len(e.done),
             "redo": len(e.undone),
             "last": e.done[-1].what if e.done else "",
