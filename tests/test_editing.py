@@ -203,10 +203,13 @@ def test_doubtful_places_of_large_volumes(editor, monkeypatch):
 
 
 def test_what_the_change_is_worth(path, editor, truth):
-    """The same labels give the same factors, as mu hardly differs; volumes and mu are those of the labels."""
+    """Volumes are those of the labels, and mu is; nothing drawn changes nothing, not even the file."""
+    before = path.read_bytes()
     same = editor.effect()
-    assert same.rms < 2e-4
-    np.testing.assert_allclose(same.volumes_now, same.volumes_before)
+    assert same.rms == 0
+    np.testing.assert_array_equal(same.volumes_now, same.volumes_before)
+    np.testing.assert_array_equal(same.mu_now, same.mu_before)
+    assert path.read_bytes() == before
     missed = (truth == 3) & (editor.labels != 3)
     for x in range(SHAPE[0]):
         editor.paint(0, x, np.flatnonzero(missed[x]), 3)
@@ -216,6 +219,20 @@ def test_what_the_change_is_worth(path, editor, truth):
     assert effect.factors_now.shape == (editing.DIRECTIONS,)
     assert 0 < effect.factors_now.min() < effect.factors_now.max() < 1
     assert effect.rms > 1e-3
+    np.testing.assert_allclose(read_sample_file(path).mu_per_um, effect.mu_now)
+
+
+def test_mu_from_elsewhere_keeps_its_scale(path, truth):
+    """Twice the tomogram's mu in the file: it is twice the tomogram's afterwards, too."""
+    with h5py.File(path, "r+") as file:
+        file["entry/segmentation/mu"][...] = 2 * LEVELS
+    editor = LabelEditor(path)
+    for x in range(9, 22):  # liquor that is called crystal
+        editor.paint(0, x, np.flatnonzero(truth[x] == 1), 3)
+    effect = editor.effect()
+    # most of what is now crystal has the level of liquor
+    assert effect.mu_now[3] == pytest.approx(2 * LEVELS[1], rel=0.05)
+    assert effect.mu_now[1] == pytest.approx(2 * LEVELS[1], rel=0.05)
     np.testing.assert_allclose(read_sample_file(path).mu_per_um, effect.mu_now)
 
 

@@ -140,6 +140,7 @@ class LabelEditor:
         if sample.mu_per_um is not None:
             self.mu = sample.mu_per_um
         self.mu_first, self.energy_keV = self.mu.copy(), sample.energy_keV
+        self._medians_first: FloatArray | None = None
         self.done: list[Change] = []
         self.undone: list[Change] = []
         self.lock = threading.RLock()
@@ -427,11 +428,7 @@ class LabelEditor:
             now = LabelVolume(
                 self.labels.copy(), self.tomogram.voxel_size_um, self.tomogram.centre, self.names
             )
-        mu = self.mu_first.copy()
-        if self.source.paganin_delta_beta is None and self.tomogram.quantitative:
-            found = mean_mu(self.tomogram.values, now)
-            mu = np.where(np.isfinite(found), found, mu)
-            mu[0] = max(float(mu[0]), 0.0) if np.isfinite(mu[0]) else 0.0
+        mu = self._mu_of(now)
         directions = random_sweep(DIRECTIONS, np.random.default_rng(0))
         tracing = Tracing(TOLERANCE, check_reflections=8, device="cpu", nproc=1)
         factors = [
@@ -454,6 +451,28 @@ class LabelEditor:
             factors[0],
             factors[1],
         )
+
+    def _mu_of(self, now: LabelVolume) -> FloatArray:
+        """mu (n,) in 1/um with other labels: that of the file, times how the tomogram's medians changed.
+
+        So mu that came from elsewhere keeps its scale, and what nobody drew changes nothing.
+        """
+        mu = self.mu_first.copy()
+        known = self.source.paganin_delta_beta is None and self.tomogram.quantitative
+        if not known or np.array_equal(now.values, self.first.values):
+            return mu
+        if self._medians_first is None:
+            self._medians_first = mean_mu(self.tomogram.values, self.first)
+        medians = mean_mu(self.tomogram.values, now)
+        for label in range(1, len(mu)):
+            if not np.isfinite(medians[label]):
+                continue
+            first = self._medians_first[label]
+            if not np.isfinite(mu[label]):
+                mu[label] = medians[label]
+            elif np.isfinite(first) and first > 0 and medians[label] > 0:
+                mu[label] *= medians[label] / first
+        return mu
 
     def _factors(
         self, labels: LabelVolume, mu: FloatArray, compute: Callable[..., Any]
