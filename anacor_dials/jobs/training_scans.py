@@ -36,6 +36,9 @@ logger = logging.getLogger("dials.anacor_dials.jobs.training_scans")
 POLYIMIDE = Composition.parse("C22H10N2O5", 1.42)
 NYLON = Composition.parse("C6H11NO", 1.14)
 
+# of the flat at most: fringes are up to three times as bright, and a camera of 16 bits ends at 65535
+MEAN_COUNTS = 20000.0
+
 
 @dataclass(frozen=True)
 class ScanRanges:
@@ -163,7 +166,9 @@ def _scan_settings(sample: Sample, drawn: dict[str, Any]) -> ScanSettings:
         distance_mm=drawn["distance_mm"],
         energy_keV=drawn["energy_keV"],
         n_projections=drawn["n_projections"],
-        detector=DetectorModel(photons=drawn["photons"], gain=1.0),
+        detector=DetectorModel(
+            photons=drawn["photons"], gain=min(1.0, MEAN_COUNTS / drawn["photons"])
+        ),
     )
 
 
