@@ -36,7 +36,12 @@ _EXPORTS = {
     "tomography.scan_files": ("ScanDescription",),
     "absorption.beam": ("BeamProfile",),
     "absorption.directions": ("Directions",),
-    "absorption.factors": ("AbsorptionFactors", "absorption_factors"),
+    "absorption.convex_solid": ("ConvexSolid",),
+    "absorption.factors": (
+        "AbsorptionFactors",
+        "absorption_factors",
+        "absorption_factors_of_solid",
+    ),
     "absorption.tracing": ("Tracing",),
     "jobs.reconstruct": ("Reconstruction", "reconstruct"),
     "jobs.scan_to_labels": ("segment",),
@@ -60,6 +65,8 @@ _EXPORTS = {
         "scale_and_compare",
         "scaling_jobs",
     ),
+    "jobs.correct_by_faces": ("FaceCorrection", "FaceSettings", "correct_by_faces"),
+    "diffraction.crystal_faces": ("CrystalFaces", "read_faces"),
     "diffraction.reflections": ("Alignment",),
     "report.display": ("Page", "page"),
 }

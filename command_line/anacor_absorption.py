@@ -15,6 +15,10 @@ The absorption coefficient of each material is given in 1/um, or computed from i
 beam's energy, or taken from the file. Where none of these is there, it is found from the projections
 that the labels belong to, by least squares. With several wavelengths give one mu for each.
 
+A crystal with plane faces needs no tomogram: faces= names a list of its faces, with lines h k l distance (um),
+FACE h k l distance (mm; SHELX-76, PLATON), or a CIF. The faces turn with the orientation
+matrix, and there is nothing to align.
+
 The angle between the zeros of the two experiments, the sense of rotation and a common factor on mu can
 be taken from the agreement of symmetry equivalents (alignment.refine); where the data do not determine
 them, nothing is moved and a warning says why.
@@ -32,6 +36,9 @@ Examples::
 
   dials.anacor_absorption integrated.expt integrated.refl labels.npy labels.voxel_size_um=0.3 \\
     labels.axes=z,-y,x materials.crystal.mu=0.0193 materials.liquor.mu=0.0202 materials.loop.mu=0.0186
+
+  dials.anacor_absorption integrated.expt integrated.refl faces=faces.txt materials.crystal.formula=CsPbBr3 \\
+    materials.crystal.density=4.83
 """
 
 from __future__ import annotations
@@ -47,9 +54,12 @@ from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser, reflections_and_experiments_from_files
 
 from anacor_dials.command_line import begin_log
+from anacor_dials.diffraction.alignment import choices_from
+from anacor_dials.diffraction.crystal_faces import faces_text, read_faces, shelx_lines
 from anacor_dials.diffraction.reflections import Alignment, scale_command
 from anacor_dials.jobs.coefficients import CoefficientSettings
 from anacor_dials.jobs.correct import Correction, CorrectionSettings, correct
+from anacor_dials.jobs.correct_by_faces import FaceCorrection, FaceSettings, correct_by_faces
 from anacor_dials.jobs.load_sample import (
     LoadedSample,
     SampleSettings,
@@ -70,6 +80,7 @@ from anacor_dials.phil.settings import (
     tracing_settings,
 )
 from anacor_dials.report import correction as correction_report
+from anacor_dials.report import faces as faces_report
 from anacor_dials.report import segmentation as segmentation_report
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.sample.materials import MaterialInput
@@ -203,6 +214,53 @@ def correction_settings(params: Any, sample: LoadedSample, changed: Any) -> Corr
     )
 
 
+def face_settings(params: Any, files: list[str]) -> FaceSettings:
+    """How factors are computed from faces. Raises ValueError for what does not go with them."""
+    sample = files + ([params.labels.file] if params.labels.file else [])
+    if sample:
+        raise ValueError(
+            f"faces={params.faces} and the sample {sample[0]} were both given; give one of them."
+        )
+    if choices_from(params.alignment.refine):
+        raise ValueError(
+            "alignment.refine aligns a tomogram; faces turn with the orientation matrix and need no "
+            "alignment."
+        )
+    return FaceSettings(
+        materials=given_materials(params),
+        reference_experiment=params.alignment.reference_experiment,
+        rotation_axis=params.alignment.rotation_axis and tuple(params.alignment.rotation_axis),
+        tracing=tracing_settings(params),
+        progress=sys.stderr.isatty(),
+    )
+
+
+def save_by_faces(correction: FaceCorrection, command: str, params: Any) -> list[str]:
+    """Writes all files of a correction by faces, and returns their names; command: how to scale."""
+    output = params.output
+    written = []
+    with OutputFiles() as outputs:
+
+        def path(name: str) -> Path:
+            written.append(name)
+            return outputs.path(name)
+
+        if output.html:
+            sections = faces_report.sections(correction, command)
+            write_html(path(output.html), "Absorption correction", sections, params.faces)
+        if output.json:
+            write_json(path(output.json), faces_report.numbers(correction, command))
+        if output.cif:
+            path(output.cif).write_text(faces_report.cif_block(correction), encoding="ascii")
+        if output.faces:
+            shelx = output.faces.endswith(".ins")
+            text = shelx_lines(correction.faces) if shelx else faces_text(correction.faces)
+            path(output.faces).write_text(text, encoding="ascii")
+        correction.experiments.as_file(path(output.experiments))
+        correction.corrected_table(output.mode).as_file(path(output.reflections))
+    return written
+
+
 def save(
     correction: Correction, sample: LoadedSample, command: str, params: Any, parameters: str
 ) -> list[str]:
@@ -241,12 +299,29 @@ def save(
     return written
 
 
+def _correct_by_sample(
+    experiments: Any, tables: Any, params: Any, files: list[str], command: str, changed: Any
+) -> tuple[str, list[str], list[str]]:
+    """Corrects by a labelled sample and saves: what the log says, the warnings, the files."""
+    name, reading = the_sample(params, files), sample_settings(params)
+    refuse_to_write_over(name, reading, params.output.tomogram)
+    sample = load_sample(name, reading)
+    logger.info("%s: %r", sample.file.path, sample.labels)
+    settings = correction_settings(params, sample, changed)
+    correction = correct(experiments, tables, sample, settings)
+    parameters = phil_scope.format(python_object=params).as_str()
+    written = save(correction, sample, command, params, parameters)
+    text = correction_report.log_text(correction, sample.file.mu_per_um)
+    return text, correction.warnings, written
+
+
 @show_mail_handle_errors()
 def run(args: list[str] | None = None, phil: Any = None) -> None:
     """Run dials.anacor_absorption as from the command line."""
     args = sys.argv[1:] if args is None else args
     parser = ArgumentParser(
-        usage="dials.anacor_absorption [options] models.expt observations.refl tomo.h5 | scan.nxs",
+        usage="dials.anacor_absorption [options] models.expt observations.refl "
+        "tomo.h5 | scan.nxs | faces=faces.txt",
         phil=phil or phil_scope_for(args),
         read_experiments=True,
         read_reflections=True,
@@ -260,7 +335,8 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
     if not params.input.experiments or not params.input.reflections:
         parser.print_help()
         raise Sorry(
-            "Give the experiments (.expt), their reflections (.refl) and the labelled volume or scan."
+            "Give the experiments (.expt), their reflections (.refl) and the labelled volume or scan, or "
+            "the crystal's faces (faces=)."
         )
 
     begin_log(logger, parser, options, params.output.log)
@@ -269,22 +345,23 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
         tables, experiments = reflections_and_experiments_from_files(
             params.input.reflections, params.input.experiments
         )
-        name, reading = the_sample(params, files), sample_settings(params)
-        refuse_to_write_over(name, reading, params.output.tomogram)
-        sample = load_sample(name, reading)
-        logger.info("%s: %r", sample.file.path, sample.labels)
-        settings = correction_settings(params, sample, parser.diff_phil)
-        correction = correct(experiments, tables, sample, settings)
         command = scale_command(params.output.experiments, params.output.reflections, experiments)
         if params.output.mode == "intensities":
             command = f"dials.scale {params.output.experiments} {params.output.reflections}"
-        parameters = phil_scope.format(python_object=params).as_str()
-        written = save(correction, sample, command, params, parameters)
+        if params.faces:
+            settings = face_settings(params, files)
+            by_faces = correct_by_faces(experiments, tables, read_faces(params.faces), settings)
+            text, warnings = faces_report.log_text(by_faces), by_faces.warnings
+            written = save_by_faces(by_faces, command, params)
+        else:
+            text, warnings, written = _correct_by_sample(
+                experiments, tables, params, files, command, parser.diff_phil
+            )
     except ValueError as error:
         raise Sorry(error) from None
 
-    logger.info("%s", correction_report.log_text(correction, sample.file.mu_per_um))
-    for warning in correction.warnings:
+    logger.info("%s", text)
+    for warning in warnings:
         logger.warning("%s", warning)
     for name in written:
         logger.info("Written: %s", name)

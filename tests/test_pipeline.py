@@ -708,6 +708,21 @@ def test_a_finished_pipeline_is_not_run_again_and_changes_run_what_they_must(
     assert again() == ["anacor_segment", "anacor_absorption", *X1_STEPS]
 
 
+def test_faces_take_the_place_of_a_tomogram(tmp_path: Path, mad: list, programs: Programs):
+    """Nothing is segmented, and other faces run what depends on them."""
+    faces = tmp_path / "faces.txt"
+    faces.write_text("1 0 0 10")
+    crystals = [replace(mad[0], tomography=faces), mad[1]]
+    process(crystals, SETTINGS, work_in(tmp_path), write_report)
+    assert f"faces={faces}" in programs.command("dials.anacor_absorption")
+    assert programs.ran()[:2] == ["anacor_absorption", "anacor_absorption"]
+    process(crystals, SETTINGS, work_in(tmp_path), write_report)
+    assert programs.ran() == []
+    faces.write_text("1 0 0 11")
+    process(crystals, SETTINGS, work_in(tmp_path), write_report)
+    assert programs.ran()[0] == "anacor_absorption"
+
+
 def test_a_failure_is_gone_on_from(tmp_path: Path, mad: list, programs: Programs):
     programs.failing = "dials.cosym"
     with pytest.raises(ValueError, match=r"cosym ended with status 1: so; log: .*symmetry.failed"):

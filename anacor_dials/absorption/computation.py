@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from anacor_dials.absorption import ray_tracing
-from anacor_dials.absorption.attenuating_volume import STEP_OPTICAL_DEPTH, prepare_volume
-from anacor_dials.absorption.crystal_points import CrystalPoints, SampledPoints
+from anacor_dials.absorption.attenuating_body import AttenuatingBody
+from anacor_dials.absorption.crystal_points import SampledPoints
 from anacor_dials.absorption.direction_table import (
     SMALLEST_RADIUS,
     DirectionTable,
@@ -22,19 +22,16 @@ from anacor_dials.absorption.direction_table import (
     TableSum,
 )
 from anacor_dials.absorption.directions import Directions
-from anacor_dials.absorption.engines import select_engine
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.sample.frames import FloatArray
-from anacor_dials.sample.volumes import LabelVolume
 
 SMALLEST_TRANSMISSION = 1e-30  # keeps logarithms finite; no such reflection can be measured
 
 # A first look says how many points are needed: cheap beside the computation itself.
 PILOT_POINTS = 2048
 PILOT_REFLECTIONS = 32
-# Where points matter is found from so many points and reflections. No place gets fewer points than
+# Where points matter is found from so many reflections. No place gets fewer points than
 # this fraction of the mean density, since the estimate itself is one of chance.
-IMPORTANCE_POINTS = 8192
 IMPORTANCE_REFLECTIONS = 96
 LEAST_IMPORTANCE = 0.1
 
@@ -66,6 +63,9 @@ FINE_SHARE = 3
 TWO_LEVELS_FROM = 6144
 MOST_FINE_POINTS = 100_000
 COARSE_RATIO = 2.0
+
+# Where no table follows the edge of the beam, up to so many times its rays are traced instead.
+MOST_OWN_RAYS = 16
 
 LARGEST_CHUNK = 8192  # points traced together: more bring no speed
 MOST_EXACT_POINTS = 15_000  # for the reflections that are traced exactly
@@ -106,9 +106,7 @@ class Computation:
 
     Parameters
     ----------
-    labels : LabelVolume
-    mu_per_um : array (n_labels,)
-        1/um.
+    body : AttenuatingBody
     directions : Directions
     tracing : Tracing
     progress : bool
@@ -117,31 +115,22 @@ class Computation:
 
     def __init__(
         self,
-        labels: LabelVolume,
-        mu_per_um: ArrayLike,
+        body: AttenuatingBody,
         directions: Directions,
         tracing: Tracing,
         progress: bool = False,
     ) -> None:
-        mu = np.asarray(mu_per_um, dtype=np.float64)
-        if (
-            mu.shape == labels.counts().shape
-        ):  # the mu of an absent material must not decide the step
-            mu = np.where(labels.counts() > 0, mu, 0.0)
-        self.labels = labels
+        self.body = body
         self.directions = directions
         self.tracing = tracing
         self.progress = progress
-        self.engine = select_engine(tracing.device)
-        self.volume = prepare_volume(
-            labels,
-            mu,
-            step_optical_depth=STEP_OPTICAL_DEPTH * math.sqrt(tracing.tolerance / 1e-3),
-        )
-        self.crystal = CrystalPoints(labels)
+        self.engine = body.engine
+        self.volume = body.volume
         self.rng = np.random.default_rng(tracing.seed)
         self.memory_bytes = tracing.memory_gb * 1e9
         self.importance: FloatArray | None = None
+        self.tables_help = True  # False from when a finer table did not bring a smaller error
+        self.n_independent = 1.0  # independent errors of points among the reflections
         if len(directions) == 0:
             raise ValueError("There are no reflections with directions to compute factors for.")
 
@@ -156,9 +145,10 @@ class Computation:
         it is large at the surface; without absorption it is constant. It is found for the whole
         crystal in the beam, since few of these points, or none, lie in a thin beam.
         """
-        points = self.crystal.draw(IMPORTANCE_POINTS, self.rng)
+        n_points = self.body.importance_points
+        points = self.body.draw(n_points, self.rng)
         chosen = self.rng.permutation(len(self.directions))[:IMPORTANCE_REFLECTIONS]
-        squares = np.zeros(IMPORTANCE_POINTS // 2)
+        squares = np.zeros(n_points // 2)
         for start in range(0, len(chosen), 16):
             some = self.directions[chosen[start : start + 16]]
             f = self.engine.march_transmission(self.volume, points.voxels, some.to_source)
@@ -176,10 +166,30 @@ class Computation:
         """How many points bring their error to its share of the tolerance, by a first look."""
         tolerance = self.tracing.tolerance
         chosen = self.directions[self.rng.permutation(len(self.directions))[:PILOT_REFLECTIONS]]
-        exact, error = self._exact(self.draw(PILOT_POINTS), chosen)
+        points = self.draw(PILOT_POINTS)
+        exact, error = self._exact(points, chosen)
+        self.n_independent = self._independent_errors(points, chosen)
         pilot_error = float(np.sqrt(np.mean((error / exact) ** 2)))
         wanted = PILOT_POINTS * (pilot_error / (POINT_SHARE * tolerance)) ** POINT_POWER
         return 2 * math.ceil(min(max(wanted, PILOT_POINTS), MOST_POINTS) / 2)
+
+    def _independent_errors(self, points: SampledPoints, directions: Directions) -> float:
+        """nu = tr(C)^2 / tr(C^2), C the covariance of the relative errors of reflections.
+
+        The error of a reflection is the sum over pairs of d_f - A d_w with random signs. Therefore
+        the covariance of two reflections is the sum over pairs of the products of these.
+        """
+        weights = self.reflection_weights(points, directions)
+        f = self.engine.march_transmission(self.volume, points.voxels, directions.to_source)
+        f = f * self.engine.march_transmission(self.volume, points.voxels, directions.exit)
+        f = self.engine.to_numpy(f) * weights
+        mean = np.maximum(f.sum(axis=1), SMALLEST_TRANSMISSION) / weights.sum(axis=1)
+        excess = f / mean[:, None] - weights
+        differences = (excess[:, ::2] - excess[:, 1::2]).astype(np.float64)
+        differences /= weights.sum(axis=1, dtype=np.float64)[:, None]
+        covariance = differences @ differences.T
+        squares = float(np.sum(covariance**2))
+        return float(np.trace(covariance) ** 2 / squares) if squares > 0 else 1.0
 
     def first_step_deg(self) -> float:
         """The step of the fine grid to begin with, deg."""
@@ -214,13 +224,13 @@ class Computation:
         """
         beam = self.tracing.beam
         if beam is None:
-            return self.crystal.draw(n, self.rng, self.importance)
+            return self.body.draw(n, self.rng, self.importance)
         beam = beam.enlarged(LIT_MARGIN)
         n_drawn = n
         while True:
-            points = self.crystal.draw(n_drawn, self.rng, self.importance)
+            points = self.body.draw(n_drawn, self.rng, self.importance)
             lit = np.zeros(len(points), dtype=bool)
-            positions = self.labels.position_um(points.voxels)
+            positions = self.body.position_um(points.voxels)
             for sweep in range(len(self.directions.rotation_axes)):
                 of_sweep = np.flatnonzero(self.directions.sweep == sweep)
                 some = self.directions[of_sweep[:: max(1, len(of_sweep) // LIT_DIRECTIONS)]]
@@ -252,7 +262,7 @@ class Computation:
         array (n, m)
         """
         assert self.tracing.beam is not None
-        positions = self.labels.position_um(points.voxels)
+        positions = self.body.position_um(points.voxels)
         intensity = self.tracing.beam.weights(positions, to_source, beam_axis)
         return intensity * points.weights.astype(np.float32)
 
@@ -384,6 +394,21 @@ class Computation:
         across = np.linalg.norm(np.cross(turned, self.directions.to_source), axis=1)
         return bool(np.all(across > SMALLEST_RADIUS))
 
+    @property
+    def has_edges(self) -> bool:
+        """Whether A changes abruptly with direction.
+
+        It jumps where the edge of a beam passes over a point, and has a kink where a plane face is
+        seen edge-on.
+        """
+        hard_beam = self.tracing.beam is not None and self.tracing.beam.shape == "tophat"
+        return hard_beam or self.body.has_plane_faces
+
+    def own_rays_are_few(self, step_deg: float) -> bool:
+        """Whether the reflections' own rays may be traced in place of a table."""
+        few = 2 * len(self.directions) <= MOST_OWN_RAYS * n_nodes(self.grid(step_deg))
+        return self.tracing.method == "auto" and (few or self.body.has_plane_faces)
+
     def _steps(self, steps: range, what: str) -> Iterable[int]:
         return tqdm(steps, desc=f"Tracing {what}", leave=False, disable=not self.progress)
 
@@ -391,7 +416,7 @@ class Computation:
         """Whether a table is asked for, or needs fewer rays than the reflections themselves."""
         if self.tracing.method != "auto":
             return self.tracing.method == "table"
-        if not self.has_tables:
+        if not (self.has_tables and self.tables_help):
             return False
         fine = n_nodes(self.grid(step_deg))
         n_parts = _n_parts(n_points)

@@ -156,7 +156,8 @@ class SampledPoints:
     Attributes
     ----------
     voxels : array (n, 3)
-        Fractional voxel indices; points 2k and 2k + 1 come from one part of the crystal.
+        Fractional voxel indices, or positions in um in a solid with plane faces. Points 2k and
+        2k + 1 come from one part of the crystal.
     weights : array (n,)
         The volume of the part, relative to the mean volume of the parts.
     """
@@ -169,6 +170,45 @@ class SampledPoints:
 
     def __getitem__(self, index: Any) -> SampledPoints:
         return SampledPoints(self.voxels[index], self.weights[index])
+
+
+def stratified_places(
+    length: float, n: int, rng: np.random.Generator, importance: FloatArray | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Random places on a line, two in each of n/2 parts of it, and their weights.
+
+    Parameters
+    ----------
+    length : float
+        The length of the line, which begins at 0.
+    n : int
+        An even number.
+    rng : numpy.random.Generator
+    importance : array (k,), optional
+        The relative density of places in k equal stretches of the line, all > 0. By default it is
+        constant.
+
+    Returns
+    -------
+    places : array (n,)
+        Places 2k and 2k + 1 lie in one part; the parts follow each other.
+    weights : array (n,)
+        The length of the part, relative to the mean length.
+
+    Raises
+    ------
+    ValueError
+        If n is odd or less than 2.
+    """
+    if n < 2 or n % 2:
+        raise ValueError(f"{n} points were asked for; their number must be even and >= 2.")
+    density = np.ones(1) if importance is None else importance
+    ends = np.linspace(0.0, length, len(density) + 1)
+    until = np.concatenate([[0.0], np.cumsum(density)])
+    edges = np.interp(np.linspace(0.0, until[-1], n // 2 + 1), until, ends)
+    part = np.arange(n) // 2
+    extent = np.diff(edges)[part]
+    return edges[part] + rng.random(n) * extent, extent * (n // 2 / length)
 
 
 class CrystalPoints:
@@ -221,15 +261,7 @@ class CrystalPoints:
             The relative density of points in k stretches of equal volume along the curve, all > 0.
             By default it is constant.
         """
-        if n < 2 or n % 2:
-            raise ValueError(f"{n} points were asked for; their number must be even and >= 2.")
-        density = np.ones(1) if importance is None else importance
-        ends = np.linspace(0.0, self.n_voxels, len(density) + 1)
-        until = np.concatenate([[0.0], np.cumsum(density)])
-        edges = np.interp(np.linspace(0.0, until[-1], n // 2 + 1), until, ends)
-        part = np.arange(n) // 2
-        volume = np.diff(edges)[part]
-        place = edges[part] + rng.random(n) * volume
+        place, weights = stratified_places(self.n_voxels, n, rng, importance)
         along_curve = np.minimum(place.astype(np.int64), self.n_voxels - 1)
         order = np.argsort(along_curve, kind="stable")
         block = np.searchsorted(self._until, along_curve[order], side="right")
@@ -248,4 +280,4 @@ class CrystalPoints:
         voxels = np.empty_like(found)
         voxels[order] = found
         points = voxels + rng.random((n, 3)) - 0.5
-        return SampledPoints(points, volume * (n // 2 / self.n_voxels))
+        return SampledPoints(points, weights)

@@ -15,7 +15,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 class Engine(Protocol):
-    """Traces rays on one kind of device."""
+    """Traces rays on one kind of device, through voxels or through a solid with plane faces."""
 
     @property
     def device(self) -> str:
@@ -31,14 +31,12 @@ class Engine(Protocol):
         """The array in the memory of the host."""
         ...
 
-    def march_transmission(
-        self, volume: AttenuatingVolume, points: ArrayLike, directions: ArrayLike
-    ) -> Any:
+    def march_transmission(self, volume: Any, points: ArrayLike, directions: ArrayLike) -> Any:
         """exp(-integral of mu) along marched rays, an array of xp.
 
         Parameters
         ----------
-        volume : AttenuatingVolume
+        volume : AttenuatingVolume or AttenuatingSolid
         points : array (n_points, 3)
             Where the rays start, voxel indices.
         directions : array (n_directions, 3)
@@ -52,7 +50,7 @@ class Engine(Protocol):
 
     def exact_transmission(
         self,
-        volume: AttenuatingVolume,
+        volume: Any,
         points: ArrayLike,
         to_source: ArrayLike,
         exit_directions: ArrayLike,
@@ -62,7 +60,7 @@ class Engine(Protocol):
 
         Parameters
         ----------
-        volume : AttenuatingVolume
+        volume : AttenuatingVolume or AttenuatingSolid
         points : array (m, 3)
             Voxel indices; points 2k and 2k + 1 come from the same part of the crystal.
         to_source, exit_directions : array (n, 3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from anacor_dials.absorption import ray_tracing
 from anacor_dials.absorption.computation import SMALLEST_TRANSMISSION, Computation, n_nodes
 from anacor_dials.absorption.crystal_points import SampledPoints
 from anacor_dials.absorption.direction_table import DirectionTable
@@ -19,7 +18,7 @@ POINTS_AT_A_TIME = 128  # bounds the memory for lengths (directions, points, lab
 def mean_paths(computation: Computation) -> FloatArray:
     """-d ln A / d mu of all reflections (n, n_labels), um, good to 1 to 2 %."""
     directions = computation.directions
-    n_labels = len(computation.labels.names)
+    n_labels = computation.body.n_labels
     points = computation.draw(PATH_POINTS)
     if not computation.has_tables:
         return _by_own_rays(computation, points)
@@ -33,8 +32,9 @@ def mean_paths(computation: Computation) -> FloatArray:
     total = np.zeros((len(incident), len(exits)))
     for start in range(0, len(points), POINTS_AT_A_TIME):
         some = points[start : start + POINTS_AT_A_TIME]
-        t_in, l_in = _path_lengths(computation, some.voxels, incident)
-        t_out, l_out = _path_lengths(computation, some.voxels, exits)
+        d_in, l_in = computation.body.path_lengths(some.voxels, incident)
+        d_out, l_out = computation.body.path_lengths(some.voxels, exits)
+        t_in, t_out = np.exp(-d_in), np.exp(-d_out)
         if computation.tracing.beam is None:
             t_in *= some.weights
         else:
@@ -54,22 +54,12 @@ def mean_paths(computation: Computation) -> FloatArray:
 
 def _by_own_rays(computation: Computation, points: SampledPoints) -> FloatArray:
     directions = computation.directions
-    paths = np.zeros((len(directions), len(computation.labels.names)))
+    paths = np.zeros((len(directions), computation.body.n_labels))
     weights = computation.reflection_weights(points, directions)
     for i, (s, e) in enumerate(zip(directions.to_source, directions.exit, strict=True)):
-        t, lengths = _path_lengths(computation, points.voxels, np.stack([s, e]))
-        f = t[0] * t[1] * weights[i % len(weights)]
+        depths, lengths = computation.body.path_lengths(points.voxels, np.stack([s, e]))
+        f = np.exp(-depths[0] - depths[1]) * weights[i % len(weights)]
         total = max(float(f.sum()), SMALLEST_TRANSMISSION)
         paths[i] = f @ (lengths[0] + lengths[1]) / total
     paths[:, 0] = 0.0
     return paths
-
-
-def _path_lengths(
-    computation: Computation, points: FloatArray, directions: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Transmissions (n, m) and lengths (n, m, n_labels), um, of the rays from points."""
-    depths, lengths = ray_tracing.exact_path_lengths(
-        computation.volume, points, directions, len(computation.labels.names)
-    )
-    return np.exp(-depths), lengths

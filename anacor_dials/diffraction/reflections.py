@@ -316,8 +316,8 @@ def row_directions(
     experiment_of_row : array (n,) of int
         -1 for rows of no experiment.
     experiments : ExperimentList
-    tomo_to_datum_matrix : array (3, 3)
-        Of :func:`tomo_to_datum`.
+    tomo_to_datum_matrix : array (3, 3) or (n_experiments, 3, 3)
+        Of :func:`tomo_to_datum`; or from another frame of the sample, for each experiment its own.
     beam_axis : array (3,), optional
         The axis of the beam's cross-section in the laboratory, of :func:`axis_of_beam`.
     """
@@ -340,7 +340,7 @@ def row_directions(
         phi = _scan_angles_deg(table, experiment)[rows[chosen]]
         finite[chosen] = np.isfinite(phi)
         to_datum = np.swapaxes(sample_rotations(experiment, np.nan_to_num(phi)), -1, -2)
-        to_tomo = tomo_to_datum_matrix.T @ to_datum
+        to_tomo = _of_experiment(tomo_to_datum_matrix, int(index)).T @ to_datum
         source = unit(experiment.beam.get_sample_to_source_direction())
         to_source[chosen] = to_tomo @ source
         exits[chosen] = np.einsum("nij,nj->ni", to_tomo, unit(s1[rows[chosen]]))
@@ -359,17 +359,22 @@ def row_directions(
 def sweep_axes(experiments: ExperimentList, tomo_to_datum_matrix: FloatArray) -> FloatArray:
     """The rotation axes (n_experiments, 3) of the sweeps in the frame of the tomogram.
 
-    S R' F turns the sample about F^-1 axis_datum, which is fixed to the sample. Without a
+    The matrix is (3, 3), or (n_experiments, 3, 3) from another frame of the sample. S R' F turns the sample about F^-1 axis_datum, which is fixed to the sample. Without a
     goniometer the sample does not move, and any axis will do.
     """
     axes = []
-    for experiment in experiments:
+    for number, experiment in enumerate(experiments):
         axis = np.array([1.0, 0.0, 0.0])
         if experiment.goniometer is not None:
             fixed = _matrix(experiment.goniometer.get_fixed_rotation())
             axis = fixed.T @ np.array(experiment.goniometer.get_rotation_axis_datum())
-        axes.append(tomo_to_datum_matrix.T @ axis)
+        axes.append(_of_experiment(tomo_to_datum_matrix, number).T @ axis)
     return unit(np.array(axes))
+
+
+def _of_experiment(matrix: FloatArray, number: int) -> FloatArray:
+    """The matrix (3, 3) of an experiment, of one (3, 3) for all or of one for each."""
+    return matrix if matrix.ndim == 2 else matrix[number]
 
 
 def write_factors(

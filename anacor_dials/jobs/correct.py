@@ -104,9 +104,9 @@ class WavelengthFactors:
         return energy_from_wavelength(self.wavelength)
 
 
-@dataclass(frozen=True, eq=False)
-class Correction:
-    """Factors of all reflections, and what a report says about them.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CorrectedReflections:
+    """Factors of all reflections, however the sample is known.
 
     Attributes
     ----------
@@ -114,22 +114,14 @@ class Correction:
         As given.
     table : reflection_table
         All reflections in one table, without the factors; see :meth:`corrected_table`.
-    labels : LabelVolume
-        The sample.
     transmission, standard_error : array (n_rows,)
         A and its standard error; 1 and 0 for rows without a direction.
     directions : ReflectionDirections
         Of the rows that have any.
     wavelengths : list of WavelengthFactors
         One for each wavelength that has reflections.
-    tomo_to_datum : array (3, 3)
-        From the frame of the tomogram to the datum frame.
     warnings : list of str
         Sentences for the user.
-    coefficients : ScanCoefficients or None
-        mu from projections, if it was taken from there.
-    alignment_fit : AlignmentFit or None
-        The alignment from the data, if it was asked for.
     label_uncertainty : float or None
         The relative rms by which the factors are uncertain because the labels are. It is part of
         standard_error. None if the segmentation did not say.
@@ -137,15 +129,11 @@ class Correction:
 
     experiments: ExperimentList
     table: flex.reflection_table
-    labels: LabelVolume
     transmission: FloatArray
     standard_error: FloatArray
     directions: ReflectionDirections
     wavelengths: list[WavelengthFactors]
-    tomo_to_datum: FloatArray
     warnings: list[str]
-    coefficients: ScanCoefficients | None = None
-    alignment_fit: AlignmentFit | None = None
     label_uncertainty: float | None = None
 
     @property
@@ -173,6 +161,28 @@ class Correction:
         """
         write_factors(self.table, self.transmission, self.standard_error, mode)
         return self.table
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Correction(CorrectedReflections):
+    """Factors of all reflections through a labelled volume, and what a report says about them.
+
+    Attributes
+    ----------
+    labels : LabelVolume
+        The sample.
+    tomo_to_datum : array (3, 3)
+        From the frame of the tomogram to the datum frame.
+    coefficients : ScanCoefficients or None
+        mu from projections, if it was taken from there.
+    alignment_fit : AlignmentFit or None
+        The alignment from the data, if it was asked for.
+    """
+
+    labels: LabelVolume
+    tomo_to_datum: FloatArray
+    coefficients: ScanCoefficients | None = None
+    alignment_fit: AlignmentFit | None = None
 
 
 def correct(
@@ -253,7 +263,7 @@ def correct(
             result.factors.standard_error, (from_labels or 0.0) * result.factors.transmission
         )
         results.append(result)
-    warnings += _warnings_of_factors(transmission[directions.rows], results)
+    warnings += warnings_of_factors(transmission[directions.rows], results)
     return Correction(
         experiments=experiments,
         table=table,
@@ -302,7 +312,7 @@ def _materials_of_sample(
         file_mu = np.full(len(sample.labels.names), np.nan)
     # a label without voxels needs no mu
     absent = np.isnan(file_mu) & (sample.labels.counts() == 0)
-    return _materials(
+    return materials_at_wavelengths(
         wavelengths,
         sample.labels.names,
         settings.materials,
@@ -313,16 +323,38 @@ def _materials_of_sample(
     )
 
 
-def _materials(
+def materials_at_wavelengths(
     wavelengths: Sequence[float],
     names: Sequence[str],
     given: Sequence[Mapping[str, MaterialInput]],
     file_mu: FloatArray,
-    file_energy_keV: float | None,
-    fit: CoefficientFit | None,
-    fit_before_file: bool,
+    file_energy_keV: float | None = None,
+    fit: CoefficientFit | None = None,
+    fit_before_file: bool = False,
 ) -> list[tuple[Material, ...]]:
-    """The materials at each wavelength."""
+    """The materials at each wavelength.
+
+    Parameters
+    ----------
+    wavelengths : sequence of float
+        Angstrom.
+    names : sequence of n_labels str
+    given : sequence of mappings of name to MaterialInput
+        One for all wavelengths, or one for each.
+    file_mu : array (n_labels,)
+        mu in the file of the sample, 1/um; NaN where it has none.
+    file_energy_keV : float, optional
+        The energy at which the mu of the file hold.
+    fit : CoefficientFit, optional
+        mu from projections.
+    fit_before_file : bool
+        Whether mu from projections comes before that of the file.
+
+    Raises
+    ------
+    ValueError
+        If what is given does not fit the wavelengths, or the mu of a material is not known.
+    """
     n = len(wavelengths)
     listed = ", ".join(f"{w:.5g} A" for w in wavelengths)
     if len(given) not in (1, n):
@@ -393,9 +425,10 @@ def _warnings_of_labels(labels: LabelVolume, uncertainty: float | None) -> list[
     return warnings
 
 
-def _warnings_of_factors(
+def warnings_of_factors(
     transmissions: FloatArray, results: Sequence[WavelengthFactors]
 ) -> list[str]:
+    """Sentences on reflections that DIALS would leave out, and on errors above the tolerance."""
     warnings = []
     small = int(np.count_nonzero(transmissions < DIALS_EXCLUDES_BELOW))
     if small:
@@ -408,7 +441,7 @@ def _warnings_of_factors(
         if not accuracy.reached:
             warnings.append(
                 f"At {result.wavelength:.5g} A the error of the factors is "
-                f"{100 * accuracy.rms_error:.3f} %, above the tolerance of "
+                f"{100 * accuracy.expected_error:.3f} %, above the tolerance of "
                 f"{100 * accuracy.tolerance:.3f} %."
             )
     return warnings

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from anacor_dials.report.page import Section, html_of, write_html
 
 if TYPE_CHECKING:
-    from anacor_dials.jobs.correct import Correction
+    from anacor_dials.jobs.correct import CorrectedReflections
 
 # type of a result -> title, module of report/, and its function that makes the sections
 REPORTS = {
@@ -29,6 +29,11 @@ REPORTS = {
     ),
     "anacor_dials.jobs.segment.SegmentedSample": ("Segmentation", "segmentation", "sections"),
     "anacor_dials.jobs.correct.Correction": ("Absorption correction", "correction", "sections"),
+    "anacor_dials.jobs.correct_by_faces.FaceCorrection": (
+        "Absorption correction",
+        "faces",
+        "sections",
+    ),
     "anacor_dials.jobs.compare.Comparison": (
         "Comparison of absorption corrections",
         "comparison",
@@ -59,7 +64,7 @@ def page(result: Any) -> Page:
 
     Parameters
     ----------
-    result : LabelVolume, Reconstruction, SegmentedSample, Correction, Comparison or Likeness
+    result : LabelVolume, Reconstruction, SegmentedSample, Correction, FaceCorrection, ...
         What a job returned, or labels.
 
     Raises
@@ -80,7 +85,7 @@ def page(result: Any) -> Page:
     return Page(title, make(result))
 
 
-def _how_to_scale(correction: Correction) -> str:
+def _how_to_scale(correction: CorrectedReflections) -> str:
     """The command line of dials.scale for the files of a correction, by their usual names."""
     from anacor_dials.diffraction.reflections import scale_command
 

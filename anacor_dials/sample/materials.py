@@ -182,6 +182,25 @@ def _compound_mass_fractions(formula: str) -> dict[int, float]:
     return dict(zip(parsed["Elements"], parsed["massFractions"], strict=True))
 
 
+def formula_unit(formula: str) -> tuple[float, float]:
+    """The molar mass, g/mol, and the number of electrons of one formula unit, such as NaCl.
+
+    Raises ValueError for a text that is no chemical formula.
+
+    >>> mass, electrons = formula_unit("NaCl")
+    >>> round(mass, 2), electrons
+    (58.44, 28.0)
+    """
+    import xraylib
+
+    try:
+        parsed = xraylib.CompoundParser(formula.strip())
+    except ValueError:
+        raise ValueError(f"{formula!r} is no chemical formula, such as C22H10N2O5.") from None
+    electrons = sum(z * n for z, n in zip(parsed["Elements"], parsed["nAtoms"], strict=True))
+    return float(parsed["molarMass"]), float(electrons)
+
+
 def protein_crystal(solvent_content: float, solvent: Composition | None = None) -> Composition:
     """The composition of a protein crystal: mean protein and solvent.
 

@@ -43,7 +43,7 @@ class Crystal:
     name : str
     sweeps : tuple of SweepFiles
     tomography : Path
-        A scan, a tomogram or a labelled volume.
+        A scan, a tomogram, a labelled volume, or a list of the crystal's faces.
     """
 
     name: str

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
 
+from anacor_dials.diffraction.crystal_faces import is_face_list
 from anacor_dials.diffraction.scaling import FailedScaling, ScaledData, ScalingJob, run_job
 from anacor_dials.diffraction.selection import choose_strategy, factors_that_do_not_help
 from anacor_dials.diffraction.wavelengths import wavelength_groups
@@ -109,7 +110,7 @@ def process(
 
 
 def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -> CorrectedCrystal:
-    """The factors of all sweeps of a crystal: labels, mu and rays.
+    """The factors of all sweeps of a crystal: labels or faces, mu and rays.
 
     Parameters
     ----------
@@ -122,10 +123,12 @@ def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -
     options = options_of(crystal.name, settings.absorption_options)
     free = (f"nproc={settings.nproc}",)
     labels, segmentation = crystal.tomography, None
+    by_faces = is_face_list(crystal.tomography)
     is_stack = any("labels.voxel_size_um" in option for option in options)
     of_segmentation = options_of(crystal.name, settings.segmentation_options)
     is_tomogram = any(option.startswith("tomogram.") for option in of_segmentation)
-    if is_tomogram or (not is_stack and not has_labels(crystal.tomography)):
+    is_labelled = by_faces or is_stack or has_labels(crystal.tomography)
+    if is_tomogram or not is_labelled:
         segmentation = work.run(
             Step(
                 f"{name}/segment",
@@ -143,7 +146,7 @@ def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -
                 "dials.anacor_absorption",
                 *(str(sweep.experiments) for sweep in crystal.sweeps),
                 *(str(sweep.reflections) for sweep in crystal.sweeps),
-                str(labels),
+                f"faces={labels}" if by_faces else str(labels),
                 *options,
             ),
             (
