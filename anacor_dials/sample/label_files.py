@@ -85,7 +85,8 @@ def _relabelled(stack: NDArray[Any], path: object, n_names: int) -> NDArray[np.u
     if low < 0 or high >= n_names:
         raise ValueError(
             f"{path} holds labels from {low} to {high} and {n_names} names were given; name each "
-            "label from 0 on (labels.names=background,liquor,loop,crystal)."
+            "label from 0 on (labels.names=background,liquor,loop,crystal), or if this is a tomogram "
+            "say what it is in (tomogram.unit=arbitrary, 1/mm ...)."
         )
     return np.ascontiguousarray(stack, dtype=np.uint8)
 
