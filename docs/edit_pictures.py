@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -43,7 +44,14 @@ def main(given: Path, driver: str) -> None:
             browser.click("#show-doubt")
             browser.click("#draw3d")
             browser.wait("return document.getElementById('view3d').dataset.drawn")
-            browser.key("4")
+            browser.key("4")  # the brush: liquor at the worst place
+            x, y, z = browser.run("return cross")
+            browser.run("chooseLabel(1)")
+            browser.drag(
+                [tests.on_screen(browser, 0, y, z - 12), tests.on_screen(browser, 0, y - 12, z - 4)]
+            )
+            browser.wait(tests.STEPS, 1)
+            time.sleep(20)  # until what it is worth has been found
             (DOCS / "pictures" / "edit-page.png").write_bytes(browser.picture())
         finally:
             browser.close()

@@ -221,7 +221,7 @@ function show(now) {
   $("undo").disabled = !state.undo || Boolean(state.busy);
   $("redo").disabled = !state.redo || Boolean(state.busy);
   $("follow").disabled = $("learn").disabled = Boolean(state.busy);
-  $("by-hand").textContent = `${state.by_hand} voxels by hand; ${state.undo} steps, all saved (${state.user}).` +
+  $("by-hand").textContent = `${state.by_hand} voxels by hand; ${state.undo} ${state.undo === 1 ? "step" : "steps"}, all saved (${state.user}).` +
     (state.last ? ` Last: ${state.last}.` : "");
   if (state.busy) say(`${state.busy} …`);
   else if (busyBefore) {
