@@ -404,10 +404,12 @@ class Computation:
         hard_beam = self.tracing.beam is not None and self.tracing.beam.shape == "tophat"
         return hard_beam or self.body.has_plane_faces
 
-    def own_rays_are_few(self, step_deg: float) -> bool:
-        """Whether the reflections' own rays may be traced in place of a table."""
-        few = 2 * len(self.directions) <= MOST_OWN_RAYS * n_nodes(self.grid(step_deg))
-        return self.tracing.method == "auto" and (few or self.body.has_plane_faces)
+    def may_leave_tables(self, grid: Grid | None) -> bool:
+        """Whether the reflections' own rays may be traced in place of a table with this grid."""
+        if grid is None or not self.has_edges or self.tracing.method != "auto":
+            return False
+        few = 2 * len(self.directions) <= MOST_OWN_RAYS * n_nodes(grid)
+        return few or self.body.has_plane_faces
 
     def _steps(self, steps: range, what: str) -> Iterable[int]:
         return tqdm(steps, desc=f"Tracing {what}", leave=False, disable=not self.progress)

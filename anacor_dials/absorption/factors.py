@@ -306,11 +306,12 @@ def _refined(run: Computation) -> AbsorptionFactors:
             break
         more_points = run.more_points(n_points, accuracy.point_error)
         finer = step if found.grid is None else run.finer_step_deg(step, accuracy.traced_error)
-        if run.has_edges and accuracy.traced_error > wanted_error:
-            if not run.own_rays_are_few(step):
-                break
+        stays = (more_points, finer) == (n_points, step)
+        useless = run.has_edges and accuracy.traced_error > wanted_error
+        last_but_one = round_ == MOST_ROUNDS - 2
+        if (stays or useless or last_but_one) and run.may_leave_tables(found.grid):
             run.tables_help = False
-        elif (more_points, finer) == (n_points, step):
+        elif stays or useless:
             break
         wanted_error = math.inf
         if finer < step:
