@@ -35,7 +35,7 @@ from anacor_dials.jobs.training_scans import ScanRanges, write_training_scans
 from anacor_dials.report.page import write_json
 from anacor_dials.sample.tomogram_files import read_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Tomogram
-from anacor_dials.segmentation.evaluation import evaluate_samples, mean_scores
+from anacor_dials.segmentation.evaluation import evaluate_samples, mean_scores, recall_of
 from anacor_dials.segmentation.inference import (
     SHIPPED_WEIGHTS,
     Segmentation,
@@ -108,8 +108,7 @@ def mean_table(results: dict[str, list[dict[str, Any]]]) -> list[str]:
         for cleaned in (False, True):
             means = mean_scores(rows, cleaned)
             cells = [
-                f"{percent(means[n]['accuracy'])} ({number(1 - means[n]['dice'], 3)})"
-                for n in NAMES
+                f"{percent(means[n]['recall'])} ({number(1 - means[n]['dice'], 3)})" for n in NAMES
             ]
             seconds = float(np.mean([row["seconds"] for row in rows]))
             lines.append(
@@ -128,7 +127,7 @@ def sample_table(rows: list[dict[str, Any]]) -> list[str]:
     ]
     for row in rows:
         c = row["cleaned"]["classes"]
-        recalls = " | ".join(percent(c[n]["accuracy"]) for n in NAMES[1:])
+        recalls = " | ".join(percent(recall_of(c[n])) for n in NAMES[1:])
         factors = (
             f"{number(row.get('factors_rms_percent'))} % "
             f"({number(row.get('factors_spread_percent'), 1)} %)"

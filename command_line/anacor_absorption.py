@@ -291,7 +291,7 @@ def save(
                 f"{sample.file.path.name}, {n} experiments",
             )
         if output.json:
-            write_json(path(output.json), correction_report.numbers(correction, command))
+            write_json(path(output.json), correction_report.record(correction, command))
         if output.cif:
             path(output.cif).write_text(correction_report.cif_block(correction), encoding="ascii")
         correction.experiments.as_file(path(output.experiments))

@@ -61,7 +61,7 @@ from anacor_dials.phil.settings import (
     tomogram_description,
 )
 from anacor_dials.report.page import write_html, write_json
-from anacor_dials.report.segmentation import log_lines, numbers, sections
+from anacor_dials.report.segmentation import log_lines, record, sections
 from anacor_dials.sample.label_files import write_nifti, write_npy, write_nrrd, write_tiff
 from anacor_dials.sample.output_files import OutputFiles
 
@@ -99,7 +99,7 @@ def save(sample: SegmentedSample, name: str, parameters: str, output: Any) -> No
         if output.html:
             write_html(outputs.path(output.html), "Segmentation", sections(sample), subtitle=name)
         if output.json:
-            write_json(outputs.path(output.json), numbers(sample))
+            write_json(outputs.path(output.json), record(sample))
 
 
 @show_mail_handle_errors()

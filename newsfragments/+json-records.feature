@@ -1,1 +1,1 @@
-The JSON files of ``dials.anacor_reconstruct``, ``dials.anacor_compare``, ``dials.anacor_simulate compare=`` and ``xia2.anacor`` have a version; their keys are described in the manual. ``same_observations`` is by label in all of them.
+The JSON files of all commands have a version, and their keys are described in the manual. ``same_observations`` is by label in all of them, and the share of a class that was found is called ``recall`` in ``anacor_segment.json``.

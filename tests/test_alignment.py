@@ -40,7 +40,7 @@ from anacor_dials.diffraction.alignment import (
 )
 from anacor_dials.diffraction.alignment.trials import TrialTransmissions
 from anacor_dials.diffraction.reflections import Alignment, experiment_of_rows, tomo_to_datum
-from anacor_dials.report.alignment import alignment_numbers
+from anacor_dials.report.alignment import alignment_record
 from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume
@@ -363,9 +363,9 @@ def test_offset_sense_and_mu_of_two_balls(perfect_data: Data) -> None:
     lowest = np.unravel_index(np.argmin(fit.disagreement), fit.disagreement.shape)
     assert fit.senses[lowest[0]] == SENSE
     assert abs(fit.offsets_deg[lowest[1]] - OFFSET) < 5.0
-    said = alignment_numbers(fit)
-    assert said["to"]["angle_offset_deg"] == fit.after.angle_offset_deg
-    assert len(said["curve"]["by_sense"]) == 2
+    said = alignment_record(fit)
+    assert said.to["angle_offset_deg"] == fit.after.angle_offset_deg
+    assert len(said.curve["by_sense"]) == 2
 
 
 def test_data_without_absorption_move_nothing(perfect_data: Data) -> None:
@@ -391,7 +391,7 @@ def test_too_few_equivalents(perfect_data: Data) -> None:
     fit = refined(experiments, few, ball_labels())
     assert not fit.moved
     assert "are needed" in fit.warnings[0]
-    assert alignment_numbers(fit)["moved"] is False
+    assert alignment_record(fit).moved is False
 
 
 def test_bad_input_is_one_sentence(perfect_data: Data) -> None:

@@ -65,7 +65,7 @@ def test_a_tomogram_gets_labels(folder, labels):
     np.testing.assert_array_equal(contents.probabilities.argmax(axis=0), labels)
     numbers = json.loads((folder / "anacor_segment.json").read_text())
     scores = numbers["evaluation"]["classes"]
-    assert scores["crystal"]["dice"] == scores["loop"]["accuracy"] == 1.0
+    assert scores["crystal"]["dice"] == scores["loop"]["recall"] == 1.0
     assert scores["crystal"]["hd95_um"] == 0.0
     volume = np.count_nonzero(labels == 3) * 1.2**3
     assert numbers["materials"]["crystal"]["volume_um3"] == pytest.approx(volume)

@@ -20,7 +20,7 @@ from anacor_dials.absorption.coefficients.registration import find_origin
 from anacor_dials.absorption.ray_tracing import parallel_path_lengths
 from anacor_dials.jobs.coefficients import ScanCoefficients
 from anacor_dials.report.coefficients import (
-    coefficients_numbers,
+    coefficients_record,
     coefficients_text,
     residual_figures,
 )
@@ -374,9 +374,9 @@ def test_text_summary_and_figures(small_fit):
     assert f"{small_fit.mu_per_um[3]:.6f}" in text
     assert "0.011000" in text
     assert "rotation axis at pixel 26.30" in text
-    summary = coefficients_numbers(found)
-    assert summary["centre_pixel"] == (26.3, 12.0)
-    assert summary["materials"][2]["name"] == "crystal"
+    summary = coefficients_record(found)
+    assert summary.centre_pixel == (26.3, 12.0)
+    assert summary.materials[2]["name"] == "crystal"
     figures = residual_figures(small_fit)
     assert len(figures) == 5
     residual = figures[0][0][0]

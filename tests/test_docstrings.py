@@ -17,10 +17,8 @@ CHECKED = [
     *(PACKAGE / "absorption").rglob("*.py"),
     *(PACKAGE / "diffraction").rglob("*.py"),
     *(PACKAGE / "jobs/pipeline").rglob("*.py"),
-    *(
-        PACKAGE / f"jobs/{name}.py"
-        for name in ("coefficients", "compare", "reconstruct", "records")
-    ),
+    *(PACKAGE / "jobs/records").rglob("*.py"),
+    *(PACKAGE / f"jobs/{name}.py" for name in ("coefficients", "compare", "reconstruct")),
     *(PACKAGE / f"report/{name}.py" for name in ("comparison", "display", "page", "pipeline")),
     *(PACKAGE / "simulation/meshes").rglob("*.py"),
     PACKAGE / "sample/materials.py",

@@ -21,6 +21,7 @@ from anacor_dials.segmentation.evaluation import (  # noqa: E402
     cross_entropy,
     evaluate,
     hd95_um,
+    recall_of,
 )
 from anacor_dials.segmentation.inference import (  # noqa: E402
     SHIPPED_WEIGHTS,
@@ -430,7 +431,9 @@ def test_scores_by_hand():
     assert scores["background"].recall == pytest.approx(3 / 4)
     assert math.isnan(scores["loop"].recall)
     assert math.isnan(scores.cross_entropy)
-    json.dumps(scores.as_dict())
+    written = json.loads(json.dumps(scores.as_dict()))["classes"]["crystal"]
+    assert written["recall"] == recall_of(written) == pytest.approx(3 / 4)
+    assert recall_of({"accuracy": 0.5}) == 0.5  # a record of an earlier version
     with pytest.raises(ValueError, match="same grid"):
         evaluate(LabelVolume(found, np.ones(3)), truth[:, :, :2])
 

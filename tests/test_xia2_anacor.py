@@ -9,7 +9,9 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +40,8 @@ from anacor_dials.jobs.pipeline.results import (
     WavelengthResult,
 )
 from anacor_dials.jobs.pipeline.steps import FinishedStep, Step
+from anacor_dials.jobs.records import AbsorptionRecord, MaterialRecord, WavelengthFactorsRecord
+from anacor_dials.report.page import plain
 from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume
@@ -421,6 +425,24 @@ def test_two_wavelengths_of_a_virtual_crystal(
 # ---- what the command makes of a result -----------------------------------------------------------
 
 
+def absorption_record(
+    transmission: dict[str, Any], wavelength: float, warnings: list[str]
+) -> AbsorptionRecord:
+    """What dials.anacor_absorption writes, of a crystal without liquor and loop."""
+    crystal = MaterialRecord(3, "crystal", 0.02, 20.0, "given", 1e5, 30.0)
+    numbers = dict.fromkeys((f.name for f in fields(WavelengthFactorsRecord)), 0)
+    of_wavelength = {"wavelength_angstrom": wavelength, "materials": [crystal]}
+    absent = dict.fromkeys(f.name for f in fields(AbsorptionRecord))
+    return AbsorptionRecord(
+        **absent
+        | {
+            "transmission": transmission,
+            "wavelengths": [WavelengthFactorsRecord(**numbers | of_wavelength)],
+            "warnings": warnings,
+        }
+    )
+
+
 def made_up_result(crystals, settings, work, write_report) -> PipelineResult:
     """A result as `process` returns it, its steps performed in place."""
 
@@ -433,19 +455,15 @@ def made_up_result(crystals, settings, work, write_report) -> PipelineResult:
             Step(f"X1/{name}", ("program", name, "a b"), (), tuple(files), perform=perform)
         )
 
-    factors = {
-        "transmission": {"min": 0.1, "max": 0.6, "mean": 0.3},
-        "wavelengths": [
-            {
-                "wavelength_angstrom": 4.13,
-                "materials": [{"name": "crystal", "mu_per_um": 0.02, "mu_per_mm": 20.0}],
-            }
-        ],
-        "warnings": ["the beam is <small>"],
-    }
+    factors = absorption_record(
+        {"min": 0.1, "max": 0.6, "mean": 0.3}, 4.13, ["the beam is <small>"]
+    )
     absorption = step(
         "absorption",
-        **{"anacor_absorption.json": json.dumps(factors), "anacor_absorption.html": "report"},
+        **{
+            "anacor_absorption.json": json.dumps(plain(factors.content())),
+            "anacor_absorption.html": "report",
+        },
     )
     unsaid = {"description": "", "command": "", "log": None}
     comparison = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from anacor_dials.jobs.records import AlignmentRecord
 from anacor_dials.report.page import Figure, Item, Table, Text
 from anacor_dials.sample.frames import FloatArray
 
@@ -80,41 +81,41 @@ def alignment_text(fit: AlignmentFit) -> str:
     return "\n".join([*lines, *_notes(fit)])
 
 
-def alignment_numbers(fit: AlignmentFit) -> dict[str, Any]:
-    """The fit in numbers, for JSON."""
-    return {
-        "refined": fit.asked,
-        "moved": fit.moved,
-        "reason_not_moved": fit.reason or None,
-        "from": {
+def alignment_record(fit: AlignmentFit) -> AlignmentRecord:
+    """The fit in anacor_absorption.json."""
+    return AlignmentRecord(
+        refined=fit.asked,
+        moved=fit.moved,
+        reason_not_moved=fit.reason or None,
+        from_={
             "angle_offset_deg": fit.before.angle_offset_deg,
             "rotation_sense": fit.before.rotation_sense,
             "mu_scale": 1.0,
         },
-        "to": {
+        to={
             "angle_offset_deg": fit.after.angle_offset_deg,
             "rotation_sense": fit.after.rotation_sense,
             "mu_scale": fit.mu_scale,
         },
-        "best": {
+        best={
             "angle_offset_deg": fit.offset_deg,
             "angle_offset_error_deg": fit.offset_error_deg if "offset" in fit.asked else None,
             "rotation_sense": fit.sense,
             "mu_scale": fit.fitted_mu_scale,
             "mu_scale_error": fit.mu_scale_error,
         },
-        "observations": fit.n_observations,
-        "unique_reflections": fit.n_unique,
-        "sweeps": fit.n_sweeps,
-        "scale_parameters": fit.n_scales,
-        "friedel_mates_apart": fit.friedel_apart,
-        "instrument_error": fit.instrument_error,
-        "rms_difference_of_equivalents": {
+        observations=fit.n_observations,
+        unique_reflections=fit.n_unique,
+        sweeps=fit.n_sweeps,
+        scale_parameters=fit.n_scales,
+        friedel_mates_apart=fit.friedel_apart,
+        instrument_error=fit.instrument_error,
+        rms_difference_of_equivalents={
             "without_correction": fit.disagreement_none,
             "as_given": fit.disagreement_before,
             "best": fit.disagreement_best,
         },
-        "standard_deviations_better": {
+        standard_deviations_better={
             "than_no_correction": fit.refuted_none,
             "than_best_alternative": fit.refuted_others,
             "alternative": None
@@ -122,17 +123,17 @@ def alignment_numbers(fit: AlignmentFit) -> dict[str, Any]:
             else {"angle_offset_deg": fit.other[0], "rotation_sense": fit.other[1]},
             "needed": fit.refuted_at,
         },
-        "curve": {
+        curve={
             "angle_offset_deg": fit.offsets_deg,
             "by_sense": [
                 {"rotation_sense": sense, "rms_difference": rms, "mu_scale": k}
                 for sense, rms, k in zip(fit.senses, fit.disagreement, fit.mu_scales, strict=True)
             ],
         },
-        "mu_scale_curve": {"mu_scale": fit.mu_grid, "rms_difference": fit.mu_scale_curve}
+        mu_scale_curve={"mu_scale": fit.mu_grid, "rms_difference": fit.mu_scale_curve}
         if fit.n_observations
         else None,
-    }
+    )
 
 
 def alignment_items(fit: AlignmentFit) -> list[Item]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from anacor_dials.jobs.records import CoefficientsRecord
 from anacor_dials.report.page import Figure, Item, Table
 from anacor_dials.sample.frames import FloatArray
 
@@ -38,12 +39,12 @@ def coefficients_text(found: ScanCoefficients, file_mu_per_um: FloatArray | None
     return "\n".join(lines)
 
 
-def coefficients_numbers(found: ScanCoefficients) -> dict[str, Any]:
-    """The fit in numbers, for JSON."""
+def coefficients_record(found: ScanCoefficients) -> CoefficientsRecord:
+    """The fit in anacor_absorption.json."""
     fit = found.fit
-    return {
-        "energy_keV": fit.energy_keV,
-        "materials": [
+    return CoefficientsRecord(
+        energy_keV=fit.energy_keV,
+        materials=[
             {
                 "label": label,
                 "name": name,
@@ -56,19 +57,19 @@ def coefficients_numbers(found: ScanCoefficients) -> dict[str, Any]:
             for label, name in enumerate(fit.names)
             if label
         ],
-        "correlation": fit.correlation[1:, 1:],
-        "condition_number": fit.condition_number,
-        "not_told_apart": fit.not_told_apart,
-        "undetermined": fit.undetermined,
-        "angles": len(fit.angles_deg),
-        "used_share": fit.used_share,
-        "refraction_um": fit.refraction_um,
-        "rms_residual": fit.rms_residual,
-        "unexplained": fit.unexplained,
-        "centre_pixel": found.centre_px,
-        "shift_um": fit.shift_um,
-        "warnings": fit.warnings,
-    }
+        correlation=fit.correlation[1:, 1:].tolist(),
+        condition_number=fit.condition_number,
+        not_told_apart=fit.not_told_apart,
+        undetermined=fit.undetermined,
+        angles=len(fit.angles_deg),
+        used_share=fit.used_share,
+        refraction_um=fit.refraction_um,
+        rms_residual=fit.rms_residual,
+        unexplained=fit.unexplained,
+        centre_pixel=found.centre_px,
+        shift_um=fit.shift_um.tolist(),
+        warnings=fit.warnings,
+    )
 
 
 def residual_figures(

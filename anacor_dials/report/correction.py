@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anacor_dials import __version__
-from anacor_dials.report.alignment import alignment_items, alignment_numbers, alignment_text
+from anacor_dials.jobs.records import AbsorptionRecord, MaterialRecord, WavelengthFactorsRecord
+from anacor_dials.report.alignment import alignment_items, alignment_record, alignment_text
 from anacor_dials.report.coefficients import (
     coefficient_items,
-    coefficients_numbers,
+    coefficients_record,
     coefficients_text,
 )
 from anacor_dials.report.page import Figure, Item, Section, Table, Text
@@ -22,7 +23,9 @@ from anacor_dials.sample.volumes import LabelVolume
 
 if TYPE_CHECKING:
     from anacor_dials.absorption.factors import Accuracy
-    from anacor_dials.jobs.correct import CorrectedReflections, Correction
+    from anacor_dials.jobs.correct import CorrectedReflections, Correction, WavelengthFactors
+
+PERCENTILES = (1, 5, 25, 50, 75, 95, 99)  # of the transmissions
 
 
 def materials_text(materials: Sequence[Material], labels: LabelVolume) -> str:
@@ -60,65 +63,62 @@ def log_text(correction: Correction, file_mu_per_um: FloatArray | None = None) -
     return "\n".join(parts)
 
 
-def numbers(correction: Correction, scale_command: str) -> dict[str, Any]:
-    """Everything in numbers, for JSON."""
+def record(correction: Correction, scale_command: str) -> AbsorptionRecord:
+    """The content of anacor_absorption.json."""
     a, labels = correction.transmissions, correction.labels
-    counts = labels.counts()
-    return {
-        "program": {"name": "anacor_dials", "version": __version__},
-        "reflections": {
+    fit, alignment = correction.coefficients, correction.alignment_fit
+    return AbsorptionRecord(
+        program={"name": "anacor_dials", "version": __version__},
+        reflections={
             "rows": len(correction.transmission),
             "with_factor": len(a),
             "without_direction": correction.n_undefined,
         },
-        "transmission": transmission_numbers(a),
-        "volume": {
+        transmission=transmission_numbers(a),
+        volume={
             "shape": labels.shape,
             "voxel_size_um": labels.voxel_size_um,
             "centre": labels.centre,
         },
-        "wavelengths": [
-            {
-                "wavelength_angstrom": w.wavelength,
-                "energy_keV": w.energy_keV,
-                "materials": [
-                    {
-                        "label": m.label,
-                        "name": m.name,
-                        "mu_per_um": m.mu_per_um,
-                        "mu_per_mm": 1e3 * m.mu_per_um,
-                        "from": m.origin,
-                        "volume_um3": counts[m.label] * labels.voxel_volume_um3,
-                        "mean_path_um": w.factors.mean_path_um[:, m.label].mean(),
-                    }
-                    for m in w.materials
-                ],
-                **accuracy_numbers(w.factors.accuracy),
-            }
-            for w in correction.wavelengths
+        wavelengths=[_wavelength_record(w, labels) for w in correction.wavelengths],
+        coefficients_from_projections=None if fit is None else coefficients_record(fit),
+        alignment=None if alignment is None else alignment_record(alignment),
+        tomo_to_datum=correction.tomo_to_datum.tolist(),
+        factors_uncertainty_from_labels=correction.label_uncertainty,
+        warnings=correction.warnings,
+        scale_command=scale_command,
+    )
+
+
+def _wavelength_record(one: WavelengthFactors, labels: LabelVolume) -> WavelengthFactorsRecord:
+    accuracy, counts = one.factors.accuracy, labels.counts()
+    return WavelengthFactorsRecord(
+        wavelength_angstrom=one.wavelength,
+        energy_keV=one.energy_keV,
+        materials=[
+            MaterialRecord(
+                label=m.label,
+                name=m.name,
+                mu_per_um=m.mu_per_um,
+                mu_per_mm=1e3 * m.mu_per_um,
+                from_=m.origin,
+                volume_um3=counts[m.label] * labels.voxel_volume_um3,
+                mean_path_um=float(one.factors.mean_path_um[:, m.label].mean()),
+            )
+            for m in one.materials
         ],
-        "coefficients_from_projections": None
-        if correction.coefficients is None
-        else coefficients_numbers(correction.coefficients),
-        "alignment": None
-        if correction.alignment_fit is None
-        else alignment_numbers(correction.alignment_fit),
-        "tomo_to_datum": correction.tomo_to_datum,
-        "factors_uncertainty_from_labels": correction.label_uncertainty,
-        "warnings": correction.warnings,
-        "scale_command": scale_command,
-    }
+        **accuracy_numbers(accuracy),
+    )
 
 
 def transmission_numbers(transmissions: FloatArray) -> dict[str, Any]:
     """Smallest, largest, mean and percentiles of transmissions (n,)."""
-    percents = (1, 5, 25, 50, 75, 95, 99)
     return {
         "min": transmissions.min(),
         "max": transmissions.max(),
         "mean": transmissions.mean(),
         "percentiles": dict(
-            zip(map(str, percents), np.percentile(transmissions, percents), strict=True)
+            zip(map(str, PERCENTILES), np.percentile(transmissions, PERCENTILES), strict=True)
         ),
     }
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from anacor_dials import __version__
-from anacor_dials.jobs.records import Record
+from anacor_dials.jobs.records import Record, key_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Section:
 def plain(value: Any) -> Any:
     """The value in types that JSON has: arrays as lists, dataclasses as dictionaries, numbers without a value (NaN, inf) as None."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return {key_of(f.name): plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):

@@ -130,11 +130,11 @@ def sections(result: PipelineResult, work: WorkingFolder) -> list[Section]:
     rows = []
     for corrected in result.corrections:
         summary = corrected.summary
-        transmission = summary["transmission"]
+        transmission = summary.transmission
         mu = "; ".join(
-            f"{w['wavelength_angstrom']:.4f} Å: "
-            + ", ".join(f"{m['name']} {m['mu_per_mm']:.2f}" for m in w["materials"])
-            for w in summary["wavelengths"]
+            f"{w.wavelength_angstrom:.4f} Å: "
+            + ", ".join(f"{m.name} {m.mu_per_mm:.2f}" for m in w.materials)
+            for w in summary.wavelengths
         )
         rows.append(
             (
@@ -147,7 +147,7 @@ def sections(result: PipelineResult, work: WorkingFolder) -> list[Section]:
                 f"{transmission['min']:.3f} - {transmission['max']:.3f}, mean {transmission['mean']:.3f}",
             )
         )
-        factors += [Text(f"{corrected.crystal.name}: {w}", "warning") for w in summary["warnings"]]
+        factors += [Text(f"{corrected.crystal.name}: {w}", "warning") for w in summary.warnings]
     factors.insert(
         0, Table(rows, ("crystal", "files", "labels", "mu (1/mm)", "transmission of reflections"))
     )
@@ -227,7 +227,7 @@ def _crystal_record(one: CorrectedCrystal) -> CrystalRecord:
         segmented_by=_name(one.segmentation),
         factors_by=_name(one.absorption),
         sweeps=[vars(sweep) for sweep in one.crystal.sweeps],
-        factors={key: summary[key] for key in ("transmission", "wavelengths", "warnings")},
+        factors={key: getattr(summary, key) for key in ("transmission", "wavelengths", "warnings")},
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anacor_dials.jobs.records import SegmentationRecord
 from anacor_dials.report.page import Figure, Item, Section, Table, Text
 from anacor_dials.report.sample import colour, plane_axes, view_3d
 from anacor_dials.sample.frames import AXIS_NAMES
@@ -32,7 +33,7 @@ def percent(value: float, digits: int = 2) -> str:
 
 
 def score_table(evaluation: Evaluation, seconds: float) -> Table:
-    """The published table's rows."""
+    """The scores of each class; recall is what the published table calls accuracy."""
     rows = [
         (
             c.name,
@@ -47,7 +48,7 @@ def score_table(evaluation: Evaluation, seconds: float) -> Table:
     caption = f"{seconds:.0f} s" + (
         f", cross-entropy {entropy:.4f}" if math.isfinite(entropy) else ""
     )
-    return Table(rows, ("", "accuracy (recall)", "Dice", "Dice loss", "HD95 (um)"), caption)
+    return Table(rows, ("", "recall", "Dice", "Dice loss", "HD95 (um)"), caption)
 
 
 def sections(sample: SegmentedSample) -> list[Section]:
@@ -106,12 +107,21 @@ def _network_sections(tomogram: Tomogram, segmentation: Segmentation) -> list[Se
     ]
 
 
-def numbers(sample: SegmentedSample) -> dict[str, Any]:
-    """The report's figures, for programs."""
-    labels, segmentation = sample.labels, sample.segmentation
+def record(sample: SegmentedSample) -> SegmentationRecord:
+    """The content of anacor_segment.json."""
+    labels, segmentation, doubt = sample.labels, sample.segmentation, sample.uncertainty
     counts = labels.counts()
-    content: dict[str, Any] = {
-        "materials": {
+    clean_up = None
+    if segmentation is not None:
+        clean_up = [
+            {
+                "step": step.name,
+                "changed_um3": {f"{a} to {b}": v for (a, b), v in step.changed_um3.items()},
+            }
+            for step in segmentation.steps
+        ]
+    return SegmentationRecord(
+        materials={
             name: {
                 "label": label,
                 "voxels": int(counts[label]),
@@ -120,29 +130,20 @@ def numbers(sample: SegmentedSample) -> dict[str, Any]:
             }
             for label, name in enumerate(labels.names)
         },
-        "warnings": list(sample.warnings),
-    }
-    if segmentation is not None:
-        content["seconds"] = dict(segmentation.seconds)
-        content["bin_factors"] = list(segmentation.factors)
-        content["clean_up"] = [
-            {
-                "step": s.name,
-                "changed_um3": {f"{a} to {b}": v for (a, b), v in s.changed_um3.items()},
-            }
-            for s in segmentation.steps
-        ]
-    if sample.uncertainty is not None:
-        u = sample.uncertainty
-        content["factors_uncertainty"] = {
-            "rms": u.rms,
-            "draws": u.draws.tolist(),
-            "spread_of_factors": u.spread,
-            "crystal_volumes_um3": u.crystal_volumes_um3.tolist(),
-        }
-    if sample.evaluation is not None:
-        content["evaluation"] = sample.evaluation.as_dict()
-    return content
+        seconds=None if segmentation is None else dict(segmentation.seconds),
+        bin_factors=None if segmentation is None else segmentation.factors,
+        clean_up=clean_up,
+        factors_uncertainty=None
+        if doubt is None
+        else {
+            "rms": doubt.rms,
+            "draws": doubt.draws.tolist(),
+            "spread_of_factors": doubt.spread,
+            "crystal_volumes_um3": doubt.crystal_volumes_um3.tolist(),
+        },
+        evaluation=None if sample.evaluation is None else sample.evaluation.as_dict(),
+        warnings=list(sample.warnings),
+    )
 
 
 def log_lines(sample: SegmentedSample) -> list[str]:
@@ -158,7 +159,7 @@ def log_lines(sample: SegmentedSample) -> list[str]:
         lines.append(f"Uncertainty of the factors from the labels: {sample.uncertainty}")
     if sample.evaluation is not None:
         lines += [
-            f"{c.name:<12} accuracy {percent(c.recall)}, Dice {c.dice:.4f}, HD95 {c.hd95_um:.2f} um"
+            f"{c.name:<12} recall {percent(c.recall)}, Dice {c.dice:.4f}, HD95 {c.hd95_um:.2f} um"
             for c in sample.evaluation.classes
         ]
     return lines

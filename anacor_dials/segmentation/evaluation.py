@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,7 @@ class Evaluation:
             "cross_entropy": self.cross_entropy,
             "classes": {
                 c.name: {
-                    "accuracy": c.recall,
+                    "recall": c.recall,
                     "dice": c.dice,
                     "dice_loss": c.dice_loss,
                     "hd95_um": c.hd95_um,
@@ -224,16 +224,27 @@ def evaluate_samples(
     return sorted(rows, key=lambda row: row["cleaned"]["classes"]["crystal"]["dice"])
 
 
+def recall_of(scores: Mapping[str, Any]) -> float:
+    """The recall in the scores of a class; records of earlier versions call it accuracy."""
+    return float(scores["recall"] if "recall" in scores else scores["accuracy"])
+
+
 def mean_scores(rows: Sequence[dict[str, Any]], cleaned: bool = True) -> dict[str, Any]:
-    """Means over samples of accuracy, Dice, HD95 and cross-entropy; HD95 over the samples that
+    """Means over samples of recall, Dice, HD95 and cross-entropy; HD95 over the samples that
     have one."""
     parts = [row["cleaned"] if cleaned else row for row in rows]
     names = parts[0]["classes"]
     out: dict[str, Any] = {"cross_entropy": float(np.mean([p["cross_entropy"] for p in parts]))}
     for name in names:
+        scores = [p["classes"][name] for p in parts]
+        columns = {
+            "recall": [recall_of(one) for one in scores],
+            "dice": [one["dice"] for one in scores],
+            "hd95_um": [one["hd95_um"] for one in scores],
+        }
         out[name] = {}
-        for key in ("accuracy", "dice", "hd95_um"):
-            values = np.array([p["classes"][name][key] for p in parts], dtype=float)
+        for key, column in columns.items():
+            values = np.array(column, dtype=float)
             values = values[np.isfinite(values)]
             out[name][key] = float(values.mean()) if values.size else math.nan
     return out

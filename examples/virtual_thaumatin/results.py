@@ -132,7 +132,7 @@ def label_rows(folder: Path, found: Sequence[str]) -> list[tuple[str, list[str],
         if label != TRUTH:
             report = json.loads((place / "anacor_segment.json").read_text(encoding="utf-8"))
             classes = report["evaluation"]["classes"]
-            cells[:4] = [f"{100 * c['accuracy']:.2f} %" for c in classes.values()]
+            cells[:4] = [f"{100 * c['recall']:.2f} %" for c in classes.values()]
             cells[4:6] = [f"{classes[name]['dice']:.4f}" for name in ("loop", "crystal")]
         sample = read_sample_file(path, tomogram=False)
         cells[6] = " / ".join(f"{1e3 * mu:.2f}" for mu in sample.mu_per_um[1:])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anacor_dials.jobs.pipeline.inputs import Crystal
 from anacor_dials.jobs.pipeline.steps import FinishedStep
-from anacor_dials.jobs.records import ComparisonRecord, read_record
+from anacor_dials.jobs.records import AbsorptionRecord, ComparisonRecord, read_record
 
 if TYPE_CHECKING:
     from anacor_dials.diffraction.selection import Selection
@@ -40,11 +39,9 @@ class CorrectedCrystal:
     absorption: FinishedStep
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> AbsorptionRecord:
         """What dials.anacor_absorption says of the factors, as numbers."""
-        path = self.absorption.path("anacor_absorption.json")
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return content
+        return read_record(self.absorption.path("anacor_absorption.json"), AbsorptionRecord)
 
 
 @dataclass(frozen=True)

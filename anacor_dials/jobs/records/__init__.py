@@ -1,0 +1,55 @@
+"""What the jobs leave for programs: one schema, a versioned dataclass, for each JSON file.
+
+Every file has the key "version". The version grows when a key goes, or when its name or its meaning
+changes; keys may be added without it. Numbers without a value (NaN) are null.
+"""
+
+from __future__ import annotations
+
+from anacor_dials.jobs.records.absorption import (
+    AbsorptionRecord,
+    AlignmentRecord,
+    CoefficientsRecord,
+    MaterialRecord,
+    WavelengthFactorsRecord,
+)
+from anacor_dials.jobs.records.comparison import (
+    ComparisonRecord,
+    SameObservationsRecord,
+    StrategyRecord,
+    TableRowRecord,
+)
+from anacor_dials.jobs.records.likeness import LikenessRecord
+from anacor_dials.jobs.records.pipeline import (
+    CrystalRecord,
+    GroupRecord,
+    PipelineRecord,
+    SelectionRecord,
+    WavelengthRecord,
+)
+from anacor_dials.jobs.records.reconstruction import ReconstructionRecord
+from anacor_dials.jobs.records.record import Record, key_of, read_record
+from anacor_dials.jobs.records.segmentation import SegmentationRecord
+
+__all__ = [
+    "AbsorptionRecord",
+    "AlignmentRecord",
+    "CoefficientsRecord",
+    "ComparisonRecord",
+    "CrystalRecord",
+    "GroupRecord",
+    "LikenessRecord",
+    "MaterialRecord",
+    "PipelineRecord",
+    "ReconstructionRecord",
+    "Record",
+    "SameObservationsRecord",
+    "SegmentationRecord",
+    "SelectionRecord",
+    "StrategyRecord",
+    "TableRowRecord",
+    "WavelengthFactorsRecord",
+    "WavelengthRecord",
+    "key_of",
+    "read_record",
+]
