@@ -45,7 +45,7 @@ from tqdm import tqdm
 
 from anacor_dials.command_line import begin_log
 from anacor_dials.jobs.likeness import LikenessSettings, simulate_real_scan
-from anacor_dials.jobs.simulate import DiffractionSettings, make_diffraction, make_scans
+from anacor_dials.jobs.simulate import make_diffraction, make_scans
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.report.likeness import log_line, record, sections
@@ -53,6 +53,7 @@ from anacor_dials.report.page import write_html, write_json
 from anacor_dials.sample.output_files import OutputFiles
 from anacor_dials.simulation.batch import SampleRecipe, scan_jobs
 from anacor_dials.simulation.detector import DetectorModel
+from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
 from anacor_dials.simulation.scan import ScanSettings
 from anacor_dials.simulation.wavefield import usable_device
 from anacor_dials.tomography.scan_files import ScanDescription
@@ -138,8 +139,6 @@ def scan_settings(params: Any) -> ScanSettings:
 
 def diffraction_settings(params: Any) -> DiffractionSettings:
     """What the PHIL scope ``diffraction`` asks for."""
-    from anacor_dials.simulation.diffraction_data import Sweep
-
     d = params.diffraction
     return DiffractionSettings(
         wavelength=d.wavelength,
@@ -152,7 +151,6 @@ def diffraction_settings(params: Any) -> DiffractionSettings:
         background=d.background,
         instrument_error=d.instrument_error,
         decay_b=d.decay_b,
-        voxel_size_um=params.scan.pixel_size,
     )
 
 
@@ -239,7 +237,7 @@ def simulate(params: Any, device: str, parameters: str) -> None:
     if params.diffraction.simulate:
         settings = diffraction_settings(params)
         for job in tqdm(jobs, disable=None, unit="data set"):
-            make_diffraction(job, settings, with_scan=scans)
+            make_diffraction(job, settings, scans, params.scan.pixel_size)
 
 
 if __name__ == "__main__":

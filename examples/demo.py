@@ -24,10 +24,10 @@ from anacor_dials.report.comparison import format_table
 from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.simulation.diffraction_data import (
-    Sweep,
     simulate_diffraction,
     write_diffraction,
 )
+from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
 from anacor_dials.simulation.samples import demo_sample
 
 WAVELENGTH = 4.13  # Angstrom; 3.0 keV
@@ -55,13 +55,12 @@ def simulate(folder: Path) -> None:
     write_sample_file(
         folder / "tomo.h5", labels=labels, mu_per_um=sample.mu_per_um(energy), energy_keV=energy
     )
-    experiments, reflections = simulate_diffraction(
-        sample,
-        np.random.default_rng(3),
+    settings = DiffractionSettings(
         wavelength=WAVELENGTH,
         d_min=D_MIN,
         sweeps=[Sweep(omega_start=0, omega_range=180, image_width=0.1)],
     )
+    experiments, reflections = simulate_diffraction(sample, np.random.default_rng(3), settings)
     write_diffraction(
         experiments, reflections, folder / "models.expt", folder / "observations.refl"
     )

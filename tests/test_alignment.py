@@ -45,12 +45,12 @@ from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume
 from anacor_dials.simulation.diffraction_data import (
-    Sweep,
     predict_reflections,
     simulate_diffraction,
     thaumatin_experiments,
     write_diffraction,
 )
+from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
 from anacor_dials.simulation.samples import demo_sample
 
 # ---- the statistics, on transmissions in closed form ----------------------------------------------
@@ -461,11 +461,13 @@ def test_virtual_data_through_the_command(folder: Path, capsys: pytest.CaptureFi
     experiments, table = simulate_diffraction(
         sample,
         np.random.default_rng(3),
-        d_min=5.0,
-        sweeps=[Sweep(0.0, 60.0, 0.1), Sweep(20.0, 60.0, 0.1, kappa=40.0, phi=30.0)],
-        angle_offset=OFFSET,
-        rotation_sense=SENSE,
-        n_points=256,
+        DiffractionSettings(
+            d_min=5.0,
+            sweeps=[Sweep(0.0, 60.0, 0.1), Sweep(20.0, 60.0, 0.1, kappa=40.0, phi=30.0)],
+            angle_offset=OFFSET,
+            rotation_sense=SENSE,
+            n_points=256,
+        ),
     )
     write_diffraction(experiments, table, "models.expt", "observations.refl")
     write_sample_file(

@@ -15,7 +15,6 @@ from dxtbx.model.experiment_list import ExperimentList
 
 from anacor_dials.sample.frames import unit
 from anacor_dials.simulation.diffraction_data import (
-    Sweep,
     directions_in_tomo,
     goniometer_rotations,
     i23_beam,
@@ -29,6 +28,7 @@ from anacor_dials.simulation.diffraction_data import (
     true_transmissions,
     write_diffraction,
 )
+from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
 from anacor_dials.simulation.meshes import box, sphere
 from anacor_dials.simulation.samples import demo_sample, sample_from_meshes
 
@@ -38,9 +38,8 @@ def cube_data():
     """Two sweeps, one with kappa, of a bare cube of crystal."""
     sample = sample_from_meshes({"crystal": box((40, 40, 40))})
     sweeps = [Sweep(10.0, 40.0, 0.1), Sweep(-30.0, 40.0, 0.1, kappa=30.0, phi=20.0)]
-    return simulate_diffraction(
-        sample, np.random.default_rng(4), d_min=4.5, sweeps=sweeps, n_points=128
-    )
+    settings = DiffractionSettings(d_min=4.5, sweeps=sweeps, n_points=128)
+    return simulate_diffraction(sample, np.random.default_rng(4), settings)
 
 
 def columns(table, number):
@@ -178,10 +177,8 @@ def test_the_structure_is_the_one_that_diffracts(tmp_path) -> None:
     experiments, table = simulate_diffraction(
         sample_from_meshes({"crystal": box((40, 40, 40))}),
         np.random.default_rng(6),
-        d_min=6.0,
-        sweeps=[Sweep(0.0, 5.0, 0.1)],
-        n_points=16,
-        structure=structure,
+        DiffractionSettings(d_min=6.0, sweeps=[Sweep(0.0, 5.0, 0.1)], n_points=16),
+        structure,
     )
     names = [tmp_path / name for name in ("models.expt", "observations.refl", "atoms.pdb")]
     write_diffraction(experiments, table, *names[:2], structure, names[2])
@@ -216,11 +213,13 @@ def test_counts_scatter_as_their_variances_say(cube_data) -> None:
     experiments, table = simulate_diffraction(
         sample,
         np.random.default_rng(9),
-        d_min=5.5,
-        sweeps=[Sweep(0, 60, 0.1)],
-        n_points=128,
-        instrument_error=0.0,
-        decay_b=0.0,
+        DiffractionSettings(
+            d_min=5.5,
+            sweeps=[Sweep(0, 60, 0.1)],
+            n_points=128,
+            instrument_error=0.0,
+            decay_b=0.0,
+        ),
     )
     model = np.array(table["true.intensity"]) * np.array(table["true.transmission"])
     model = model * np.array(table["qe"]) / np.array(table["lp"])
@@ -245,7 +244,9 @@ def test_true_transmissions_mend_the_data(tmp_path) -> None:
     if shutil.which("dials.scale") is None:
         pytest.skip("dials.scale is not on PATH")
     experiments, table = simulate_diffraction(
-        demo_sample(), np.random.default_rng(3), d_min=4.5, sweeps=[Sweep(0, 180, 0.2)]
+        demo_sample(),
+        np.random.default_rng(3),
+        DiffractionSettings(d_min=4.5, sweeps=[Sweep(0, 180, 0.2)]),
     )
     table["analytical_correction"] = table["true.transmission"]
     write_diffraction(experiments, table, tmp_path / "models.expt", tmp_path / "observations.refl")
@@ -281,12 +282,14 @@ def test_two_witnesses_agree(tmp_path, monkeypatch) -> None:
     experiments, table = simulate_diffraction(
         sample,
         np.random.default_rng(3),
-        wavelength,
-        d_min=6.0,
-        sweeps=[Sweep(0, 90, 0.2), Sweep(20, 90, 0.2, kappa=40)],
-        angle_offset=15.0,
-        rotation_sense=-1,
-        n_points=1024,
+        DiffractionSettings(
+            wavelength,
+            d_min=6.0,
+            sweeps=[Sweep(0, 90, 0.2), Sweep(20, 90, 0.2, kappa=40)],
+            angle_offset=15.0,
+            rotation_sense=-1,
+            n_points=1024,
+        ),
     )
     monkeypatch.chdir(tmp_path)
     write_diffraction(experiments, table, "models.expt", "observations.refl")
@@ -315,6 +318,8 @@ def test_impossible_sweeps_and_wavelengths() -> None:
     with pytest.raises(ValueError, match="images are 0 degrees wide"):
         Sweep(0, 10, 0)
     with pytest.raises(ValueError, match="wavelength is -1"):
-        simulate_diffraction(demo_sample(), np.random.default_rng(1), wavelength=-1)
+        simulate_diffraction(
+            demo_sample(), np.random.default_rng(1), DiffractionSettings(wavelength=-1)
+        )
     with pytest.raises(ValueError, match="mean_counts"):
-        simulate_diffraction(demo_sample(), np.random.default_rng(1), mean_counts=0)
+        DiffractionSettings(mean_counts=0)

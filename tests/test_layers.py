@@ -156,16 +156,10 @@ MOST_PARAMETERS = 8  # of a public function
 LONG_MODULES = {
     "anacor_dials.tomography.reconstruction",
 }
-LONG_FUNCTIONS = {
-    "anacor_dials.simulation.diffraction_data.simulate_diffraction",
-    "anacor_dials.simulation.samples.random_parameters",
-    "anacor_dials.simulation.scan.write_scan",
-}
+LONG_FUNCTIONS: set[str] = set()
 MANY_PARAMETERS = {
     "anacor_dials.sample.tomogram_files.write_sample_file",
     "anacor_dials.segmentation.inference.segment",
-    "anacor_dials.simulation.diffraction_data.simulate_diffraction",
-    "anacor_dials.simulation.scan.write_scan",
 }
 
 

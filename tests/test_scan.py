@@ -16,6 +16,7 @@ from anacor_dials.simulation.detector import DetectorModel, perfect_detector  # 
 from anacor_dials.simulation.meshes import box, sphere  # noqa: E402
 from anacor_dials.simulation.samples import Sample, demo_sample, sample_from_meshes  # noqa: E402
 from anacor_dials.simulation.scan import (  # noqa: E402
+    ScanOptions,
     ScanSettings,
     VirtualScan,
     true_labels,
@@ -53,7 +54,14 @@ def settings(**changes) -> ScanSettings:
 def test_nxtomo_says_everything(tmp_path, small_sample) -> None:
     scan = settings(distance_mm=2.0, first_angle=-10.0)
     rng = np.random.default_rng(77)
-    write_scan(tmp_path / "s.nxs", tmp_path / "t.h5", small_sample, scan, rng, parameters="a = 1")
+    write_scan(
+        tmp_path / "s.nxs",
+        tmp_path / "t.h5",
+        small_sample,
+        scan,
+        rng,
+        ScanOptions(parameters="a = 1"),
+    )
     with h5py.File(tmp_path / "s.nxs") as file:
         entry = file["entry1/tomo_entry"]
         assert entry["definition"][()] == b"NXtomo"
@@ -194,7 +202,7 @@ def test_real_flats_make_the_beam(tmp_path, small_sample) -> None:
     flats = np.stack([pattern + 0.001 * k for k in range(6)])
     scan = settings(fast_axis=(-1, 0, 0), slow_axis=(0, 1, 0), detector=perfect_detector())
     write_scan(
-        tmp_path / "s.nxs", tmp_path / "t.h5", small_sample, scan, np.random.default_rng(1), real_flats=flats
+        tmp_path / "s.nxs", tmp_path / "t.h5", small_sample, scan, np.random.default_rng(1), ScanOptions(real_flats=flats)
     )  # fmt: skip
     with h5py.File(tmp_path / "s.nxs") as file:
         flat = file["entry1/tomo_entry/data/data"][2:4].mean(axis=0) - 100
@@ -275,7 +283,7 @@ def test_impossible_settings(change, message) -> None:
 def test_flats_of_another_shape_write_nothing(tmp_path, small_sample) -> None:
     with pytest.raises(ValueError, match="The flat has 20 x 20 pixels and the images 48 x 56"):
         write_scan(tmp_path / "s.nxs", tmp_path / "t.h5", small_sample, settings(),
-                   np.random.default_rng(1), real_flats=np.ones((4, 20, 20)))  # fmt: skip
+                   np.random.default_rng(1), ScanOptions(real_flats=np.ones((4, 20, 20))))  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 
@@ -285,7 +293,7 @@ def test_an_interrupted_scan_leaves_nothing(tmp_path, small_sample) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         write_scan(tmp_path / "s.nxs", tmp_path / "t.h5", small_sample, settings(),
-                   np.random.default_rng(1), progress=stop)  # fmt: skip
+                   np.random.default_rng(1), ScanOptions(progress=stop))  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 

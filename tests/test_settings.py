@@ -25,7 +25,6 @@ from anacor_dials.jobs.correct import CorrectionSettings
 from anacor_dials.jobs.load_sample import LoadedSample, SampleSettings
 from anacor_dials.jobs.pipeline.settings import PipelineSettings
 from anacor_dials.jobs.segment import CorrectedLabels, SegmentationSettings
-from anacor_dials.jobs.simulate import DiffractionSettings
 from anacor_dials.phil.settings import (
     reconstruction_settings,
     scan_description,
@@ -34,6 +33,7 @@ from anacor_dials.phil.settings import (
 )
 from anacor_dials.sample.tomogram_files import SampleFile
 from anacor_dials.simulation.batch import SampleRecipe
+from anacor_dials.simulation.diffraction_settings import DiffractionSettings
 from anacor_dials.simulation.scan import ScanSettings
 from anacor_dials.tomography.reconstruction import ReconstructionSettings
 from anacor_dials.tomography.scan_files import ScanDescription

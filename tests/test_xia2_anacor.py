@@ -46,10 +46,10 @@ from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume
 from anacor_dials.simulation.diffraction_data import (
-    Sweep,
     simulate_diffraction,
     write_diffraction,
 )
+from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
 from anacor_dials.simulation.meshes import box
 from anacor_dials.simulation.samples import sample_from_meshes
 
@@ -390,10 +390,7 @@ def test_two_wavelengths_of_a_virtual_crystal(
         experiments, table = simulate_diffraction(
             sample,
             np.random.default_rng(4),
-            wavelength=wavelength,
-            d_min=5.0,
-            sweeps=[Sweep(0, 90, 0.1)],
-            n_points=128,
+            DiffractionSettings(wavelength, d_min=5.0, sweeps=[Sweep(0, 90, 0.1)], n_points=128),
         )
         experiments[0].identifier = name
         del table.experiment_identifiers()[0]

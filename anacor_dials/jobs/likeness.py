@@ -15,7 +15,7 @@ from anacor_dials.simulation.batch import SampleRecipe
 from anacor_dials.simulation.realism import Realism, compare_projections
 from anacor_dials.simulation.sample_surfaces import sample_from_labels
 from anacor_dials.simulation.samples import Sample
-from anacor_dials.simulation.scan import ScanSettings, write_scan
+from anacor_dials.simulation.scan import ScanOptions, ScanSettings, write_scan
 from anacor_dials.tomography.projections import Projections, read_projections
 from anacor_dials.tomography.reconstruction import ReconstructionSettings, reconstruct_scan
 from anacor_dials.tomography.scan_files import ScanDescription
@@ -109,7 +109,8 @@ def simulate_real_scan(
     logger.info("Simulating %d of %d projections", scan.n_projections, real.n_angles)
     rng = np.random.default_rng(settings.seed)
     with tqdm(total=scan.n_projections, disable=None, unit="projection") as bar:
-        write_scan(scan_file, truth_file, sample, scan, rng, settings.device, progress=bar.update)
+        options = ScanOptions(settings.device, progress=bar.update)
+        write_scan(scan_file, truth_file, sample, scan, rng, options)
     simulated = read_projections(scan_file, settings.description)
     pairs = (
         (

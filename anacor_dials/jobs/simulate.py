@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -14,48 +13,11 @@ from tqdm import tqdm
 from anacor_dials.sample.materials import energy_from_wavelength, wavelength_from_energy
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.simulation.batch import ScanJob, make_scan, run_jobs
-
-if TYPE_CHECKING:
-    from anacor_dials.simulation.diffraction_data import Sweep
+from anacor_dials.simulation.diffraction_settings import DiffractionSettings
 
 logger = logging.getLogger("dials.anacor_dials.jobs.simulate")
 
-
-@dataclass(frozen=True)
-class DiffractionSettings:
-    """The diffraction data of a virtual sample.
-
-    Parameters
-    ----------
-    wavelength : float, optional
-        Angstrom; that of the scan if not given.
-    d_min : float
-        Resolution, Angstrom.
-    sweeps : sequence of Sweep
-        One sweep of the class's defaults if empty.
-    angle_offset : float
-        Scan angle, deg, at which the rotation angle of the tomography is zero.
-    rotation_sense : int
-        1, or -1 if the rotation angle of the tomography runs against the goniometer.
-    n_points : int, optional
-        Points of the crystal that the true transmission is a mean of.
-    mean_counts, background, instrument_error, decay_b : float
-        As in :func:`anacor_dials.simulation.diffraction_data.simulate_diffraction`.
-    voxel_size_um : float
-        Edge length of the voxels of the truth, if no scan was simulated that writes it, um.
-    """
-
-    wavelength: float | None = None
-    d_min: float = 3.5
-    sweeps: Sequence[Sweep] = ()
-    angle_offset: float = 0.0
-    rotation_sense: int = 1
-    n_points: int | None = None
-    mean_counts: float = 20000.0
-    background: float = 0.2
-    instrument_error: float = 0.01
-    decay_b: float = 2.0
-    voxel_size_um: float = 0.3
+TRUTH_VOXEL_UM = 0.3  # as the pixels of ScanSettings
 
 
 def make_scans(jobs: Sequence[ScanJob], nproc: int = 1, scheduler: str | None = None) -> None:
@@ -86,7 +48,12 @@ def make_scans(jobs: Sequence[ScanJob], nproc: int = 1, scheduler: str | None = 
     logger.info("Scans: %s ... %s, with truths beside them", jobs[0].scan_file, jobs[-1].scan_file)
 
 
-def make_diffraction(job: ScanJob, settings: DiffractionSettings, with_scan: bool) -> None:
+def make_diffraction(
+    job: ScanJob,
+    settings: DiffractionSettings,
+    with_scan: bool,
+    voxel_size_um: float = TRUTH_VOXEL_UM,
+) -> None:
     """Writes the diffraction data of a job's sample, unless they are there already.
 
     The files are PREFIX_0001.expt, .refl and .pdb.
@@ -98,9 +65,10 @@ def make_diffraction(job: ScanJob, settings: DiffractionSettings, with_scan: boo
     settings : DiffractionSettings
     with_scan : bool
         Whether the scan of the job is made too. If not, the truth is written here.
+    voxel_size_um : float
+        Edge length of the voxels of the truth that is written here, um.
     """
     from anacor_dials.simulation.diffraction_data import (
-        Sweep,
         simulate_diffraction,
         thaumatin_structure,
         write_diffraction,
@@ -116,25 +84,13 @@ def make_diffraction(job: ScanJob, settings: DiffractionSettings, with_scan: boo
     rng = np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=(job.number, 1)))
     structure = thaumatin_structure(rng)
     experiments, reflections = simulate_diffraction(
-        sample,
-        rng,
-        wavelength=wavelength,
-        d_min=settings.d_min,
-        sweeps=list(settings.sweeps) or [Sweep()],
-        angle_offset=settings.angle_offset,
-        rotation_sense=settings.rotation_sense,
-        n_points=settings.n_points,
-        mean_counts=settings.mean_counts,
-        background=settings.background,
-        instrument_error=settings.instrument_error,
-        decay_b=settings.decay_b,
-        structure=structure,
+        sample, rng, replace(settings, wavelength=wavelength), structure
     )
     if not with_scan:
         energy = energy_from_wavelength(wavelength)
         write_sample_file(
             job.truth_file,
-            labels=sample.label_volume(settings.voxel_size_um),
+            labels=sample.label_volume(voxel_size_um),
             mu_per_um=sample.mu_per_um(energy),
             energy_keV=energy,
             parameters=job.parameters,

@@ -33,7 +33,7 @@ from anacor_dials.simulation.samples import (
     random_parameters,
     sample_from_meshes,
 )
-from anacor_dials.simulation.scan import ScanSettings, require_in_view, write_scan
+from anacor_dials.simulation.scan import ScanOptions, ScanSettings, require_in_view, write_scan
 
 logger = logging.getLogger("dials.anacor_dials.simulation.batch")
 
@@ -215,11 +215,7 @@ def make_scan(job: ScanJob, progress: Callable[[int], object] = lambda done: Non
         job.sample(),
         job.settings,
         job.generators()[1],
-        job.device,
-        flats,
-        job.parameters,
-        asdict(job.recipe),
-        progress,
+        ScanOptions(job.device, flats, job.parameters, asdict(job.recipe), progress),
     )
     return job.scan_file
 

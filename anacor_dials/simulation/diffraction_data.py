@@ -22,7 +22,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from cctbx import crystal, miller, xray
@@ -42,6 +41,7 @@ from dxtbx.model import (
 )
 
 from anacor_dials.sample.frames import (
+    FloatArray,
     datum_from_tomo,
     rotation_about,
     tomo_axes_in_lab,
@@ -50,6 +50,11 @@ from anacor_dials.sample.frames import (
 )
 from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.sample.output_files import OutputFiles
+from anacor_dials.simulation.diffraction_settings import (
+    USUAL_WAVELENGTH,
+    DiffractionSettings,
+    Sweep,
+)
 from anacor_dials.simulation.meshes import attenuation_to_outside, quadrature_points
 from anacor_dials.simulation.samples import Sample
 
@@ -75,28 +80,6 @@ THAUMATIN_CELL = (57.8, 57.8, 150.2, 90.0, 90.0, 90.0)
 THAUMATIN_SPACE_GROUP = "P 41 21 2"
 # atoms of one molecule (207 residues: 16 Cys, 1 Met) without hydrogen
 THAUMATIN_ATOMS = {"C": 981, "N": 273, "O": 298, "S": 17}
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """One rotation scan about omega: goniometer angles, start, range and image width in degrees."""
-
-    omega_start: float = 0.0
-    omega_range: float = 180.0
-    image_width: float = 0.1
-    kappa: float = 0.0
-    phi: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.image_width <= self.omega_range:
-            raise ValueError(
-                f"The images are {self.image_width} degrees wide in a sweep of {self.omega_range} "
-                "degrees; the width lies between 0 and the range."
-            )
-
-    @property
-    def n_images(self) -> int:
-        return round(self.omega_range / self.image_width)
 
 
 def i23_beam(wavelength: float) -> Beam:
@@ -414,90 +397,128 @@ def _add_centroids(
 def simulate_diffraction(
     sample: Sample,
     rng: np.random.Generator,
-    wavelength: float = 4.13,
-    d_min: float = 3.5,
-    sweeps: Sequence[Sweep] = (Sweep(),),
-    angle_offset: float = 0.0,
-    rotation_sense: int = 1,
-    n_points: int | None = None,
-    mean_counts: float = 20000.0,
-    background: float = 0.2,
-    instrument_error: float = 0.01,
-    decay_b: float = 2.0,
-    distance_mm: float = 10.0,
+    settings: DiffractionSettings | None = None,
     structure: xray.structure | None = None,
 ) -> tuple[ExperimentList, flex.reflection_table]:
     """Experiments and integrated reflections of a sample, ready for dials.scale.
 
-    sample: in the tomo frame of the first sweep; the tomography's rotation_angle is zero where omega
-    is angle_offset (degrees), and grows with omega (rotation_sense 1) or against it (-1).
-    wavelength, d_min in Angstrom; n_points: points in the crystal that the transmission is a mean of
-    (None: 256 for a single polyhedron, 2048 for others; errors near 0.1 and 0.3 %); mean_counts: expected
-    counts of a mean reflection before absorption; background: counts per pixel; instrument_error:
-    relative error of strong reflections; decay_b: growth of the temperature factor over all sweeps
-    in A^2; structure: what is in thaumatin's cell (None: :func:`thaumatin_structure`, drawn first).
+    Besides the columns of dials.integrate the table has ``true.intensity`` (|F|^2, the same scale
+    for all) and ``true.transmission``.
 
-    Besides the columns of dials.integrate the table has ``true.intensity`` (|F|^2, the same scale for
-    all) and ``true.transmission``. Raises ValueError for wavelengths and limits that cannot be.
+    Parameters
+    ----------
+    sample : Sample
+        In the tomo frame of the first sweep.
+    rng : numpy.random.Generator
+    settings : DiffractionSettings, optional
+        Wavelength, resolution, sweeps, counts and errors.
+    structure : cctbx.xray.structure, optional
+        What is in thaumatin's cell; if not given, :func:`thaumatin_structure`, which is drawn first.
+
+    Raises
+    ------
+    ValueError
+        If wavelength or resolution are impossible, or no reflection of a sweep meets the detector.
     """
-    if n_points is None:
-        crystals = sample.of("crystal")
-        n_points = 256 if len(crystals) == 1 and len(crystals[0].faces) <= 42 else 2048
-    if not (mean_counts > 0 and background >= 0 and instrument_error >= 0 and n_points >= 1):
-        raise ValueError(
-            f"mean_counts ({mean_counts}) and n_points ({n_points}) must be > 0, background "
-            f"({background}) and instrument_error ({instrument_error}) >= 0."
-        )
-    if not sweeps:
-        raise ValueError("Diffraction data need at least one sweep.")
+    settings = settings or DiffractionSettings()
+    wavelength = USUAL_WAVELENGTH if settings.wavelength is None else settings.wavelength
     energy_keV = energy_from_wavelength(wavelength)
     structure = thaumatin_structure(rng) if structure is None else structure
-    true = structure_factor_intensities(structure, wavelength, d_min)
-    experiments = thaumatin_experiments(wavelength, sweeps, rng, distance_mm)
-    datum = tomo_to_datum(experiments[0], angle_offset, rotation_sense)
-    tables, to_source, exits, lp_factors = [], [], [], []
-    for number, experiment in enumerate(experiments):
-        table = predict_reflections(experiment, d_min)
-        if len(table) == 0:
-            raise ValueError(
-                f"No reflection of sweep {number + 1} falls on the detector to {d_min} A; widen the "
-                "sweep or the resolution."
-            )
-        _add_centroids(table, experiment, rng)
-        table.compute_corrections(ExperimentList([experiment]))
-        s1 = np.array(list(table["s1"])).reshape(-1, 3)
-        phi = np.array(table["xyzcal.mm"].parts()[2])
-        source, exit = directions_in_tomo(experiment, s1, phi, datum)
-        lorentz, polarisation = lorentz_polarisation(experiment, s1)
-        to_source.append(source)
-        exits.append(exit)
-        lp_factors.append(lorentz * polarisation)
-        table["id"] = flex.int(len(table), number)
-        table["imageset_id"] = flex.int(len(table), number)
-        tables.append(table)
-    sizes = [len(t) for t in tables]
-    reflections = flex.reflection_table.concat(tables)
+    true = structure_factor_intensities(structure, wavelength, settings.d_min)
+    experiments = thaumatin_experiments(
+        wavelength, list(settings.sweeps) or [Sweep()], rng, settings.distance_mm
+    )
+    datum = tomo_to_datum(experiments[0], settings.angle_offset, settings.rotation_sense)
+    predicted = [
+        _predicted(experiment, number, settings.d_min, datum, rng)
+        for number, experiment in enumerate(experiments)
+    ]
+    tables, to_source, exits, lp_factors = zip(*predicted, strict=True)
+    reflections = flex.reflection_table.concat(list(tables))
     logger.info("tracing %d reflections through %r", len(reflections), sample)
     transmission = true_transmissions(
-        sample, energy_keV, np.concatenate(to_source), np.concatenate(exits), n_points, rng
+        sample,
+        energy_keV,
+        np.concatenate(to_source),
+        np.concatenate(exits),
+        settings.n_points or _enough_points(sample),
+        rng,
     )
     intensity = _intensities_of(reflections, true)
-    d = np.array(reflections["d"])
+    factor = intensity * np.concatenate(lp_factors) * np.array(reflections["qe"])
+    factor *= _decay(experiments, reflections, [len(t) for t in tables], settings.decay_b)
+    factor *= settings.mean_counts / np.nanmean(factor)
+    keep = np.isfinite(factor)
+    _add_counts(
+        reflections,
+        np.nan_to_num(factor * transmission),
+        settings.background,
+        settings.instrument_error,
+        rng,
+    )
+    reflections["true.intensity"] = flex.double(np.nan_to_num(intensity))
+    reflections["true.transmission"] = flex.double(transmission)
+    _mark_as_integrated(reflections)
+    reflections = reflections.select(flex.bool(keep))
+    for number, experiment in enumerate(experiments):
+        reflections.experiment_identifiers()[number] = experiment.identifier
+    return experiments, reflections
+
+
+def _enough_points(sample: Sample) -> int:
+    """How many points in the crystal make its transmission good to 0.1 to 0.3 %."""
+    crystals = sample.of("crystal")
+    return 256 if len(crystals) == 1 and len(crystals[0].faces) <= 42 else 2048
+
+
+def _predicted(
+    experiment: Experiment,
+    number: int,
+    d_min: float,
+    datum: FloatArray,
+    rng: np.random.Generator,
+) -> tuple[flex.reflection_table, FloatArray, FloatArray, FloatArray]:
+    """Reflections of a sweep, their directions to the source and out (n, 3), and LP factors (n,).
+
+    datum: (3, 3) from the tomo frame to the datum frame.
+    """
+    table = predict_reflections(experiment, d_min)
+    if len(table) == 0:
+        raise ValueError(
+            f"No reflection of sweep {number + 1} falls on the detector to {d_min} A; widen the "
+            "sweep or the resolution."
+        )
+    _add_centroids(table, experiment, rng)
+    table.compute_corrections(ExperimentList([experiment]))
+    s1 = np.array(list(table["s1"])).reshape(-1, 3)
+    phi = np.array(table["xyzcal.mm"].parts()[2])
+    source, exit = directions_in_tomo(experiment, s1, phi, datum)
+    lorentz, polarisation = lorentz_polarisation(experiment, s1)
+    table["id"] = flex.int(len(table), number)
+    table["imageset_id"] = flex.int(len(table), number)
+    return table, source, exit, lorentz * polarisation
+
+
+def _decay(
+    experiments: ExperimentList,
+    reflections: flex.reflection_table,
+    sizes: list[int],
+    decay_b: float,
+) -> FloatArray:
+    """exp(-B t / (2 d^2)) (n,) with the dose t, which grows from 0 to 1 over all sweeps.
+
+    sizes: the number of reflections of each sweep, in the order of the table.
+    """
     z = np.array(reflections["xyzcal.px"].parts()[2])
     images = [e.scan.get_num_images() for e in experiments]
     before = np.repeat(np.cumsum([0, *images[:-1]]), sizes)
     dose = (before + z) / sum(images)
-    factor = intensity * np.concatenate(lp_factors) * np.array(reflections["qe"])
-    factor *= np.exp(-decay_b * dose / (2 * d**2))
-    factor *= mean_counts / np.nanmean(factor)
-    keep = np.isfinite(factor)
-    _add_counts(
-        reflections, np.nan_to_num(factor * transmission), background, instrument_error, rng
-    )
-    reflections["true.intensity"] = flex.double(np.nan_to_num(intensity))
-    reflections["true.transmission"] = flex.double(transmission)
+    return np.exp(-decay_b * dose / (2 * np.array(reflections["d"]) ** 2))
+
+
+def _mark_as_integrated(reflections: flex.reflection_table) -> None:
+    """Sets the flags and columns that dials.integrate leaves."""
     reflections["partial_id"] = flex.size_t(range(len(reflections)))
-    reflections["entering"] = reflections["entering"]
     reflections.set_flags(
         flex.bool(len(reflections), True),
         reflections.flags.predicted
@@ -508,10 +529,6 @@ def simulate_diffraction(
         | reflections.flags.integrated_sum
         | reflections.flags.integrated_prf,
     )
-    reflections = reflections.select(flex.bool(keep))
-    for number, experiment in enumerate(experiments):
-        reflections.experiment_identifiers()[number] = experiment.identifier
-    return experiments, reflections
 
 
 def write_diffraction(

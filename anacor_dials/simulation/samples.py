@@ -36,6 +36,12 @@ logger = logging.getLogger("dials.anacor_dials.simulation.samples")
 
 CRYSTAL_SHAPES = ("polyhedron", "needle", "plate", "cluster", "bipyramid")
 SHAPE_FREQUENCIES = (0.45, 0.2, 0.15, 0.1, 0.1)
+# edge lengths relative to the size that was asked for; other shapes are nearly as long as wide
+CRYSTAL_ASPECTS = {
+    "needle": (3.0, 0.7, 0.7),
+    "plate": (1.5, 1.5, 0.35),
+    "bipyramid": (1.1, 1.1, 1.7),
+}
 BACKGROUND = DEFAULT_NAMES[0]
 
 # What lies where on a cryo-loop: the liquor is 29 % glycerol and 1 % NaCl by mass, loops are polyimide
@@ -282,6 +288,32 @@ class SampleParameters:
             raise ValueError(f"The meniscus is {self.meniscus}; it lies between 0 and 0.8.")
 
 
+def _random_crystal(
+    rng: np.random.Generator, shape: str, crystal_size_um: float
+) -> tuple[FloatArray, FloatArray, FloatArray, list[tuple[float, ...]]]:
+    """Edge lengths (3,) in um, distances (6 + n,) and normals (n, 3) of the faces, and a cluster's others.
+
+    As crystal_size, crystal_distances, cut_normals and cluster of :class:`SampleParameters`.
+    """
+    aspect = np.array(CRYSTAL_ASPECTS.get(shape, (1.15, 1.0, 0.9)))
+    size = crystal_size_um * aspect * rng.uniform(0.8, 1.2, 3)
+    n_cuts = int(rng.integers(2, 9))
+    if shape == "bipyramid":
+        # tetragonal: the first two axes are equal, and there are no other faces
+        size[1], n_cuts = size[0], 0
+    half = size / 2
+    normals = unit(rng.normal(size=(n_cuts, 3)))
+    support = np.linalg.norm(normals * half, axis=1)  # of the ellipsoid in the box
+    distances = np.concatenate(
+        [rng.uniform(0.85, 1.1, 6), rng.uniform(1.0, 1.25, n_cuts) * support / half.max()]
+    )
+    cluster = []
+    for _ in range(int(rng.integers(1, 4)) if shape == "cluster" else 0):
+        place, axis = rng.uniform(-0.5, 0.5, 3), unit(rng.normal(size=3))
+        cluster.append(_floats([*place, *axis, rng.uniform(10, 170)]))
+    return size, distances, normals, cluster
+
+
 def random_parameters(
     rng: np.random.Generator,
     crystal_size_um: float = 80.0,
@@ -293,42 +325,22 @@ def random_parameters(
 ) -> SampleParameters:
     """Random numbers for :func:`build_sample`, of samples as they occur at a beamline.
 
-    crystal_size_um: the crystal's mean size; the rest of the sample follows it. shape: one of
-    CRYSTAL_SHAPES, random where None. film: a loop with (True) or without a film, random where None.
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    crystal_size_um : float
+        The mean size of the crystal; the rest of the sample is made to fit it.
+    shape : str, optional
+        One of CRYSTAL_SHAPES; random if not given.
+    stem_length_um : float
+    film : bool, optional
+        Whether the loop has a film; random if not given.
+    pin : bool
+        Whether there is a pin.
+    max_bubbles : int
     """
     shape = str(rng.choice(CRYSTAL_SHAPES, p=SHAPE_FREQUENCIES)) if shape is None else shape
-    aspects = {
-        "needle": (3.0, 0.7, 0.7),
-        "plate": (1.5, 1.5, 0.35),
-        "bipyramid": (1.1, 1.1, 1.7),
-    }
-    size = (
-        crystal_size_um * np.array(aspects.get(shape, (1.15, 1.0, 0.9))) * rng.uniform(0.8, 1.2, 3)
-    )
-    n_cuts = int(rng.integers(2, 9))
-    if (
-        shape == "bipyramid"
-    ):  # tetragonal: the first two axes are equal, and there are no other faces
-        size[1], n_cuts = size[0], 0
-    half = size / 2
-    normals = unit(rng.normal(size=(n_cuts, 3)))
-    support = np.linalg.norm(normals * half, axis=1)  # of the ellipsoid in the box
-    distances = np.concatenate(
-        [rng.uniform(0.85, 1.1, 6), rng.uniform(1.0, 1.25, n_cuts) * support / half.max()]
-    )
-    cluster: list[tuple[float, ...]] = []
-    if shape == "cluster":
-        for _ in range(int(rng.integers(1, 4))):
-            cluster.append(
-                tuple(
-                    float(v)
-                    for v in (
-                        *rng.uniform(-0.5, 0.5, 3),
-                        *unit(rng.normal(size=3)),
-                        rng.uniform(10, 170),
-                    )
-                )
-            )
+    size, distances, normals, cluster = _random_crystal(rng, shape, crystal_size_um)
     longest = float(np.linalg.norm(size)) * (1.4 if cluster else 1.0)
     ring_along = longest * rng.uniform(0.75, 1.1) + 15.0
     ring_across = max(ring_along * rng.uniform(0.7, 1.0), 0.5 * longest + 15.0)

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -305,94 +305,145 @@ def true_labels(sample: Sample, settings: ScanSettings) -> LabelVolume:
     return sample.label_volume(settings.pixel_size_um, (nx, ny, ny))
 
 
+@dataclass(frozen=True, eq=False)
+class ScanOptions:
+    """What a scan may be made with besides its settings.
+
+    Parameters
+    ----------
+    device : str
+        "cpu" or "cuda".
+    real_flats : array (n, rows, columns), optional
+        Flats of a real scan, from which the beam is taken; synthetic ones if not given.
+    parameters : str
+        PHIL text, for the record.
+    recipe : mapping
+        What the sample was drawn by, for the record.
+    progress : callable
+        Is called with 1 after each projection.
+    """
+
+    device: str = "cpu"
+    real_flats: FloatArray | None = None
+    parameters: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    progress: Callable[[int], object] = lambda done: None
+
+
+class _Camera:
+    """The images of a scan, one after the other: darks, flats, projections, flats, darks."""
+
+    def __init__(
+        self, sample: Sample, settings: ScanSettings, rng: np.random.Generator, options: ScanOptions
+    ) -> None:
+        self.settings, detector = settings, settings.detector
+        shape = settings.upright_shape
+        if options.real_flats is None:
+            self.beam = synthetic_flats(shape, N_BEAM_STATES, rng, detector.flat_shift_px)
+            self.before, self.after = self.beam[:1], self.beam[-1:]
+        else:
+            raw = np.asarray(options.real_flats, float)
+            upright = np.stack([settings.axes.upright(flat) for flat in raw])
+            beam, recorded = flats_for_scan(upright, rng)
+            self.beam = beam[:N_BEAM_STATES]
+            half = (len(recorded) + 1) // 2
+            self.before, self.after = recorded[:half], recorded[len(recorded) // 2 :]
+        self.scan = VirtualScan(sample, settings, self.beam, options.device)
+        self.sensor = Sensor.drawn(detector, shape, rng)
+        self.generator = torch.Generator(device=options.device)
+        self.generator.manual_seed(int(rng.integers(2**62)))
+        noise = rng.standard_normal(settings.n_projections)
+        self.flicker = 1.0 + 0.1 * detector.beam_drift * noise
+
+    def images(self, progress: Callable[[int], object]) -> Iterator[NDArray[np.uint16]]:
+        """Raw images (rows, columns); progress is called with 1 after each projection."""
+        settings, n = self.settings, self.settings.n_projections
+        for _ in range(settings.n_darks):
+            yield self._raw(None)
+        for number in range(settings.n_flats):
+            yield self._flat(self.before[number % len(self.before)], 0.0)
+        for number, angle in enumerate(settings.angles):
+            time = number / n
+            state = min(int(time * len(self.beam)), len(self.beam) - 1)
+            strength = self._strength(time) * self.flicker[number]
+            yield self._raw(self.scan.intensity(float(angle), state) * strength)
+            progress(1)
+        for number in range(settings.n_flats):
+            yield self._flat(self.after[number % len(self.after)], 1.0)
+        for _ in range(settings.n_darks):
+            yield self._raw(None)
+
+    def _strength(self, time: float) -> float:
+        """The intensity of the beam, relative; time: 0 at the first and 1 at the last projection."""
+        return 1.0 + self.settings.detector.beam_drift * (time - 0.5)
+
+    def _flat(self, flat: FloatArray, time: float) -> NDArray[np.uint16]:
+        return self._raw(self.scan.flat_intensity(flat) * self._strength(time), flat=True)
+
+    def _raw(self, intensity: torch.Tensor | None, flat: bool = False) -> NDArray[np.uint16]:
+        return self.settings.raw(self.sensor.counts(intensity, self.generator, flat))
+
+
+def _image_keys(settings: ScanSettings) -> tuple[NDArray[np.intp], FloatArray]:
+    """The image key and the rotation angle (deg) of every image."""
+    n_darks, n_flats, n = settings.n_darks, settings.n_flats, settings.n_projections
+    keys = np.repeat([DARK, FLAT, PROJECTION, FLAT, DARK], [n_darks, n_flats, n, n_flats, n_darks])
+    without_sample = np.ones(n_darks + n_flats)
+    first, last = settings.angles[0], settings.angles[-1]
+    angles = np.concatenate([first * without_sample, settings.angles, last * without_sample])
+    return keys, angles
+
+
 def write_scan(
     scan_file: str | os.PathLike[str],
     truth_file: str | os.PathLike[str],
     sample: Sample,
     settings: ScanSettings,
     rng: np.random.Generator,
-    device: str = "cpu",
-    real_flats: FloatArray | None = None,
-    parameters: str = "",
-    recipe: Mapping[str, Any] | None = None,
-    progress: Callable[[int], object] = lambda done: None,
+    options: ScanOptions | None = None,
 ) -> None:
     """Makes a scan and writes the NXtomo file and the truth, both or neither.
 
-    real_flats: (n, rows, columns) flats of a real scan, from which the beam is taken; synthetic ones
-    where None. parameters: PHIL text, and recipe: what the sample was drawn by, for the record. progress
-    is called with 1 after each projection.
-    The truth holds labels, materials and mu, and points to the scan. Raises ValueError where sample,
-    settings and flats do not go together.
+    The truth holds labels, materials and mu, and points to the scan.
+
+    Parameters
+    ----------
+    scan_file, truth_file : path
+    sample : Sample
+    settings : ScanSettings
+    rng : numpy.random.Generator
+    options : ScanOptions, optional
+        Device, flats of a real scan, notes for the record, and progress.
+
+    Raises
+    ------
+    ValueError
+        If sample, settings and flats do not go together.
     """
+    options = options or ScanOptions()
     seed = rng.bit_generator.seed_seq
     record = {
         "seed": str(getattr(seed, "entropy", None)),
         "spawn_key": list(getattr(seed, "spawn_key", ())),
         "settings": asdict(settings),
         "sample": dict(sample.parameters),
-        "recipe": dict(recipe or {}),
+        "recipe": dict(options.recipe),
     }
-    detector = settings.detector
-    if real_flats is None:
-        beam = synthetic_flats(settings.upright_shape, N_BEAM_STATES, rng, detector.flat_shift_px)
-        before, after = beam[:1], beam[-1:]
-    else:
-        upright = np.stack([settings.axes.upright(f) for f in np.asarray(real_flats, float)])
-        beam, recorded = flats_for_scan(upright, rng)
-        beam = beam[:N_BEAM_STATES]
-        before, after = recorded[: (len(recorded) + 1) // 2], recorded[len(recorded) // 2 :]
-    scan = VirtualScan(sample, settings, beam, device)
-    sensor = Sensor.drawn(detector, settings.upright_shape, rng)
-    generator = torch.Generator(device=device)
-    generator.manual_seed(int(rng.integers(2**62)))
-    flicker = 1.0 + 0.1 * detector.beam_drift * rng.standard_normal(settings.n_projections)
-
-    n_flats, n_darks, n = settings.n_flats, settings.n_darks, settings.n_projections
-    keys = np.repeat([DARK, FLAT, PROJECTION, FLAT, DARK], [n_darks, n_flats, n, n_flats, n_darks])
-    angles = np.concatenate(
-        [
-            np.full(n_darks + n_flats, settings.angles[0]),
-            settings.angles,
-            np.full(n_darks + n_flats, settings.angles[-1]),
-        ]
-    )
-
-    def beam_strength(time: float) -> float:
-        return 1.0 + detector.beam_drift * (time - 0.5)
-
+    camera = _Camera(sample, settings, rng, options)
+    keys, angles = _image_keys(settings)
     with OutputFiles() as out:
         scan_path, truth_path = out.path(scan_file), out.path(truth_file)
         with h5py.File(scan_path, "w") as file:
-            images = _write_metadata(file, settings, record, keys, angles, parameters)
-            place = 0
-
-            def add(intensity: torch.Tensor | None, flat: bool = False) -> None:
-                nonlocal place
-                images[place] = settings.raw(sensor.counts(intensity, generator, flat))
-                place += 1
-
-            for _ in range(n_darks):
-                add(None)
-            for number in range(n_flats):
-                add(scan.flat_intensity(before[number % len(before)]) * beam_strength(0.0), True)
-            for number, angle in enumerate(settings.angles):
-                time = number / n
-                state = min(int(time * len(beam)), len(beam) - 1)
-                strength = beam_strength(time) * flicker[number]
-                add(scan.intensity(float(angle), state) * strength)
-                progress(1)
-            for number in range(n_flats):
-                add(scan.flat_intensity(after[number % len(after)]) * beam_strength(1.0), True)
-            for _ in range(n_darks):
-                add(None)
+            images = _write_metadata(file, settings, record, keys, angles, options.parameters)
+            for place, image in enumerate(camera.images(options.progress)):
+                images[place] = image
         write_sample_file(
             truth_path,
             labels=true_labels(sample, settings),
             mu_per_um=sample.mu_per_um(settings.energy_keV),
             energy_keV=settings.energy_keV,
             projections=Path(scan_file).absolute(),
-            parameters=parameters,
+            parameters=options.parameters,
         )
 
 
