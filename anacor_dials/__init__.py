@@ -32,7 +32,7 @@ _EXPORTS = {
         "typical_composition",
     ),
     "sample.tomogram_files": ("SampleFile", "read_sample_file", "write_sample_file"),
-    "tomography.reconstruction": ("ReconstructionSettings",),
+    "tomography.reconstruction_settings": ("ReconstructionSettings",),
     "tomography.scan_files": ("ScanDescription",),
     "absorption.beam": ("BeamProfile",),
     "absorption.directions": ("Directions",),

@@ -22,7 +22,7 @@ from anacor_dials.sample.hdf5_files import open_hdf5
 from anacor_dials.segmentation.clean_up import CleaningSettings
 from anacor_dials.segmentation.sam2_refinement import Sam2Settings
 from anacor_dials.segmentation.tiles import InferenceSettings
-from anacor_dials.tomography.reconstruction import ReconstructionSettings
+from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 from anacor_dials.tomography.scan_checks import ScanChecks
 from anacor_dials.tomography.scan_files import ScanDescription
 

@@ -153,9 +153,7 @@ MOST_LINES_OF_A_MODULE = 600
 MOST_LINES_OF_A_FUNCTION = 80  # without its docstring
 MOST_PARAMETERS = 8  # of a public function
 # What is larger still. Nothing may be added here; what has become smaller must be taken out.
-LONG_MODULES = {
-    "anacor_dials.tomography.reconstruction",
-}
+LONG_MODULES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
 MANY_PARAMETERS = {
     "anacor_dials.sample.tomogram_files.write_sample_file",

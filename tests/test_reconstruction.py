@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anacor_dials.sample.tomogram_files import new_tomogram_file, read_sample_file
-from anacor_dials.tomography import reconstruction
+from anacor_dials.tomography import reconstruction, sinograms
 from anacor_dials.tomography.backprojection import (
     BACKENDS,
     available_backends,
@@ -25,12 +25,9 @@ from anacor_dials.tomography.corrections import (
 from anacor_dials.tomography.library_backends import centred
 from anacor_dials.tomography.projections import read_projections
 from anacor_dials.tomography.ramp_filter import ramp_filter
-from anacor_dials.tomography.reconstruction import (
-    ReconstructionSettings,
-    plan_reconstruction,
-    reconstruct,
-    reconstruct_scan,
-)
+from anacor_dials.tomography.reconstruction import reconstruct, reconstruct_scan
+from anacor_dials.tomography.reconstruction_plan import plan_reconstruction
+from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 from anacor_dials.tomography.rotation_centre import (
     centre_of_mass_axis,
     find_rotation_centre,
@@ -350,7 +347,7 @@ def test_slabs_and_files_give_the_same_tomogram(tmp_path, ellipsoid_scan, monkey
     path = ellipsoid_scan.at(counts=5000.0).write_nxtomo(tmp_path / "scan.nxs")
     whole, _ = reconstruct_scan(path)
     monkeypatch.setattr(reconstruction, "_slab_rows", lambda plan: 16)
-    monkeypatch.setattr(reconstruction, "BATCH_BYTES", 4e5)
+    monkeypatch.setattr(sinograms, "BATCH_BYTES", 4e5)
     plan = plan_reconstruction(read_projections(path))
     with new_tomogram_file(
         tmp_path / "tomo.h5", plan.shape, plan.voxel_size_um, plan.centre,

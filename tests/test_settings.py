@@ -35,7 +35,7 @@ from anacor_dials.sample.tomogram_files import SampleFile
 from anacor_dials.simulation.batch import SampleRecipe
 from anacor_dials.simulation.diffraction_settings import DiffractionSettings
 from anacor_dials.simulation.scan import ScanSettings
-from anacor_dials.tomography.reconstruction import ReconstructionSettings
+from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 from anacor_dials.tomography.scan_files import ScanDescription
 
 

@@ -503,11 +503,9 @@ def scanned(tmp_path, photons, distance_um, n_projections, seed=1):
     from anacor_dials.simulation.samples import sample_from_meshes
     from anacor_dials.simulation.scan import ScanSettings, write_scan
     from anacor_dials.tomography.projections import read_projections
-    from anacor_dials.tomography.reconstruction import (
-        ReconstructionSettings,
-        plan_reconstruction,
-        reconstruct,
-    )
+    from anacor_dials.tomography.reconstruction import reconstruct
+    from anacor_dials.tomography.reconstruction_plan import plan_reconstruction
+    from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 
     turn = rotation_about((1.0, 1.0, 0.3), 25.0)
     sample = sample_from_meshes(

@@ -17,7 +17,8 @@ from anacor_dials.simulation.sample_surfaces import sample_from_labels
 from anacor_dials.simulation.samples import Sample
 from anacor_dials.simulation.scan import ScanOptions, ScanSettings, write_scan
 from anacor_dials.tomography.projections import Projections, read_projections
-from anacor_dials.tomography.reconstruction import ReconstructionSettings, reconstruct_scan
+from anacor_dials.tomography.reconstruction import reconstruct_scan
+from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 from anacor_dials.tomography.scan_files import ScanDescription
 
 logger = logging.getLogger("dials.anacor_dials.jobs.likeness")

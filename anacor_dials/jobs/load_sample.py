@@ -30,7 +30,7 @@ from anacor_dials.sample.tomogram_files import (
     read_sample_file,
 )
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume
-from anacor_dials.tomography.reconstruction import ReconstructionSettings
+from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 from anacor_dials.tomography.scan_files import ScanDescription
 
 logger = logging.getLogger("dials.anacor_dials.jobs.load_sample")

@@ -10,9 +10,10 @@ from pathlib import Path
 from anacor_dials.sample.hand_made import HandMadeLabels
 from anacor_dials.sample.tomogram_files import is_sample_file, new_tomogram_file
 from anacor_dials.sample.volumes import Tomogram
-from anacor_dials.tomography import reconstruction
+from anacor_dials.tomography import reconstruction, reconstruction_plan
 from anacor_dials.tomography.projections import read_projections
-from anacor_dials.tomography.reconstruction import ReconstructionPlan, ReconstructionSettings
+from anacor_dials.tomography.reconstruction_plan import ReconstructionPlan
+from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 from anacor_dials.tomography.scan_files import ScanDescription
 
 logger = logging.getLogger("dials.anacor_dials.jobs.reconstruct")
@@ -85,7 +86,7 @@ def plan_reconstruction(
         raise ValueError(f"{scan} holds a tomogram already; give the scan's own file.")
     projections = read_projections(scan, description)
     logger.info("%s: %s, %r", scan, projections.layout, projections)
-    return reconstruction.plan_reconstruction(projections, settings, pictures=pictures)
+    return reconstruction_plan.plan_reconstruction(projections, settings, pictures=pictures)
 
 
 def reconstruct(

@@ -54,7 +54,7 @@ from anacor_dials.segmentation.working_grid import (
     binned_known,
     working_volume,
 )
-from anacor_dials.tomography.reconstruction import ReconstructionSettings
+from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 from anacor_dials.tomography.scan_files import ScanDescription, find_scan
 
 logger = logging.getLogger("dials.anacor_dials.jobs.segment")

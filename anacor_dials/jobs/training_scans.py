@@ -25,11 +25,9 @@ from anacor_dials.simulation.sample_surfaces import sample_of_solids
 from anacor_dials.simulation.samples import Sample, random_sample
 from anacor_dials.simulation.scan import ScanSettings, write_scan
 from anacor_dials.tomography.projections import read_projections
-from anacor_dials.tomography.reconstruction import (
-    ReconstructionSettings,
-    plan_reconstruction,
-    reconstruct,
-)
+from anacor_dials.tomography.reconstruction import reconstruct
+from anacor_dials.tomography.reconstruction_plan import plan_reconstruction
+from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 
 logger = logging.getLogger("dials.anacor_dials.jobs.training_scans")
 

@@ -1,0 +1,125 @@
+"""Sinograms of -ln T: from the projections of a scan, cleaned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anacor_dials.tomography.corrections import (
+    FloatImages,
+    bridge_unusable,
+    minus_log,
+    paganin_length_um,
+    remove_rings,
+    remove_zingers,
+    retrieve_phase,
+    zinger_threshold,
+)
+from anacor_dials.tomography.projections import Projections
+from anacor_dials.tomography.ramp_filter import Sinograms
+from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
+
+BATCH_BYTES = 2.0e8  # of transmissions corrected at a time
+
+
+@dataclass
+class Counts:
+    pixels: int = 0
+    clipped: int = 0
+    unusable: int = 0
+    zingers: int = 0
+
+
+def _halo(projections: Projections, settings: ReconstructionSettings) -> int:
+    """Rows beyond a slab that its corrections look at."""
+    halo = 0 if settings.zinger_threshold is None else 1
+    if settings.paganin_delta_beta is not None:
+        halo += math.ceil(6 * _paganin_length(projections, settings) / projections.pixel_xy_um[0])
+    return halo
+
+
+def _paganin_length(projections: Projections, settings: ReconstructionSettings) -> float:
+    assert settings.paganin_delta_beta is not None
+    if projections.energy_keV is None or projections.distance_mm is None:
+        raise ValueError(
+            "Phase retrieval needs the photon energy and the distance from sample to detector; give "
+            "projections.energy= (keV) and projections.distance= (mm)."
+        )
+    return paganin_length_um(
+        projections.energy_keV, projections.distance_mm, settings.paganin_delta_beta
+    )
+
+
+def _batches(projections: Projections, nx: int) -> Iterator[slice]:
+    step = max(1, int(BATCH_BYTES / (4 * nx * projections.ny)))
+    for first in range(0, projections.n_angles, step):
+        yield slice(first, min(first + step, projections.n_angles))
+
+
+def attenuation(
+    projections: Projections,
+    settings: ReconstructionSettings,
+    which: slice | NDArray[np.intp],
+    x: tuple[int, int],
+    counts: Counts | None = None,
+) -> FloatImages:
+    """-ln T (k, nx', ny), upright, of some projections within rows x: cleaned, not yet free of rings."""
+    counts = counts if counts is not None else Counts()
+    halo = _halo(projections, settings)
+    low, high = max(x[0] - halo, 0), min(x[1] + halo, projections.nx)
+    images = projections.transmission(which, slice(low, high))
+    counts.unusable += int(bridge_unusable(images))
+    if settings.zinger_threshold is not None:
+        images, zingers = remove_zingers(
+            images, zinger_threshold(images, settings.zinger_threshold)
+        )
+        counts.zingers += int(zingers)
+    if settings.paganin_delta_beta is not None:
+        length = _paganin_length(projections, settings)
+        images = retrieve_phase(images, length, projections.pixel_xy_um)
+    images = np.ascontiguousarray(images[:, x[0] - low : images.shape[1] - (high - x[1])])
+    counts.clipped += int(minus_log(images, settings.least_transmission))
+    counts.pixels += images.size
+    return images
+
+
+def slab_sinograms(
+    projections: Projections,
+    settings: ReconstructionSettings,
+    x: tuple[int, int],
+    counts: Counts | None = None,
+) -> Sinograms:
+    """Sinograms (nx', n_angles, ny) of the rows x, -ln T, cleaned, free of rings."""
+    sinograms = np.empty((x[1] - x[0], projections.n_angles, projections.ny), dtype=np.float32)
+    for batch in _batches(projections, x[1] - x[0] + 2 * _halo(projections, settings)):
+        images = attenuation(projections, settings, batch, x, counts)
+        sinograms[:, batch] = images.transpose(1, 0, 2)
+    return remove_rings(sinograms, settings.rings)
+
+
+def row_sinograms(
+    projections: Projections, settings: ReconstructionSettings, rows: NDArray[np.intp]
+) -> tuple[Sinograms, Sinograms]:
+    """Sinograms (len(rows), n_angles, ny) of single rows, -ln T: as measured, and without zingers.
+
+    In one pass over the images; rings are left in both.
+    """
+    shape = (len(rows), projections.n_angles, projections.ny)
+    measured, clean = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+    # each with its neighbours, which tell what a zinger is
+    trios = (rows[:, None] + np.array([-1, 0, 1])).clip(0, projections.nx - 1).ravel()
+    for batch in _batches(projections, int(rows.max() - rows.min()) + 3):
+        images = projections.transmission(batch, trios)
+        bridge_unusable(images)
+        for sinograms, zingers in ((measured, False), (clean, True)):
+            if zingers and settings.zinger_threshold is not None:
+                threshold = zinger_threshold(images, settings.zinger_threshold)
+                images, _ = remove_zingers(images, threshold)
+            single = np.ascontiguousarray(images[:, 1::3])
+            minus_log(single, settings.least_transmission)
+            sinograms[:, batch] = single.transpose(1, 0, 2)
+    return measured, clean
