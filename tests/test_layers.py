@@ -156,7 +156,6 @@ MOST_PARAMETERS = 8  # of a public function
 LONG_MODULES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
 MANY_PARAMETERS = {
-    "anacor_dials.sample.tomogram_files.write_sample_file",
     "anacor_dials.segmentation.inference.segment",
 }
 

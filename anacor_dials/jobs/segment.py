@@ -33,8 +33,9 @@ from anacor_dials.sample.hand_made import (
 )
 from anacor_dials.sample.label_files import read_label_stack
 from anacor_dials.sample.tomogram_files import (
+    SampleFile,
     read_sample_file,
-    write_sample_file,
+    write_sample,
 )
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
 from anacor_dials.segmentation.clean_up import CleaningSettings
@@ -436,17 +437,17 @@ def write_segmented(
 ) -> None:
     """Writes tomogram, labels, mu, probabilities (where kept) and what is by hand to a tomo.h5."""
     source = sample.source
-    write_sample_file(
-        path,
-        tomogram=source.tomogram,
-        labels=sample.labels,
-        mu_per_um=sample.mu_per_um,
-        energy_keV=source.energy_keV,
-        probabilities=sample.probabilities,
-        projections=source.projections,
-        parameters=parameters,
-        scan_centre=source.scan_centre,
-        paganin_delta_beta=source.paganin_delta_beta,
-        factors_uncertainty=sample.factors_uncertainty,
-        hand_made=sample.hand_made,
+    contents = SampleFile(
+        Path(path),
+        source.tomogram,
+        sample.labels,
+        sample.mu_per_um,
+        source.energy_keV,
+        sample.probabilities,
+        source.projections,
+        source.scan_centre,
+        source.paganin_delta_beta,
+        sample.factors_uncertainty,
+        sample.hand_made,
     )
+    write_sample(path, contents, parameters)

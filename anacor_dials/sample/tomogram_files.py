@@ -61,7 +61,8 @@ class SampleFile:
     in its images (column or row number) the rotation axis is, across it, and the beam's centre, along it.
     paganin_delta_beta: of the phase retrieval; None without, then the tomogram's values are mu.
     factors_uncertainty: relative rms by which absorption factors are uncertain because the labels are; None
-    where nobody has said.
+    where nobody has said. hand_made: which of the labels people made; it is read by
+    :func:`anacor_dials.sample.hand_made.read_hand_made` alone.
     """
 
     path: Path
@@ -74,6 +75,7 @@ class SampleFile:
     scan_centre: tuple[float, float] | None = None
     paganin_delta_beta: float | None = None
     factors_uncertainty: float | None = None
+    hand_made: HandMadeLabels | None = None
 
 
 def is_sample_file(path: str | os.PathLike[str]) -> bool:
@@ -283,6 +285,69 @@ def new_tomogram_file(
         yield dataset
 
 
+def write_sample(path: str | os.PathLike[str], sample: SampleFile, parameters: str = "") -> None:
+    """Writes a ``tomo.h5``, whole or not at all; an existing file is replaced.
+
+    Parameters
+    ----------
+    path : path
+    sample : SampleFile
+        What is written. Its own path is not used; the path of the scan is stored relative to the file.
+    parameters : str
+        PHIL text for the record.
+
+    Raises
+    ------
+    ValueError
+        If the volumes disagree, or there is neither a tomogram nor a label volume.
+    """
+    tomogram, labels = sample.tomogram, sample.labels
+    volume = labels if labels is not None else tomogram
+    if volume is None:
+        raise ValueError("There is neither a tomogram nor a label volume to write.")
+    if tomogram is not None and labels is not None:
+        if tomogram.shape != labels.shape or not np.allclose(
+            tomogram.voxel_size_um, labels.voxel_size_um
+        ):
+            raise ValueError(f"{tomogram!r} and {labels!r} are not on the same grid.")
+    folder = Path(path).absolute().parent
+    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
+        entry = _write_frame(file, volume.voxel_size_um, volume.centre, parameters)
+        if tomogram is not None:
+            group = _reconstruction_group(
+                entry, folder, sample.projections, sample.scan_centre, sample.paganin_delta_beta
+            )
+            units = "1/um" if tomogram.quantitative else ARBITRARY
+            _create(group, "data", tomogram.values).attrs["units"] = units
+        if labels is not None:
+            _write_segmentation(entry, folder, sample, labels)
+
+
+def _write_segmentation(
+    entry: h5py.Group, folder: Path, sample: SampleFile, labels: LabelVolume
+) -> None:
+    """The group of the labels; folder: where the file will lie."""
+    group = entry.create_group("segmentation")
+    _create(group, "labels", labels.values)
+    group["names"] = np.array(labels.names, dtype=h5py.string_dtype())
+    n = len(labels.names)
+    mu = np.full(n, np.nan) if sample.mu_per_um is None else sample.mu_per_um
+    group["mu"] = np.asarray(mu, dtype=np.float64)
+    if group["mu"].shape != (n,):
+        raise ValueError(f"mu has {group['mu'].size} values for {n} labels.")
+    group["mu"].attrs["units"] = "1/um"
+    if sample.energy_keV is not None:
+        group["mu"].attrs["energy_keV"] = float(sample.energy_keV)
+    if sample.factors_uncertainty is not None:
+        group.attrs["factors_uncertainty"] = float(sample.factors_uncertainty)
+    if sample.probabilities is not None:
+        _create(group, "probabilities", sample.probabilities)
+    if sample.hand_made is not None and sample.hand_made.n_voxels:
+        write_hand_made(group, sample.hand_made)
+    if sample.projections is not None:
+        group.attrs["projections"] = os.path.relpath(sample.projections, folder)
+
+
 def write_sample_file(
     path: str | os.PathLike[str],
     tomogram: Tomogram | None = None,
@@ -292,53 +357,37 @@ def write_sample_file(
     probabilities: NDArray[np.uint8] | None = None,
     projections: str | os.PathLike[str] | None = None,
     parameters: str = "",
-    scan_centre: tuple[float, float] | None = None,
-    paganin_delta_beta: float | None = None,
-    factors_uncertainty: float | None = None,
-    hand_made: HandMadeLabels | None = None,
 ) -> None:
-    """Writes a ``tomo.h5``, whole or not at all; an existing file is replaced.
+    """Writes a ``tomo.h5``, whole or not at all, from its main parts.
 
-    mu_per_um: (n,) by label, 1/um, NaN where unknown; probabilities: uint8 (n, nx, ny, nz);
-    projections: the raw scan, stored relative to the file; parameters: PHIL text for the record;
-    scan_centre, paganin_delta_beta: of the tomogram, and factors_uncertainty: of the labels, as of
-    :class:`SampleFile`; hand_made: which of the labels people made. Raises ValueError where volumes disagree or there is nothing to write.
+    Parameters
+    ----------
+    path : path
+        An existing file is replaced.
+    tomogram : Tomogram, optional
+    labels : LabelVolume, optional
+    mu_per_um : array (n,), optional
+        By label, 1/um, NaN where it is unknown.
+    energy_keV : float, optional
+        The energy that mu belongs to.
+    probabilities : array (n, nx, ny, nz) of uint8, optional
+    projections : path, optional
+        The raw scan; its path is stored relative to the file.
+    parameters : str
+        PHIL text for the record.
+
+    Raises
+    ------
+    ValueError
+        If the volumes disagree, or there is neither a tomogram nor a label volume.
     """
-    volume = labels if labels is not None else tomogram
-    if volume is None:
-        raise ValueError("There is neither a tomogram nor a label volume to write.")
-    if tomogram is not None and labels is not None:
-        if tomogram.shape != labels.shape or not np.allclose(
-            tomogram.voxel_size_um, labels.voxel_size_um
-        ):
-            raise ValueError(f"{tomogram!r} and {labels!r} are not on the same grid.")
-    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
-        entry = _write_frame(file, volume.voxel_size_um, volume.centre, parameters)
-        if tomogram is not None:
-            group = _reconstruction_group(
-                entry, Path(path).absolute().parent, projections, scan_centre, paganin_delta_beta
-            )
-            units = "1/um" if tomogram.quantitative else ARBITRARY
-            _create(group, "data", tomogram.values).attrs["units"] = units
-        if labels is not None:
-            group = entry.create_group("segmentation")
-            _create(group, "labels", labels.values)
-            group["names"] = np.array(labels.names, dtype=h5py.string_dtype())
-            mu = np.full(len(labels.names), np.nan) if mu_per_um is None else mu_per_um
-            group["mu"] = np.asarray(mu, dtype=np.float64)
-            if group["mu"].shape != (len(labels.names),):
-                raise ValueError(
-                    f"mu has {group['mu'].size} values for {len(labels.names)} labels."
-                )
-            group["mu"].attrs["units"] = "1/um"
-            if energy_keV is not None:
-                group["mu"].attrs["energy_keV"] = float(energy_keV)
-            if factors_uncertainty is not None:
-                group.attrs["factors_uncertainty"] = float(factors_uncertainty)
-            if probabilities is not None:
-                _create(group, "probabilities", probabilities)
-            if hand_made is not None and hand_made.n_voxels:
-                write_hand_made(group, hand_made)
-            if projections is not None:
-                folder = Path(path).absolute().parent
-                group.attrs["projections"] = os.path.relpath(projections, folder)
+    sample = SampleFile(
+        Path(path),
+        tomogram,
+        labels,
+        None if mu_per_um is None else np.asarray(mu_per_um, dtype=np.float64),
+        energy_keV,
+        probabilities,
+        None if projections is None else Path(projections),
+    )
+    write_sample(path, sample, parameters)
