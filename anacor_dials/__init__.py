@@ -8,8 +8,8 @@ The jobs of the commands and their types are names of this package::
     sample = ad.segment(reconstruction)
     factors = ad.absorption_factors(sample.labels, sample.mu_per_um, directions)
 
-They are imported when they are first used, so that DIALS and torch need be installed only where they
-are needed.
+They are imported when they are first used, so that DIALS and torch need be installed only where
+they are needed.
 """
 
 from __future__ import annotations

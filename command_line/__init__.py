@@ -9,8 +9,9 @@ from typing import Any
 def begin_log(logger: logging.Logger, parser: Any, options: Any, logfile: str | None) -> str:
     """The parameters that were changed, as PHIL text.
 
-    Configures DIALS' logging (screen and logfile) and logs the versions and these parameters. parser is
-    the command's ``dials.util.options.ArgumentParser`` after parsing, options its second result.
+    Configures DIALS' logging (screen and logfile) and logs the versions and these parameters.
+    parser is the command's ``dials.util.options.ArgumentParser`` after parsing, options its second
+    result.
     """
     from dials.util import log
     from dials.util.version import dials_version

@@ -2,21 +2,23 @@
 """
 Scale the same data with several corrections for absorption and compare the results.
 
-Each strategy is one run of dials.scale: without any absorption correction, with spherical harmonics of
-low, medium or high level, with the analytical factors that dials.anacor_absorption wrote, or with both.
-Everything else in scaling is the same. The scaled data are then merged at one common resolution, and
-their statistics stand side by side, the best value of each row marked. dials.scale rejects outliers, and most
-where absorption is left uncorrected, which flatters the rest: the last rows are of the same observations
-for all strategies, those that at least one of them keeps.
+Each strategy is one run of dials.scale: without any absorption correction, with spherical harmonics
+of low, medium or high level, with the analytical factors that dials.anacor_absorption wrote, or
+with both. Everything else in scaling is the same. The scaled data are then merged at one common
+resolution, and their statistics stand side by side, the best value of each row marked. dials.scale
+rejects outliers, and most where absorption is left uncorrected, which flatters the rest: the last
+rows are of the same observations for all strategies, those that at least one of them keeps.
 
-A strategy that fails is shown as failed with its reason; the others stand. Each keeps its scaled.expt,
-scaled.refl and log in a folder of its own, and its command line is printed, to be repeated by hand.
+A strategy that fails is shown as failed with its reason; the others stand. Each keeps its
+scaled.expt, scaled.refl and log in a folder of its own, and its command line is printed, to be
+repeated by hand.
 
 Examples::
 
   dials.anacor_compare corrected.expt corrected.refl
 
-  dials.anacor_compare corrected.expt corrected.refl strategies=none+sh_high+analytical d_min=2.3 nproc=4
+  dials.anacor_compare corrected.expt corrected.refl strategies=none+sh_high+analytical d_min=2.3
+  nproc=4
 
   dials.anacor_compare manual.expt manual.refl network.expt network.refl \\
     labels=manual,AnACorNet strategies=analytical

@@ -2,17 +2,18 @@
 """
 Reconstruct a tomogram of the absorption coefficient from the projections of a tomography scan.
 
-The scan is an NXtomo file (Diamond, I23 included, ESRF), a GDA file with links to its images, a Data
-Exchange file, or a stack of TIFF files (a folder, a multi-page file, or a quoted pattern). Flats and darks
-are found in it, or given as files of their own. What the file does not say is given by parameters, above all
-the pixel size.
+The scan is an NXtomo file (Diamond, I23 included, ESRF), a GDA file with links to its images, a
+Data Exchange file, or a stack of TIFF files (a folder, a multi-page file, or a quoted pattern).
+Flats and darks are found in it, or given as files of their own. What the file does not say is given
+by parameters, above all the pixel size.
 
-The tomogram is written to tomo.h5, in 1/um and in the tomography frame: X along the rotation axis, about
-which the sample turns right-handedly as the rotation angle grows, Z towards the source at angle zero,
-Y = Z x X. projections.fast_axis and slow_axis say how the camera's columns and rows lie in it.
+The tomogram is written to tomo.h5, in 1/um and in the tomography frame: X along the rotation axis,
+about which the sample turns right-handedly as the rotation angle grows, Z towards the source at
+angle zero, Y = Z x X. projections.fast_axis and slow_axis say how the camera's columns and rows lie
+in it.
 
-The report shows a sinogram before and after corrections, a slice with the rotation axis at several places,
-the middle slices, and the histogram of mu beside the values expected at the scan's energy.
+The report shows a sinogram before and after corrections, a slice with the rotation axis at several
+places, the middle slices, and the histogram of mu beside the values expected at the scan's energy.
 
 Examples::
 

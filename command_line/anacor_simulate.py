@@ -1,19 +1,21 @@
 # LIBTBX_SET_DISPATCHER_NAME dials.anacor_simulate
 """
-Make virtual tomography scans of virtual samples, and virtual diffraction data, with the truth beside them.
+Make virtual tomography scans of virtual samples, and virtual diffraction data, with the truth
+beside them.
 
-A sample is a crystal in a drop of liquor in a loop, drawn at random and made of closed meshes: by this
-program, by Blender (sample.maker=blender), or from STL files. Each scan is written as NXtomo, as a beamline
-writes it, with flats and darks before and after; the truth (labels, materials, mu) as a tomo.h5 file, which
-can stand in for a segmentation anywhere. Images come from wave optics: an incident wave from real or
-synthetic flats, the sample's refraction and absorption, Fresnel propagation, blur, noise, rings and zingers.
+A sample is a crystal in a drop of liquor in a loop, drawn at random and made of closed meshes: by
+this program, by Blender (sample.maker=blender), or from STL files. Each scan is written as NXtomo,
+as a beamline writes it, with flats and darks before and after; the truth (labels, materials, mu) as
+a tomo.h5 file, which can stand in for a segmentation anywhere. Images come from wave optics: an
+incident wave from real or synthetic flats, the sample's refraction and absorption, Fresnel
+propagation, blur, noise, rings and zingers.
 
-With diffraction.simulate=True there are also integrated reflections of the same sample on the geometry of
-beamline I23, ready for dials.scale; the columns true.intensity and true.transmission hold the truth, and
-PREFIX_0001.pdb the atoms that diffract.
+With diffraction.simulate=True there are also integrated reflections of the same sample on the
+geometry of beamline I23, ready for dials.scale; the columns true.intensity and true.transmission
+hold the truth, and PREFIX_0001.pdb the atoms that diffract.
 
-With compare=real.nxs a segmented real scan is simulated with its own geometry, and the report shows how
-alike the two are (SSIM, PSNR and MSE against the projection's number).
+With compare=real.nxs a segmented real scan is simulated with its own geometry, and the report shows
+how alike the two are (SSIM, PSNR and MSE against the projection's number).
 
 An interrupted batch goes on where it stopped when the same command is given again.
 
@@ -21,7 +23,8 @@ Examples::
 
   dials.anacor_simulate
 
-  dials.anacor_simulate n_scans=100 nproc=8 output.prefix=train/scan image_size=512,512 pixel_size=0.6 \\
+  dials.anacor_simulate n_scans=100 nproc=8 output.prefix=train/scan image_size=512,512
+  pixel_size=0.6 \\
     sample.vary_materials=True
 
   dials.anacor_simulate diffraction.simulate=True energy=3.0 crystal_size=50,70

@@ -2,17 +2,18 @@
 """
 Train AnACorNet, the network that segments tomograms, on virtual and real samples.
 
-stream.use=True trains on a stream of fresh virtual tomograms of all kinds of samples, each made in a second or two
-while the network learns from those before it, so that nothing can be learned by heart; samples in folders are mixed in.
+stream.use=True trains on a stream of fresh virtual tomograms of all kinds of samples, each made in
+a second or two while the network learns from those before it, so that nothing can be learned by
+heart; samples in folders are mixed in.
 
-Training data are folders with pairs NAME.tomo.h5 (reconstruction) and NAME.truth.h5 (labels), or tomo.h5
-files of real samples that were labelled by hand. simulate.samples=N makes N virtual samples first: random
-crystals in liquor in a loop, scanned by the simulator with noise and Fresnel fringes and reconstructed by
-our own reconstruction.
+Training data are folders with pairs NAME.tomo.h5 (reconstruction) and NAME.truth.h5 (labels), or
+tomo.h5 files of real samples that were labelled by hand. simulate.samples=N makes N virtual samples
+first: random crystals in liquor in a loop, scanned by the simulator with noise and Fresnel fringes
+and reconstructed by our own reconstruction.
 
-The weights (.safetensors) come with a model card (.json): data with their seeds, settings, scores of
-samples that were left out; with simulate.test_samples=N also of samples of shapes never trained on.
-A training that was interrupted goes on when the same command is given again. Where DIALS is not
+The weights (.safetensors) come with a model card (.json): data with their seeds, settings, scores
+of samples that were left out; with simulate.test_samples=N also of samples of shapes never trained
+on. A training that was interrupted goes on when the same command is given again. Where DIALS is not
 installed: python -m anacor_dials.jobs.train
 
 Examples::

@@ -1,27 +1,30 @@
 # LIBTBX_SET_DISPATCHER_NAME xia2.anacor
 """
-Correct the data of a finished xia2 directory for absorption by tomography, scale, merge and export them.
+Correct the data of a finished xia2 directory for absorption by tomography, scale, merge and export
+them.
 
-The integrated files of all sweeps are found in the directory (or named one by one, or made by xia2 from
-images). Each crystal has one tomography scan, or a tomo.h5 with or without labels, or a list of its faces
-(faces=faces.txt, or faces.CRYSTAL=; see dials.anacor_absorption).
+The integrated files of all sweeps are found in the directory (or named one by one, or made by xia2
+from images). Each crystal has one tomography scan, or a tomo.h5 with or without labels, or a list
+of its faces (faces=faces.txt, or faces.CRYSTAL=; see dials.anacor_absorption).
 
-dials.anacor_segment makes the labels where they are not given, dials.anacor_absorption the factors of all
-sweeps of a crystal. dials.cosym (dials.symmetry for a single sweep) finds the Laue group, dials.scale
-scales the data by several strategies, with and without the factors, of which the best is taken;
-dials.symmetry looks for systematic absences; dials.merge and dials.export write MTZ, merged and unmerged,
-and mmCIF.
+dials.anacor_segment makes the labels where they are not given, dials.anacor_absorption the factors
+of all sweeps of a crystal. dials.cosym (dials.symmetry for a single sweep) finds the Laue group,
+dials.scale scales the data by several strategies, with and without the factors, of which the best
+is taken; dials.symmetry looks for systematic absences; dials.merge and dials.export write MTZ,
+merged and unmerged, and mmCIF.
 
-Every step's command line is printed, to be repeated by hand, and kept in anacor.json. anacor.html has the
-merging statistics side by side and links to the reports of all steps; DataFiles has the results.
+Every step's command line is printed, to be repeated by hand, and kept in anacor.json. anacor.html
+has the merging statistics side by side and links to the reports of all steps; DataFiles has the
+results.
 
-Steps that are done are not done again: the same command goes on where it was stopped, and after a change of
-parameters or files only what depends on it is redone. A step that fails leaves nothing but its log.
+Steps that are done are not done again: the same command goes on where it was stopped, and after a
+change of parameters or files only what depends on it is redone. A step that fails leaves nothing
+but its log.
 
-Sweeps of several wavelengths are scaled together and then merged one by one, each with the factors of its
-own wavelength. Crystals are scaled one by one (scaling.crystals=together for all at once). To combine
-crystals by xia2.multiplex give it the scaled files in DataFiles; it keeps the correction of scaled data,
-and ignores it in others.
+Sweeps of several wavelengths are scaled together and then merged one by one, each with the factors
+of its own wavelength. Crystals are scaled one by one (scaling.crystals=together for all at once).
+To combine crystals by xia2.multiplex give it the scaled files in DataFiles; it keeps the correction
+of scaled data, and ignores it in others.
 
 Examples::
 
@@ -82,7 +85,9 @@ GENERAL = {"tomography": ("scan",), "segmentation": ("options",), "absorption": 
 
 
 def phil_scope_for(args: list[str]) -> Any:
-    """The parameters, with tomography.NAME and so on for every NAME in the arguments and PHIL files."""
+    """The parameters, with tomography.NAME and so on for every NAME in the arguments and PHIL
+    files.
+    """
     names: dict[str, dict[str, None]] = {scope: {} for scope in BY_CRYSTAL}
     for argument in args:
         text = argument
@@ -155,7 +160,9 @@ def settings_from(params: Any, nproc: int) -> PipelineSettings:
 
 
 def find_sweeps(given: list[str], crystals: list[str]) -> list[SweepFiles]:
-    """The sweeps of xia2 directories or of .expt and .refl files; crystals: what to call the latter's."""
+    """The sweeps of xia2 directories or of .expt and .refl files; crystals: what to call the
+    latter's.
+    """
     folders = [name for name in given if Path(name).is_dir()]
     expts = [name for name in given if name.endswith(".expt")]
     refls = [name for name in given if name.endswith(".refl")]
@@ -178,8 +185,8 @@ def find_sweeps(given: list[str], crystals: list[str]) -> list[SweepFiles]:
 class Input:
     """Where the integrated sweeps come from, and the tomography of each crystal.
 
-    given: xia2 directories, or .expt and .refl files; images: to be integrated instead. in_order: one scan
-    for each crystal, in their order; named: {crystal: scan}.
+    given: xia2 directories, or .expt and .refl files; images: to be integrated instead. in_order:
+    one scan for each crystal, in their order; named: {crystal: scan}.
     """
 
     given: list[str]

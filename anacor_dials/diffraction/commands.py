@@ -75,8 +75,8 @@ def run_command(
 def last_words(printed: str) -> str:
     """The reason among what a command printed: from "Sorry:" on, else its last line.
 
-    After a minimisation that failed dials.scale goes on without a scale and ends with "No data found",
-    so the failure itself is added. xia2 goes on after a line that begins with "Error: ".
+    After a minimisation that failed dials.scale goes on without a scale and ends with "No data
+    found", so the failure itself is added. xia2 goes on after a line that begins with "Error: ".
     """
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("Error: ")]

@@ -95,7 +95,9 @@ def calculated_structure_factors(
 
 
 def sites_of(structure: xray.structure, element: str = "S") -> FloatArray:
-    """Fractional coordinates (n, 3) of the atoms of an element. Raises ValueError where there are none."""
+    """Fractional coordinates (n, 3) of the atoms of an element. Raises ValueError where there are
+    none.
+    """
     sites = [s.site for s in structure.scatterers() if s.element_symbol() == element]
     if not sites:
         raise ValueError(f"The structure has no atoms of {element}.")
@@ -103,7 +105,9 @@ def sites_of(structure: xray.structure, element: str = "S") -> FloatArray:
 
 
 def merged_friedel_apart(scaled: miller.array) -> miller.array:
-    """Merged intensities of scaled ones, Friedel mates apart; sigmas are those of the weighted means."""
+    """Merged intensities of scaled ones, Friedel mates apart; sigmas are those of the weighted
+    means.
+    """
     apart = scaled.customized_copy(anomalous_flag=True)
     merged = apart.merge_equivalents(use_internal_variance=False).array()
     return merged.set_observation_type_xray_intensity()
@@ -188,7 +192,9 @@ def agreement(merged: miller.array, true: miller.array, n_bins: int = 10) -> Agr
 def _shell_correlations(
     a: FloatArray, b: FloatArray, shells: NDArray[np.int64], n: int
 ) -> tuple[FloatArray, NDArray[np.int64]]:
-    """Pearson's correlation (n,) of a and b in each shell, NaN below FEWEST; numbers of values (n,)."""
+    """Pearson's correlation (n,) of a and b in each shell, NaN below FEWEST; numbers of values
+    (n,).
+    """
     cc = np.full(n, np.nan)
     counts = np.bincount(shells, minlength=n)
     for shell in np.flatnonzero(counts >= FEWEST):

@@ -134,7 +134,7 @@ STRATEGIES: Mapping[str, Strategy] = {
 
 
 class ScalingError(ValueError):
-    """A run of dials.scale that failed: its reason, and the log that was kept (if it got so far)."""
+    """A run of dials.scale that failed: its reason, and the log if one was written."""
 
     def __init__(self, reason: str, log: Path | None = None) -> None:
         super().__init__(reason)
@@ -356,7 +356,10 @@ def _outcome(job: ScalingJob, threads: int) -> ScaledData | FailedScaling:
 
 
 def run_job(job: ScalingJob, threads: int = 1) -> ScaledData:
-    """The scaled data of one job; see `scale`. threads: for each numerical library within the run."""
+    """The scaled data of one job; see `scale`.
+
+    threads: how many each numerical library may use within the run.
+    """
     command = job.command()
     for path in job.reflections:
         check_reflections(path, job.strategy.analytical)

@@ -32,8 +32,8 @@ class CoefficientSettings:
     Parameters
     ----------
     from_projections : bool, optional
-        True: always, before the mu of the sample's file. False: never. None: for materials whose mu is
-        neither given nor in the file, if the file points to its projections.
+        True: always, before the mu of the sample's file. False: never. None: for materials whose mu
+        is neither given nor in the file, if the file points to its projections.
     projections : path, optional
         The scan; the one that the file points to if not given.
     description : ScanDescription
@@ -44,8 +44,8 @@ class CoefficientSettings:
     n_angles : int
         Number of projections, evenly spread over the scan.
     margin_um : float, optional
-        How far from the edges of materials rays are left out, um; two Fresnel zones or two pixels if
-        not given.
+        How far from the edges of materials rays are left out, um; two Fresnel zones or two pixels
+        if not given.
     """
 
     from_projections: bool | None = None
@@ -67,8 +67,8 @@ class ScanCoefficients:
     scan : path
         The scan.
     centre_px : (float, float)
-        Where the rotation axis is, across it, and the origin, along it: pixel numbers in the images as
-        the camera took them, as `CoefficientSettings.centre` and scan_centre are.
+        Where the rotation axis is, across it, and the origin, along it: pixel numbers in the images
+        as the camera took them, as `CoefficientSettings.centre` and scan_centre are.
     """
 
     fit: CoefficientFit

@@ -136,7 +136,7 @@ class Comparison:
         return {o.label: o.reason for o in self.outcomes if isinstance(o, FailedScaling)}
 
 
-# ---- what is to be run ----------------------------------------------------------------------------
+# ---- what is to be run ---------------------------------------------------------------------------
 
 
 def data_sources(
@@ -283,7 +283,7 @@ def _same_intensities(first: DataSource, other: DataSource) -> bool:
     return True
 
 
-# ---- running it -----------------------------------------------------------------------------------
+# ---- running it ----------------------------------------------------------------------------------
 
 
 def scale_and_compare(

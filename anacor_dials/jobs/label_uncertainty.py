@@ -100,7 +100,8 @@ def label_uncertainty(
     names : tuple of str
         Of the classes.
     mu_per_um : array (n_classes,)
-        mu of each material, 1/um; where it is not a number, that of the liquor or the mean of the others is taken.
+        mu of each material, 1/um; where it is not a number, that of the liquor or the mean of the
+        others is taken.
     directions : Directions, optional
         Of the reflections; some hundred random ones of a sweep about X if not given.
     draws : int

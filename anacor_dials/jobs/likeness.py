@@ -31,8 +31,8 @@ class LikenessSettings:
     Parameters
     ----------
     scan : ScanSettings
-        Energy, distance and size of a pixel are used if the real scan does not say them; sampling and
-        detector are used in any case. The rest is that of the real scan.
+        Energy, distance and size of a pixel are used if the real scan does not say them; sampling
+        and detector are used in any case. The rest is that of the real scan.
     recipe : SampleRecipe
         The compositions of the materials.
     description : ScanDescription

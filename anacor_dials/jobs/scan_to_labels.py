@@ -25,7 +25,8 @@ def segment(
     Parameters
     ----------
     given : Reconstruction or path
-        A scan is reconstructed with the default settings; :func:`anacor_dials.reconstruct` takes others.
+        A scan is reconstructed with the default settings; :func:`anacor_dials.reconstruct` takes
+        others.
     settings : SegmentationSettings, optional
         Of the network and what follows it.
     corrected : CorrectedLabels, optional

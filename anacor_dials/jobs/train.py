@@ -27,7 +27,8 @@ from anacor_dials.segmentation.training_settings import TrainingSettings
 
 logger = logging.getLogger("dials.anacor_dials.jobs.train")
 
-# added to the seed of a stream: samples left out of training, and those to calibrate on, are never trained on
+# added to the seed of a stream: samples left out of training, and those to calibrate on, are never
+# trained on
 VALIDATION_SEED, CALIBRATION_SEED = 900_000, 910_000
 
 
@@ -132,14 +133,14 @@ def train_weights(
     """Trains a network on samples and returns its model card.
 
     Parameters
-    ----------
-    folders: of samples: pairs NAME.tomo.h5 and NAME.truth.h5, or tomo.h5 files with labels.
-    settings: of the network and its training.
-    weights: the .safetensors file to be written; the model card (.json) is written beside it.
-    simulated: virtual samples that are made first and trained on too. Where some of them are kept apart
-        to evaluate the weights, the card that is returned has an entry "evaluation"; the one on disk
-        has not.
-    stream: fresh virtual tomograms to train on, mixed with the samples of the folders. The samples left out
+    ---------- folders: of samples: pairs NAME.tomo.h5 and NAME.truth.h5, or tomo.h5 files with
+    labels. settings: of the network and its training. weights: the .safetensors file to be written;
+    the model card (.json) is written beside it. simulated: virtual samples that are made first and
+    trained on too. Where some of them are kept apart
+        to evaluate the weights, the card that is returned has an entry "evaluation"; the one on
+        disk has not.
+    stream: fresh virtual tomograms to train on, mixed with the samples of the folders. The samples
+    left out
         are fresh ones too, and the weights are calibrated on others in the end.
     restart: begin again although there is a checkpoint.
     progress: show progress bars.

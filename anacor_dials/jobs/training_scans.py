@@ -1,7 +1,8 @@
 """Virtual scans for the segmentation: random samples, their scans, and our own reconstructions.
 
-The samples of ``simulation`` are handed to ``tomography``. For every sample three files are written,
-``NAME.nxs`` (optional), ``NAME.truth.h5`` and ``NAME.tomo.h5``, and ``NAME.json`` with how it was made.
+The samples of ``simulation`` are handed to ``tomography``. For every sample three files are
+written, ``NAME.nxs`` (optional), ``NAME.truth.h5`` and ``NAME.tomo.h5``, and ``NAME.json`` with how
+it was made.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ class ScanRanges:
 
     crystal_size_um: mean size of the crystal; contrast: mu of the crystal relative to that of the
     liquor, less one; pixel_size_um; distance_mm; energy_keV; photons: per pixel in the mean flat
-    (drawn logarithmically); n_projections. shapes: families of crystals. stem_length_um: of the loop.
-    solids: samples of all families of :mod:`anacor_dials.simulation.sample_families` instead of a crystal inside its drop;
-    shapes and stem_length_um then count for nothing.
+    (drawn logarithmically); n_projections. shapes: families of crystals. stem_length_um: of the
+    loop. solids: samples of all families of :mod:`anacor_dials.simulation.sample_families` instead
+    of a crystal inside its drop; shapes and stem_length_um then count for nothing.
     """
 
     crystal_size_um: tuple[float, float] = (26.0, 56.0)
@@ -118,7 +119,9 @@ def materials_of_contrast(
 def scan_settings_around(
     sample: Sample, pixel_size_um: float, margin_um: float = 10.0, **choices: Any
 ) -> ScanSettings:
-    """Settings whose images hold all of the liquor and the crystal, and the loop as far as they reach."""
+    """Settings whose images hold all of the liquor and the crystal, and the loop as far as they
+    reach.
+    """
     low, high = sample.bounds_um("liquor", "crystal")
     along = max(-low[0], high[0]) + margin_um
     across = max(float(np.hypot(*m.vertices[:, 1:].T).max()) for m in sample.meshes) + margin_um
@@ -217,7 +220,9 @@ def write_training_scans(
     keep_scans: bool = False,
     prefix: str = "sample",
 ) -> list[Path]:
-    """n samples in a folder; those that are there already are left. Returns the paths of the tomograms."""
+    """n samples in a folder; those that are there already are left. Returns the paths of the
+    tomograms.
+    """
     ranges = ranges or ScanRanges()
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _parameter_rows(fit: AlignmentFit) -> list[tuple[str, str, str, str, str]]:
-    """(name, before, where equivalents agree best, standard error, used) of the three parameters."""
+    """(name, given, where equivalents agree best, standard error, used) of the three parameters."""
     if not fit.n_observations:
         return []
     return [

@@ -271,7 +271,9 @@ IMAGE_FIGURES = {
 
 
 def figures(statistics: Sequence[MergingStatistics]) -> dict[str, dict[str, Any]]:
-    """Plotly figures (dictionaries of data and layout), one line per data set: resolution first, then images."""
+    """Plotly figures (dictionaries of data and layout), one line per data set: resolution first,
+    then images.
+    """
     made = {
         f"{name}_against_resolution": resolution_figure(statistics, name)
         for name in RESOLUTION_FIGURES
@@ -391,7 +393,7 @@ def _layout(title: str, x_title: str, y_title: str) -> dict[str, Any]:
     }
 
 
-# ---- the page -------------------------------------------------------------------------------------
+# ---- the page ------------------------------------------------------------------------------------
 
 
 def sections(comparison: Comparison) -> list[Section]:

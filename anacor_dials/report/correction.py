@@ -44,7 +44,8 @@ def materials_text(materials: Sequence[Material], labels: LabelVolume) -> str:
 def log_text(correction: Correction, file_mu_per_um: FloatArray | None = None) -> str:
     """What the log says of a correction.
 
-    file_mu_per_um: (n_labels,) what the file of the sample says, to stand beside mu from projections.
+    file_mu_per_um: (n_labels,) what the file of the sample says, to stand beside mu from
+    projections.
     """
     parts = []
     if correction.coefficients is not None:

@@ -1,8 +1,8 @@
 """Reports for people (HTML with interactive figures) and for programs (JSON).
 
 A report is a list of sections, a section a list of items: :class:`Text`, :class:`Table` and
-:class:`Figure` (a plotly figure as plain dictionaries). The HTML holds everything that it needs, plotly
-included, so that it can be read without a network and sent by mail.
+:class:`Figure` (a plotly figure as plain dictionaries). The HTML holds everything that it needs,
+plotly included, so that it can be read without a network and sent by mail.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ class Section:
 
 
 def plain(value: Any) -> Any:
-    """The value in types that JSON has: arrays as lists, dataclasses as dictionaries, numbers without a value (NaN, inf) as None."""
+    """The value in types that JSON has: arrays as lists, dataclasses as dictionaries, numbers
+    without a value (NaN, inf) as None.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         return {key_of(f.name): plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

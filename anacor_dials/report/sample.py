@@ -57,8 +57,8 @@ def slice_figures(
 ) -> list[tuple[list[dict[str, Any]], dict[str, Any], str]]:
     """Three slices through the middle of a material: (traces, layout, caption) of each.
 
-    Axes are in um from the origin. The rotation axis (X) and, at rotation_angle = 0, the beam (along
-    -Z) are drawn in where the slice holds them.
+    Axes are in um from the origin. The rotation axis (X) and, at rotation_angle = 0, the beam
+    (along -Z) are drawn in where the slice holds them.
     """
     centre = _centre_of(labels, name)
     n = len(labels.names)
@@ -140,8 +140,8 @@ def _note(x: float, y: float, text: str, anchor: str) -> dict[str, Any]:
 def view_3d(labels: LabelVolume) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(traces, layout) of the surfaces of all materials but the background, and the rotation axis.
 
-    Surfaces are drawn from a coarse copy of the volume (CELLS_3D along its longest edge, each the mean of
-    up to SAMPLES_OF_CELL^3 voxels or a few more); the outer ones are transparent.
+    Surfaces are drawn from a coarse copy of the volume (CELLS_3D along its longest edge, each the
+    mean of up to SAMPLES_OF_CELL^3 voxels or a few more); the outer ones are transparent.
     """
     from skimage.measure import marching_cubes
 

@@ -261,7 +261,8 @@ def scrolled_slices(
 def uncertainty_maps(
     probabilities: NDArray[np.uint8], grid: Volume
 ) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
-    """(traces, layout) for the views along X, Y and Z: the mean of 1 - the largest probability, in per cent.
+    """(traces, layout) for the views along X, Y and Z: the mean of 1 - the largest probability, in
+    per cent.
 
     probabilities: uint8 (n, nx, ny, nz); grid: their voxels. Means are over what is not surely air.
     """

@@ -1,7 +1,8 @@
 """Frames: laboratory, datum and tomo; the only place where rotations and axis maps are made.
 
 * **lab**: DIALS' laboratory frame.
-* **datum**: the sample with every goniometer angle at zero; ``r_lab = S R'(axis_datum, phi) F r_datum``
+* **datum**: the sample with every goniometer angle at zero; ``r_lab = S R'(axis_datum, phi) F
+r_datum``
   (dxtbx; S the setting rotation, F the fixed rotation).
 * **tomo**: fixed to the sample, the frame of every volume. X is the rotation axis of the tomography
   scan, about which the sample turns right-handedly as ``rotation_angle`` grows; Z points from the
@@ -35,7 +36,8 @@ def unit(vectors: ArrayLike) -> FloatArray:
 
 
 def rotation_about(axis: ArrayLike, angle_deg: ArrayLike) -> FloatArray:
-    """Matrices (..., 3, 3) of right-handed rotations by angle_deg (..., degrees) about one axis (3,).
+    """Matrices (..., 3, 3) of right-handed rotations by angle_deg (..., degrees) about one axis
+    (3,).
 
     Rodrigues: R = cos(a) 1 + sin(a) [n]x + (1 - cos(a)) n n^T.
     """
@@ -196,7 +198,9 @@ class ImageAxes:
         return view[..., :: self.x_sign, :: self.y_sign]
 
     def raw_window(self, x: slice, nx: int) -> tuple[slice, slice]:
-        """The (rows, columns) of an image whose upright view is [x, :] of the whole, x = start:stop."""
+        """The (rows, columns) of an image whose upright view is [x, :] of the whole, x =
+        start:stop.
+        """
         start, stop, _ = x.indices(nx)
         along = slice(start, stop) if self.x_sign > 0 else slice(nx - stop, nx - start)
         return (slice(None), along) if self.transposed else (along, slice(None))

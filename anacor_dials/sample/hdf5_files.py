@@ -1,4 +1,4 @@
-"""HDF5 files opened for reading: every error of reading becomes one sentence that names the file."""
+"""HDF5 files opened for reading; an error of reading becomes one sentence that names the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from anacor_dials.sample.memory import require_memory
 
-# registered numbers of HDF5 filters (https://github.com/HDFGroup/hdf5_plugins, RegisteredFilterPlugins)
+# registered numbers of HDF5 filters (https://github.com/HDFGroup/hdf5_plugins,
+# RegisteredFilterPlugins)
 FILTER_NAMES = {
     307: "bzip2", 32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32013: "zfp",
     32015: "zstd", 32017: "sz", 32018: "fcidecomp", 32024: "sz3", 32026: "blosc2",
@@ -32,9 +33,9 @@ def _is_raised_by_h5py(error: BaseException) -> bool:
 def open_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """An HDF5 file opened for reading; ValueError where it is absent, damaged or no HDF5 file.
 
-    The compression filters of hdf5plugin are used where it is installed. Whatever h5py raises inside the block
-    (a truncated data set, an object header that is damaged, a missing filter) becomes a ValueError as well, and
-    so does an OSError.
+    The compression filters of hdf5plugin are used where it is installed. Whatever h5py raises
+    inside the block (a truncated data set, an object header that is damaged, a missing filter)
+    becomes a ValueError as well, and so does an OSError.
     """
     with suppress(ImportError):
         import hdf5plugin  # noqa: F401
@@ -66,7 +67,9 @@ def open_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
 
 
 def require_filters(dataset: h5py.Dataset) -> None:
-    """Raises ValueError, with the filter's name, where a data set is compressed by one that is not installed."""
+    """Raises ValueError, with the filter's name, where a data set is compressed by one that is not
+    installed.
+    """
     plist = dataset.id.get_create_plist()
     for k in range(plist.get_nfilters()):
         number, _, _, given_name = plist.get_filter(k)

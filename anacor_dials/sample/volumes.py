@@ -1,4 +1,5 @@
-"""Volumes in the tomo frame: values on a grid, with the size of a voxel and the place of the origin.
+"""Volumes in the tomo frame: values on a grid, with the size of a voxel and the place of the
+origin.
 
 Arrays have the shape (nx, ny, nz) along X, Y, Z of the tomo frame. Voxel centres sit at integer
 indices. ``centre`` is the (fractional) index of the origin, where the beam's centre meets the
@@ -32,9 +33,9 @@ def _three_positive(value: ArrayLike, what: str) -> FloatArray:
 class Volume:
     """Values (nx, ny, nz) on a grid of the tomo frame.
 
-    values: any 3-D array, index order X, Y, Z.
-    voxel_size_um: (3,) edge lengths of a voxel along X, Y, Z in um (one number: cubes).
-    centre: (3,) voxel index of the origin; None for the middle, (n - 1) / 2. float64 once constructed.
+    values: any 3-D array, index order X, Y, Z. voxel_size_um: (3,) edge lengths of a voxel along X,
+    Y, Z in um (one number: cubes). centre: (3,) voxel index of the origin; None for the middle, (n
+    - 1) / 2. float64 once constructed.
     """
 
     values: NDArray[Any]

@@ -1,8 +1,8 @@
-"""Many virtual scans: one recipe, many seeds, on the cores of this machine or on a Dask cluster.
+"""Many virtual scans of one recipe, on the cores of this machine or on a Dask cluster.
 
-Every scan has a number and follows from the recipe, the seed and that number alone, wherever and in
-whichever order it is made. A scan whose files are there already, made by the same recipe, is not made
-again, so that an interrupted batch goes on where it stopped.
+Every scan has a number. It depends on the recipe, the seed and this number alone, not on where or
+in which order it is made. A scan whose files exist already, made by the same recipe, is not made
+again; so an interrupted batch can be continued.
 """
 
 from __future__ import annotations
@@ -43,13 +43,31 @@ ATTEMPTS = 30
 
 @dataclass(frozen=True)
 class SampleRecipe:
-    """Which samples to make.
+    """Which samples are made.
 
-    maker: built_in, blender, or stl. crystal_size_um: the range (least, largest) that mean sizes are drawn
-    from. shape: one of CRYSTAL_SHAPES or None for all; film: None for both; pin, stem_length_um: see
-    SampleParameters. vary_materials: random compositions (False: the usual ones). compositions: (formula,
-    density) by name, which win over both. stl: file names by material; um_per_unit: the STL files' unit.
-    blender: the program.
+    Parameters
+    ----------
+    maker : str
+        built_in, blender, or stl.
+    crystal_size_um : (float, float)
+        The range of mean sizes.
+    shape : str, optional
+        One of CRYSTAL_SHAPES; all of them if not given.
+    film : bool, optional
+        Whether the loop has a film; random if not given.
+    pin : bool
+        Whether the stem ends in a pin.
+    stem_length_um : float
+    vary_materials : bool
+        Whether compositions are random; else the usual ones are taken.
+    compositions : mapping
+        {name: (formula, density)}; they replace usual and random ones.
+    stl : mapping
+        {material: file names}.
+    um_per_unit : float
+        The unit of the STL files, um.
+    blender : str, optional
+        The program.
     """
 
     maker: str = "built_in"
@@ -84,7 +102,7 @@ class SampleRecipe:
             blender_executable(self.blender)
 
     def materials(self, rng: np.random.Generator) -> tuple[dict[str, Composition], dict[str, str]]:
-        """Compositions that differ from the usual ones, and a line of text on each."""
+        """Compositions that replace the usual ones, and a line of text on each."""
         drawn, record = random_materials(rng) if self.vary_materials else ({}, {})
         for name, (formula, density) in self.compositions.items():
             drawn[name] = Composition.parse(formula, density)
@@ -92,9 +110,9 @@ class SampleRecipe:
         return drawn, record
 
     def sample(self, rng: np.random.Generator, settings: ScanSettings | None = None) -> Sample:
-        """A sample; with settings, one that fits their images: sizes are drawn again until one does.
+        """A sample. If settings are given, sizes are drawn again until it fits the images.
 
-        Raises ValueError where none fits.
+        Raises ValueError if no sample fits.
         """
         materials, record = self.materials(rng)
         if self.maker == "stl":
@@ -135,7 +153,23 @@ class SampleRecipe:
 
 @dataclass(frozen=True)
 class ScanJob:
-    """One scan of a batch: what, how, and the names of its files."""
+    """One scan of a batch.
+
+    Parameters
+    ----------
+    recipe : SampleRecipe
+    settings : ScanSettings
+    seed, number : int
+        Of the batch, and of the scan in it.
+    scan_file, truth_file : str
+        Names of the files that are made.
+    device : str
+        "cpu" or "cuda".
+    flats : str, optional
+        A scan or folder of real flats.
+    parameters : str
+        PHIL text for the record.
+    """
 
     recipe: SampleRecipe
     settings: ScanSettings
@@ -157,7 +191,7 @@ class ScanJob:
         return self.recipe.sample(self.generators()[0], self.settings)
 
     def is_done(self) -> bool:
-        """True where both files are there. Raises ValueError where they are of another recipe."""
+        """Whether both files exist. Raises ValueError if they were made by another recipe."""
         present = [Path(f).is_file() for f in (self.scan_file, self.truth_file)]
         if not all(present):
             return False
@@ -188,7 +222,17 @@ def scan_jobs(
     prefix: str,
     **common: Any,
 ) -> list[ScanJob]:
-    """Jobs for scans prefix_0001.nxs, prefix_0001_truth.h5, and so on."""
+    """Jobs for scans prefix_0001.nxs, prefix_0001_truth.h5, and so on.
+
+    Parameters
+    ----------
+    recipe : SampleRecipe
+    settings : ScanSettings
+    seed, n_scans : int
+    prefix : str
+    common
+        Further fields that all jobs have.
+    """
     if n_scans < 1:
         raise ValueError(f"{n_scans} scans were asked for; at least one is needed.")
     digits = max(4, len(str(n_scans)))
@@ -221,7 +265,7 @@ def make_scan(job: ScanJob, progress: Callable[[int], object] = lambda done: Non
 
 
 def _in_worker(job: ScanJob) -> str:
-    """make_scan on one thread: the workers share the cores already."""
+    """make_scan on one thread, since the workers share the cores already."""
     import numba
     import torch
 
@@ -233,10 +277,20 @@ def _in_worker(job: ScanJob) -> str:
 def run_jobs(
     jobs: Sequence[ScanJob], nproc: int = 1, scheduler: str | None = None
 ) -> Iterator[str]:
-    """Makes the scans that are not there yet; yields the name of each when it is.
+    """Makes the scans that do not exist yet, and yields the name of each when it is made.
 
-    nproc: processes on this machine; scheduler: address of a Dask cluster (its workers must see the same
-    folders), then nproc is not used. Raises ValueError as the scans do, after the others have ended.
+    Parameters
+    ----------
+    jobs : sequence of ScanJob
+    nproc : int
+        Processes on this machine.
+    scheduler : str, optional
+        The address of a Dask cluster, which is used instead. Its workers must see the same folders.
+
+    Raises
+    ------
+    ValueError
+        As the scans do, after all others have ended.
     """
     waiting = [job for job in jobs if not job.is_done()]
     if len(waiting) < len(jobs):

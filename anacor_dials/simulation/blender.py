@@ -1,7 +1,8 @@
-"""Samples made by Blender: rounder drops, bevelled crystals, knotted fibres than the built-in maker's.
+"""Samples made by Blender, with rounder drops, bevelled crystals and knotted fibres.
 
-Blender runs without a window, in a process of its own, with the script ``blender_scene.py``; numbers go
-in as JSON, meshes come back as STL. The parameters are those of the built-in maker.
+Blender runs without a window in a process of its own, with the script ``blender_scene.py``. It
+reads the parameters as JSON and writes meshes as STL. The parameters are those of the built-in
+maker.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TIMEOUT_S = 300
 
 
 def blender_executable(blender: str | os.PathLike[str] | None = None) -> str:
-    """The path of Blender. Raises ValueError, with the ways out, where there is none."""
+    """The path of Blender. Raises ValueError, with the ways out, if it is not found."""
     asked = os.fspath(blender) if blender else "blender"
     found = shutil.which(asked)
     if found is None:
@@ -46,10 +47,23 @@ def blender_sample(
     materials: Mapping[str, Composition] | None = None,
     blender: str | os.PathLike[str] | None = None,
 ) -> Sample:
-    """The sample that the parameters describe, modelled by Blender: closed meshes, as the built-in maker's.
+    """The sample that the parameters describe, modelled by Blender, as closed meshes.
 
-    The crystal's place and size are those of :func:`build_sample`, which keeps it clear of the loop.
-    Raises ValueError where Blender is absent, fails, or makes meshes that are open or overlap.
+    The place and the size of the crystal are those of :func:`build_sample`, so that it does not
+    touch the loop.
+
+    Parameters
+    ----------
+    p : SampleParameters
+    materials : mapping, optional
+        Compositions; the usual ones if not given.
+    blender : str, optional
+        The program.
+
+    Raises
+    ------
+    ValueError
+        If Blender is absent or fails, or makes meshes that are open or overlap.
     """
     import procrunner
 

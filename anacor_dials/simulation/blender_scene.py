@@ -19,7 +19,15 @@ UM_PER_UNIT = 100.0
 
 
 def write_mesh(bpy: Any, thing: Any, path: Path) -> None:
-    """Writes an object, with its modifiers applied and its faces cut into triangles, in um."""
+    """Writes an object in um, with its modifiers applied and its faces divided into triangles.
+
+    Parameters
+    ----------
+    bpy : module
+        Blender's own, which can only be imported within Blender.
+    thing : object of Blender
+    path : Path
+    """
     bmesh: Any = importlib.import_module("bmesh")
 
     evaluated = thing.evaluated_get(bpy.context.evaluated_depsgraph_get())
@@ -121,6 +129,7 @@ def make_loop(bpy: Any, recipe: dict[str, Any]) -> Any:
 
 
 def main(recipe_file: str, folder: str) -> None:
+    """Models the sample of a recipe file (JSON) and writes its meshes into the folder."""
     bpy: Any = importlib.import_module("bpy")
 
     bpy.ops.wm.read_factory_settings(use_empty=True)

@@ -1,11 +1,11 @@
-"""The detector: from intensities to counts, with everything that spoils them, and flats.
+"""The detector: from intensities to counts, with noise and errors, and flats.
 
-Per pixel: the intensity is blurred by source and point spread, summed over the pixel, turned into
-photons and counted; then
+For each pixel, the intensity is blurred by source and point spread, summed over the pixel, turned
+into photons and counted; then
 
     counts = gain * Poisson(photons * response) + read noise + dark level
 
-and the sum is rounded and cut at the largest number of its type.
+and the sum is rounded and limited to the largest number of its type.
 """
 
 from __future__ import annotations
@@ -30,15 +30,32 @@ FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 
 @dataclass(frozen=True)
 class DetectorModel:
-    """A camera and the steadiness of the beam in front of it.
+    """A camera, and how steady the beam in front of it is.
 
-    photons: per pixel in the mean flat; gain: counts per photon; read_noise, dark_level: counts.
-    psf_um, source_blur_um: full widths at half maximum at the sample of the point spread and of the
-    source seen through it. response_spread: relative differences between pixels, the same in flats
-    and projections. ring_strength, ring_fraction: relative change of the response, between flats and
-    projections, of a fraction of the pixels: rings in the tomogram. zinger_rate: fraction of pixels hit
-    directly in an image. beam_drift: relative change of the beam's intensity over the scan;
-    flat_shift_px: how far the pattern of the beam moves over the scan. bits: 8 to 16.
+    Parameters
+    ----------
+    photons : float
+        Per pixel in the mean flat.
+    gain : float
+        Counts per photon.
+    read_noise, dark_level : float
+        Counts.
+    psf_um, source_blur_um : float
+        Full widths at half maximum, at the sample, of the point spread and of the blur by the
+        source.
+    response_spread : float
+        Relative differences between pixels, the same in flats and projections.
+    ring_strength, ring_fraction : float
+        The response of this fraction of pixels differs between flats and projections by this
+        relative amount; this makes rings in the tomogram.
+    zinger_rate : float
+        The fraction of pixels that are hit directly in an image.
+    beam_drift : float
+        Relative change of the beam's intensity over the scan.
+    flat_shift_px : float
+        How far the pattern of the beam moves over the scan, pixels.
+    bits : int
+        8 to 16.
     """
 
     photons: float = 4000.0
@@ -100,7 +117,9 @@ class DetectorModel:
 
 
 def perfect_detector(photons: float = 4000.0, **choices: float) -> DetectorModel:
-    """A detector that only counts: no blur, no read noise, no drift, equal pixels; choices override."""
+    """A detector that only counts: no blur, no read noise, no drift, equal pixels; choices
+    override.
+    """
     settings: dict[str, Any] = dict.fromkeys(
         (
             "read_noise",
@@ -120,7 +139,16 @@ def perfect_detector(photons: float = 4000.0, **choices: float) -> DetectorModel
 def binning_kernel(sigma_points: float, reach: int, oversampling: int) -> FloatArray:
     """Weights (oversampling + 2 reach,) of the points in and around a pixel; their sum is one.
 
-    A Gaussian of sigma_points, cut at `reach` points, folded with the pixel.
+    A Gaussian, convolved with the pixel.
+
+    Parameters
+    ----------
+    sigma_points : float
+        Standard deviation of the Gaussian, points.
+    reach : int
+        The Gaussian is zero beyond so many points.
+    oversampling : int
+        Points per pixel.
     """
     x = np.arange(-reach, reach + 1)
     gauss = np.exp(-0.5 * (x / sigma_points) ** 2) if sigma_points > 0 else (x == 0).astype(float)
@@ -135,9 +163,20 @@ def binned(
     oversampling: int,
     sigma_points: float,
 ) -> torch.Tensor:
-    """Blurred intensities (mx, my) summed into pixels (nx, ny), in units of the intensity.
+    """Blurred intensities summed into pixels (nx, ny), in units of the intensity.
 
-    margin: points before the first pixel along each axis; at least as many as the blur reaches.
+    Parameters
+    ----------
+    intensity : tensor (mx, my)
+        On the points.
+    image_shape : (int, int)
+        Pixels (nx, ny).
+    margin : (int, int)
+        Points before the first pixel along each axis; at least as many as the blur reaches.
+    oversampling : int
+        Points per pixel and direction.
+    sigma_points : float
+        Standard deviation of the blur, points.
     """
     reach = math.ceil(4 * sigma_points)
     if min(margin) < reach:
@@ -161,10 +200,17 @@ def binned(
 
 @dataclass(frozen=True, eq=False)
 class Sensor:
-    """The pixels of one camera during one scan: their differences, drawn once.
+    """The pixels of one camera during one scan, with their differences.
 
-    response: (nx, ny) relative, in flats and projections; changed_response: that in projections;
-    dark: (nx, ny) counts without beam.
+    Attributes
+    ----------
+    model : DetectorModel
+    response : array (nx, ny)
+        Relative, in flats.
+    changed_response : array (nx, ny)
+        In projections.
+    dark : array (nx, ny)
+        Counts without beam.
     """
 
     model: DetectorModel
@@ -176,6 +222,15 @@ class Sensor:
     def drawn(
         cls, model: DetectorModel, shape: tuple[int, int], rng: np.random.Generator
     ) -> Sensor:
+        """A sensor of random pixels.
+
+        Parameters
+        ----------
+        model : DetectorModel
+        shape : (int, int)
+            (nx, ny).
+        rng : numpy.random.Generator
+        """
         response = 1.0 + model.response_spread * rng.standard_normal(shape)
         changed = model.ring_strength * rng.standard_normal(shape)
         changed = changed * (rng.random(shape) < model.ring_fraction)
@@ -190,9 +245,16 @@ class Sensor:
     def counts(
         self, intensity: torch.Tensor | None, generator: torch.Generator, flat: bool = False
     ) -> NDArray[np.uint16]:
-        """What the camera reads (nx, ny) for intensities relative to the mean flat; None: no beam.
+        """What the camera reads (nx, ny).
 
-        generator: on the intensity's device. flat: whether the pixels respond as in the flats.
+        Parameters
+        ----------
+        intensity : tensor (nx, ny) or None
+            Relative to the mean flat; None: no beam.
+        generator : torch.Generator
+            On the device of the intensity.
+        flat : bool
+            Whether the pixels respond as in flats.
         """
         model = self.model
         device = generator.device
@@ -218,16 +280,25 @@ class Sensor:
         return counts.cpu().numpy().astype(np.uint16)
 
 
-# ---- flats -----------------------------------------------------------------------------------------
+# ---- flats ---------------------------------------------------------------------------------------
 
 
 def synthetic_flats(
     shape: tuple[int, int], n_flats: int, rng: np.random.Generator, shift_px: float = 0.5
 ) -> FloatArray:
-    """Flats (n_flats, nx, ny), each of mean one, of a beam as optics leave it.
+    """Flats (n_flats, nx, ny), each of mean one, as of a beam behind optics.
 
-    A broad bell, horizontal stripes of the mirrors (here across X), and speckle of the windows; the
-    pattern moves by shift_px pixels, in a random direction, from the first flat to the last.
+    They show a broad maximum, stripes of the mirrors (across X) and speckle of windows. The pattern
+    moves in a random direction from the first flat to the last.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        (nx, ny).
+    n_flats : int
+    rng : numpy.random.Generator
+    shift_px : float
+        How far the pattern moves, pixels.
     """
     from scipy.ndimage import gaussian_filter, gaussian_filter1d, shift
 
@@ -255,11 +326,12 @@ def synthetic_flats(
 
 
 def read_flats(path: str | os.PathLike[str], smoothing_px: float = 1.0) -> FloatArray:
-    """Flats (n, rows, columns), each divided by its mean, of a scan (NXtomo) or a folder of images.
+    """Flats (n, rows, columns), each divided by its mean, of an NXtomo file or a folder of images.
 
-    Of an NXtomo file those with image_key 1, less the mean of those with image_key 2. smoothing_px:
-    sigma of a Gaussian that takes out their own noise. Raises ValueError where there are none, or
-    where they have different sizes.
+    Of an NXtomo file, images with image_key 1 less the mean of those with image_key 2.
+    smoothing_px: sigma of a Gaussian that removes their noise.
+
+    Raises ValueError if there are none, or if they have different sizes.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -320,9 +392,9 @@ def _flats_of_nxtomo(path: Path) -> NDArray[Any]:
 def flats_for_scan(
     flats: Sequence[NDArray[Any]] | NDArray[Any], rng: np.random.Generator
 ) -> tuple[FloatArray, FloatArray]:
-    """Real flats divided in two: those that light the projections and those the scan records.
+    """Real flats divided in two: those that light the projections, and those that are recorded.
 
-    The same flat is never in both, where there are two or more.
+    If there are two or more, no flat is in both.
     """
     images = np.asarray(flats, dtype=np.float64)
     order = rng.permutation(len(images))

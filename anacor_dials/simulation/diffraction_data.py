@@ -1,18 +1,19 @@
-"""Virtual diffraction data of a virtual sample: integrated reflections whose true intensities are known.
+"""Virtual diffraction data of a virtual sample: integrated reflections with known intensities.
 
-The beamline is I23 of Diamond Light Source: a Pilatus 12M of 24 x 5 modules on a half-cylinder around
-the sample, a horizontal axis, a kappa goniometer (Wagner et al., Acta Cryst. D72 (2016) 430). The
-crystal has the cell and space group of thaumatin and random atoms in it, sulfur among them, so that
-its intensities have Wilson's distribution and the anomalous signal of the wavelength.
+The beamline is I23 of Diamond Light Source: a Pilatus 12M of 24 x 5 modules on a half-cylinder
+around the sample, a horizontal axis, a kappa goniometer (Wagner et al., Acta Cryst. D72 (2016)
+430). The crystal has the cell and space group of thaumatin and random atoms in it, sulfur among
+them, so that its intensities have Wilson's distribution and the anomalous signal of the wavelength.
 
 A reflection's expected counts are
 
     I = k |F(h)|^2 A_h L P Q exp(-B t / (2 d^2))
 
-with the transmission A_h of the sample's meshes, Lorentz factor L, polarisation P, quantum efficiency
-Q of the sensor, and a temperature factor that grows with the dose t. A_h is the mean over points in
-the crystal of exp(-tau_in - tau_out), traced through the meshes themselves: no voxels and nothing of
-the program's own absorption correction are used, so that it can judge that correction.
+with the transmission A_h of the sample's meshes, Lorentz factor L, polarisation P, quantum
+efficiency Q of the sensor, and a temperature factor that grows with the dose t. A_h is the mean of
+exp(-tau_in - tau_out) over points in the crystal, with lines traced through the meshes themselves.
+It uses no voxels and nothing of the program's own absorption correction, so that it can test that
+correction.
 
 Needs DIALS.
 """
@@ -83,7 +84,7 @@ THAUMATIN_ATOMS = {"C": 981, "N": 273, "O": 298, "S": 17}
 
 
 def i23_beam(wavelength: float) -> Beam:
-    """I23's beam along -Z of the lab, of a wavelength in Angstrom; polarised in the horizontal."""
+    """I23's beam along -Z of the lab, of a wavelength in Angstrom, polarised horizontally."""
     energy_from_wavelength(wavelength)  # refuses what is no wavelength
     beam = Beam((0.0, 0.0, 1.0), wavelength)
     beam.set_polarization_normal((0.0, 1.0, 0.0))
@@ -94,8 +95,9 @@ def i23_beam(wavelength: float) -> Beam:
 def i23_detector(wavelength: float, distance_mm: float = 10.0) -> Detector:
     """I23's Pilatus 12M: one panel per row of five modules, rows on a half-cylinder about X.
 
-    distance_mm: how far the cylinder's axis lies behind the sample (the image header's
-    Detector_distance). The pixels' depth in the sensor is corrected for at the wavelength.
+    distance_mm: how far the axis of the cylinder lies behind the sample (Detector_distance of the
+    image header). Positions are corrected for the depth in the sensor at which the wavelength is
+    absorbed.
     """
     mu_per_mm = attenuation_coefficient.get_table("Si").mu_at_angstrom(wavelength) / 10.0
     axis = np.array([0.0, CYLINDER_Y_MM, -distance_mm])
@@ -122,7 +124,7 @@ def i23_detector(wavelength: float, distance_mm: float = 10.0) -> Detector:
 
 
 def i23_goniometer(sweep: Sweep) -> MultiAxisGoniometer:
-    """I23's goniometer (phi on kappa on omega, all but kappa along X) scanning omega."""
+    """I23's goniometer: phi on kappa on omega, all but kappa along X; omega is scanned."""
     return MultiAxisGoniometer(
         flex.vec3_double([(1.0, 0.0, 0.0), KAPPA_AXIS, (1.0, 0.0, 0.0)]),
         flex.double([sweep.phi, sweep.kappa, sweep.omega_start]),
@@ -147,7 +149,17 @@ def thaumatin_experiments(
     rng: np.random.Generator,
     distance_mm: float = 10.0,
 ) -> ExperimentList:
-    """Experiments at I23 on one crystal, one per sweep, with identifiers and a profile model."""
+    """Experiments at I23 on one crystal, one per sweep, with identifiers and a profile model.
+
+    Parameters
+    ----------
+    wavelength : float
+        Angstrom.
+    sweeps : sequence of Sweep
+    rng : numpy.random.Generator
+    distance_mm : float
+        See :func:`i23_detector`.
+    """
     lattice = thaumatin_crystal(rng)
     beam = i23_beam(wavelength)
     detector = i23_detector(wavelength, distance_mm)
@@ -186,7 +198,7 @@ def thaumatin_experiments(
 def thaumatin_structure(rng: np.random.Generator, b_iso: float = 25.0) -> xray.structure:
     """Random atoms in thaumatin's cell and space group, as many of each element as thaumatin has.
 
-    b_iso in A^2. The sulfurs, which make the anomalous signal, come last.
+    b_iso in A^2. The sulfurs, which cause the anomalous signal, are last.
     """
     symmetry = crystal.symmetry(THAUMATIN_CELL, THAUMATIN_SPACE_GROUP)
     atoms = xray.structure(crystal_symmetry=symmetry)
@@ -203,10 +215,20 @@ def structure_factor_intensities(
 ) -> miller.array:
     """|F|^2 of a structure, Friedel mates apart, with anomalous scattering.
 
-    f' and f'' are those of Henke, Gullikson and Davis (1993) at the wavelength (Angstrom). By direct
-    summation, so that other programs find the same from the same atoms (a Fourier transform of the
-    density at usual settings is off by 1 %). Raises ValueError where nothing diffracts to d_min at
-    that wavelength.
+    f' and f'' are those of Henke, Gullikson and Davis (1993). The sum is direct, so that other
+    programs find the same from the same atoms (a Fourier transform of the density at usual settings
+    is wrong by 1 %).
+
+    Parameters
+    ----------
+    structure : cctbx.xray.structure
+    wavelength, d_min : float
+        Angstrom.
+
+    Raises
+    ------
+    ValueError
+        If nothing diffracts to d_min at this wavelength.
     """
     if not d_min > wavelength / 2:
         raise ValueError(
@@ -229,7 +251,17 @@ def goniometer_rotations(experiment: Experiment, phi: np.ndarray) -> np.ndarray:
 
 
 def tomo_to_datum(experiment: Experiment, angle_offset: float, rotation_sense: int) -> np.ndarray:
-    """The matrix (3, 3) from the tomo to the datum frame of the experiment the sample was scanned with."""
+    """The matrix (3, 3) from the tomo frame to the datum frame.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The sweep that the tomogram belongs to.
+    angle_offset : float
+        Its scan angle, degrees, at which the rotation angle of the tomography is zero.
+    rotation_sense : int
+        1, or -1 if the rotation angle of the tomography decreases as the scan angle grows.
+    """
     goniometer = experiment.goniometer
     setting = np.reshape(goniometer.get_setting_rotation(), (3, 3))
     axes = tomo_axes_in_lab(
@@ -244,9 +276,17 @@ def tomo_to_datum(experiment: Experiment, angle_offset: float, rotation_sense: i
 def directions_in_tomo(
     experiment: Experiment, s1: np.ndarray, phi: np.ndarray, datum: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors (n, 3) in the tomo frame to the source and along the diffracted beams.
+    """Unit vectors (n, 3) in the tomo frame: to the source, and along the diffracted beams.
 
-    s1: (n, 3) in the lab; phi: (n,) scan angles in radians; datum: the matrix of :func:`tomo_to_datum`.
+    Parameters
+    ----------
+    experiment : Experiment
+    s1 : array (n, 3)
+        In the lab frame.
+    phi : array (n,)
+        Scan angles, radians.
+    datum : array (3, 3)
+        Of :func:`tomo_to_datum`.
     """
     from_lab = np.einsum("ki,nlk->nil", datum, goniometer_rotations(experiment, phi))
     to_source = np.array(experiment.beam.get_sample_to_source_direction())
@@ -264,10 +304,20 @@ def true_transmissions(
 ) -> np.ndarray:
     """Transmissions (n,) of reflections: means over the crystal, by lines through the meshes.
 
-    to_source, exit: unit vectors (n, 3) in the tomo frame. Incident directions are shared between
-    reflections that lie within incident_step degrees; exit directions are traced one by one. The
-    mean is a quadrature of about n_points points (:func:`quadrature_points`); see the tests for
-    its error, near 0.1 % with 256 points in a polyhedron of mu times size 2.
+    The mean is a quadrature of about n_points points (:func:`quadrature_points`). The tests measure
+    its error; it is near 0.1 % with 256 points in a polyhedron of mu times size 2.
+
+    Parameters
+    ----------
+    sample : Sample
+    energy_keV : float
+    to_source, exit : array (n, 3)
+        Unit vectors in the tomo frame.
+    n_points : int
+    rng : numpy.random.Generator
+    incident_step : float
+        Reflections whose incident directions differ by less, in degrees, share one. Each exit
+        direction is traced separately.
     """
     points, weights = quadrature_points(sample.of("crystal"), n_points, rng)
     mu = sample.mu_per_um(energy_keV)[sample.labels]
@@ -284,12 +334,14 @@ def true_transmissions(
 
 
 def lorentz_polarisation(experiment: Experiment, s1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The Lorentz factor L and the polarisation factor P (n,) of diffracted beams s1 (n, 3) in the lab.
+    """The Lorentz factor L and the polarisation factor P (n,) of diffracted beams s1 (n, 3) in the
+    lab.
 
-    L = |s0| |s1| / |s1 . (e x s0)|, e the rotation axis; with p the fraction of the intensity whose
-    electric field is perpendicular to the polarisation normal m,
-    P = (1 - p) (1 - (m x s0 . s)^2) + p (1 - (m . s)^2) with roles of m as in Kahn et al.,
-    J. Appl. Cryst. 15 (1982) 330, all vectors of length one.
+    L = |s0| |s1| / |s1 . (e x s0)| with the rotation axis e. With p the fraction of the intensity
+    whose electric field is perpendicular to the polarisation normal m, P = (1 - p) (1 - (m x s0 .
+    s)^2) + p (1
+    - (m . s)^2), roles of m as in Kahn et al., J. Appl. Cryst. 15 (1982) 330, all vectors of length
+    one.
     """
     s0 = unit(experiment.beam.get_s0())
     s = unit(s1)
@@ -306,10 +358,10 @@ def lorentz_polarisation(experiment: Experiment, s1: np.ndarray) -> tuple[np.nda
 
 
 def predict_reflections(experiment: Experiment, d_min: float) -> flex.reflection_table:
-    """All reflections that DIALS predicts on the detector's modules, fully within the sweep.
+    """All reflections that DIALS predicts on the modules of the detector, fully within the sweep.
 
-    Left out, as dials.integrate leaves them: those between two modules of a row, and those close to
-    the rotation axis (|zeta| < 0.05).
+    As in dials.integrate, reflections between two modules of a row and reflections near the
+    rotation axis (|zeta| < 0.05) are left out.
     """
     table = flex.reflection_table.from_predictions(experiment, dmin=d_min)
     table["id"] = flex.int(len(table), 0)
@@ -327,7 +379,7 @@ def predict_reflections(experiment: Experiment, d_min: float) -> flex.reflection
 
 
 def _intensities_of(table: flex.reflection_table, true: miller.array) -> np.ndarray:
-    """|F|^2 (n,) of the table's reflections, from symmetry-unique values with Friedel mates apart."""
+    """|F|^2 (n,) of the table's reflections, from symmetry-unique values; Friedel mates apart."""
     indices = table["miller_index"].deep_copy()
     miller.map_to_asu(true.space_group().type(), True, indices)
     unique = true.map_to_asu()
@@ -342,7 +394,7 @@ def _add_counts(
     instrument_error: float,
     rng: np.random.Generator,
 ) -> None:
-    """Adds measured intensities and their variances, and the background, from expected counts (n,)."""
+    """Adds measured intensities, their variances and the background, from expected counts (n,)."""
     n = len(table)
     bbox = np.array(list(table["bbox"])).reshape(-1, 6)
     size = (bbox[:, 1::2] - bbox[:, ::2]).prod(axis=1)
@@ -413,7 +465,8 @@ def simulate_diffraction(
     settings : DiffractionSettings, optional
         Wavelength, resolution, sweeps, counts and errors.
     structure : cctbx.xray.structure, optional
-        What is in thaumatin's cell; if not given, :func:`thaumatin_structure`, which is drawn first.
+        What is in thaumatin's cell; if not given, :func:`thaumatin_structure`, which is drawn
+        first.
 
     Raises
     ------
@@ -466,7 +519,7 @@ def simulate_diffraction(
 
 
 def _enough_points(sample: Sample) -> int:
-    """How many points in the crystal make its transmission good to 0.1 to 0.3 %."""
+    """How many points in the crystal give its transmission within 0.1 to 0.3 %."""
     crystals = sample.of("crystal")
     return 256 if len(crystals) == 1 and len(crystals[0].faces) <= 42 else 2048
 
@@ -539,7 +592,17 @@ def write_diffraction(
     structure: xray.structure | None = None,
     structure_file: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Writes the experiments, the reflections and, as PDB, the structure: all of them or none."""
+    """Writes the experiments, the reflections and, as PDB, the structure: all of them or none.
+
+    Parameters
+    ----------
+    experiments : ExperimentList
+    reflections : reflection_table
+    experiments_file, reflections_file : path
+    structure : cctbx.xray.structure, optional
+    structure_file : path, optional
+        The structure is written if both are given.
+    """
     with OutputFiles() as out:
         experiments.as_file(os.fspath(out.path(experiments_file)))
         reflections.as_file(os.fspath(out.path(reflections_file)))

@@ -1,4 +1,4 @@
-"""How alike a simulated scan and a real one are: SSIM, PSNR and MSE against the projection's number."""
+"""How alike a simulated scan and a real one are: SSIM, PSNR and MSE of each projection."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ from anacor_dials.sample.frames import FloatArray
 
 @dataclass(frozen=True, eq=False)
 class Realism:
-    """Figures (n,) of each projection.
+    """How alike a simulated scan and a real one are.
 
-    ssim: structural similarity, 1 for equal images (Wang et al., IEEE Trans. Image Process. 13 (2004)
-    600). psnr_db: peak signal-to-noise ratio, 10 log10(range^2 / MSE). mse: mean squared difference of
-    the transmissions. data_range: the range that SSIM and PSNR refer to. angles_deg: (n,).
+    Attributes
+    ----------
+    angles_deg : array (n,)
+    ssim : array (n,)
+        Structural similarity, 1 for equal images (Wang et al., IEEE Trans. Image Process. 13 (2004)
+        600).
+    psnr_db : array (n,)
+        Peak signal-to-noise ratio, 10 log10(range^2 / MSE).
+    mse : array (n,)
+        Mean squared difference of the transmissions.
+    data_range : float
+        The range that SSIM and PSNR refer to.
     """
 
     angles_deg: FloatArray
@@ -42,10 +51,22 @@ def compare_projections(
     angles_deg: ArrayLike,
     data_range: float = 1.0,
 ) -> Realism:
-    """The likeness of pairs of transmissions (real, simulated), each (nx, ny), one pair per angle.
+    """The likeness of pairs of images.
 
-    Pixels that are not numbers in the real image are taken from the simulated one. Raises ValueError
-    where two images have different sizes.
+    Pixels that are no numbers in the real image are taken from the simulated one.
+
+    Parameters
+    ----------
+    pairs : iterable of (array, array)
+        Transmissions (nx, ny), real and simulated.
+    angles_deg : array (n,)
+    data_range : float
+        The range that SSIM and PSNR refer to.
+
+    Raises
+    ------
+    ValueError
+        If two images have different sizes.
     """
     from skimage.metrics import structural_similarity
 

@@ -1,12 +1,12 @@
-"""Random samples of all kinds that a beamline sees, as solids.
+"""Random samples of many kinds, as solids.
 
 Crystals inside their drop, sticking out of it, with a thin skin of liquor, with a remnant of it,
 and dry; polyhedra, plates, needles, bipyramids, prisms, twins, rounded, cracked and hollow ones,
 one to three of them; loops of nylon and polyimide, films, mounts with an aperture, meshes,
 capillaries; salt, ice, bubbles and dirt.
 
-The frequencies and ranges are choices: wider than life where life is not known. Lengths are in um
-in the tomo frame; the loop's stem runs towards -X.
+Frequencies and ranges are choices; where real ones are not known they are wider than is likely.
+Lengths are in um in the tomo frame; the stem of the loop points to -X.
 """
 
 from __future__ import annotations
@@ -109,9 +109,17 @@ def _crystal_faces(
 def random_crystal(
     family: str, size: float, rng: np.random.Generator
 ) -> tuple[Distance, list[str]]:
-    """(signed distance about the origin, traits) of a crystal of mean half size `size` um.
+    """The signed distance of a crystal about the origin, and its traits.
 
-    traits: those of rounded, cracked and hollow that it has.
+    The traits are those of rounded, cracked and hollow that it has.
+
+    Parameters
+    ----------
+    family : str
+        One of CRYSTAL_FAMILIES.
+    size : float
+        Mean half size, um.
+    rng : numpy.random.Generator
     """
     traits = []
     if family == "blob":
@@ -153,7 +161,7 @@ def random_crystal(
 
 
 def _loop_frame(rng: np.random.Generator) -> FloatArray:
-    """Columns: the loop's own x (towards the tip, near X), y (in its plane) and z (its normal)."""
+    """Columns: x of the loop (to its tip, near X), y (in its plane) and z (its normal)."""
     turn = rotation_about((1.0, 0.0, 0.0), rng.uniform(0, 360))
     tilt = rotation_about(unit(rng.normal(size=3)), rng.normal(0, 9))
     return tilt @ turn
@@ -162,11 +170,18 @@ def _loop_frame(rng: np.random.Generator) -> FloatArray:
 def random_mount(
     family: str, reach: float, rng: np.random.Generator
 ) -> tuple[list[tuple[str, Distance]], str]:
-    """([(material, signed distance), ...], loop's material) of a mount in its own frame about the
-    origin.
+    """The parts of a mount, [(material, signed distance), ...], and the material of the loop.
 
-    reach: um, the half size of what it holds. Materials are loop and, for a stem's metal or glass,
-    pin.
+    They are in the frame of the mount, about the origin. Materials are loop and, for a stem of
+    metal or glass, pin.
+
+    Parameters
+    ----------
+    family : str
+        One of MOUNT_FAMILIES.
+    reach : float
+        Half size of what the mount holds, um.
+    rng : numpy.random.Generator
     """
     kind = str(rng.choice(["nylon", "polyimide"]))
     solids: list[tuple[str, Distance]] = []
@@ -258,12 +273,17 @@ def random_solids(
     liquor: str | None = None,
     mount: str | None = None,
 ) -> tuple[list[Solid], dict[str, Any]]:
-    """(solids, record) of a random sample that lies, but for its stem, within radius_um of the
-    origin.
+    """The solids of a random sample, and a record of plain values.
 
-    crystal, liquor, mount: a family each (CRYSTAL_FAMILIES, LIQUOR_FAMILIES, MOUNT_FAMILIES),
-    random where None. The record holds plain values: families, traits, the crystal's size, the
-    loop's material.
+    All but the stem lies within radius_um of the origin. The record holds families, traits, the
+    size of the crystal and the material of the loop.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    radius_um : float
+    crystal, liquor, mount : str, optional
+        Families (CRYSTAL_FAMILIES, LIQUOR_FAMILIES, MOUNT_FAMILIES); random if not given.
     """
     maker = _SampleMaker(
         rng,
@@ -277,7 +297,7 @@ def random_solids(
 
 @dataclass
 class _SampleMaker:
-    """Draws the parts of one sample, each in sight of those before it."""
+    """Draws the parts of one sample; each part depends on those drawn before it."""
 
     rng: np.random.Generator
     radius_um: float
@@ -328,7 +348,7 @@ class _SampleMaker:
         }
 
     def crystals(self) -> tuple[Distance, float]:
-        """(the crystal or crystals, radius in um of a sphere about `place` that holds them)."""
+        """The crystals, and the radius in um of a sphere about `place` that holds them."""
         rng, size = self.rng, self.size
         first, traits = random_crystal(self.shape, size, rng)
         self.traits += traits
@@ -343,7 +363,7 @@ class _SampleMaker:
         return solids[0], 3.2 * size
 
     def liquor(self, crystals: Distance) -> tuple[Distance | None, FloatArray, FloatArray]:
-        """(the liquor or None, its middle, half axes (3,) of its drop)."""
+        """The liquor or None, its middle, and the half axes (3,) of its drop."""
         rng, size = self.rng, self.size
         axes = np.array(
             [1.0, rng.uniform(0.7, 1.0), rng.uniform(0.5, 1.0)]
@@ -379,8 +399,9 @@ class _SampleMaker:
         return liquor, middle, axes
 
     def drop(self, axes: FloatArray, middle: FloatArray, crystals: Distance) -> Distance:
-        """A drop of half axes (3,) about a middle, at times flat on one side or creeping along the
-        crystal."""
+        """A drop of half axes (3,) about a middle; sometimes flat on one side, or with a layer on
+        the crystal.
+        """
         rng, least = self.rng, float(axes.min())
         drop = wavy(ellipsoid(axes), 0.05 * least, 1.2 * least, rng)
         if rng.random() < 0.3:
@@ -405,7 +426,7 @@ class _SampleMaker:
         return found
 
     def specks(self, reach: float) -> list[Solid]:
-        """Salt, ice and dirt about the crystal, and as far as reach um from it."""
+        """Salt, ice and dirt about the crystal, up to reach um from it."""
         rng, found = self.rng, []
         for material, (chance, many, sizes) in SPECKS.items():
             if rng.random() >= chance:

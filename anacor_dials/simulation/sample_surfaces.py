@@ -1,5 +1,4 @@
-"""Samples of closed meshes from what is no mesh: labelled volumes, and solids given as signed
-distances."""
+"""Samples of closed meshes, made of labelled volumes or of solids given as signed distances."""
 
 from __future__ import annotations
 
@@ -29,10 +28,18 @@ def sample_from_labels(
     materials: Mapping[str, Composition] | None = None,
     smoothing_voxels: float = 0.7,
 ) -> Sample:
-    """A sample whose surfaces are those of a labelled volume (a segmented real scan).
+    """A sample with the surfaces of a labelled volume (a segmented real scan).
 
-    Marching cubes at one half of each label, smoothed by a Gaussian of some voxels. The liquor
-    fills everything that is not background, other materials displace it, the crystal displaces all.
+    Surfaces are found by marching cubes where the smoothed label is one half. The liquor fills all
+    that is not background; other materials displace it, and the crystal displaces all.
+
+    Parameters
+    ----------
+    volume : LabelVolume
+    materials : mapping, optional
+        Compositions; the usual ones if not given.
+    smoothing_voxels : float
+        Standard deviation of a Gaussian.
     """
     from scipy.ndimage import gaussian_filter
     from skimage.measure import marching_cubes
@@ -77,10 +84,25 @@ def sample_of_solids(
 ) -> Sample:
     """A sample of closed meshes of solids that are given as signed distances (:mod:`.solids`).
 
-    Marching cubes on a grid of step_um; what is thinner than that is lost. extent_um: half sizes
-    (3,) of the box about the origin at which everything ends. Solids of one material become one
-    mesh; later materials displace earlier ones. materials: compositions, the defaults where None.
-    Raises ValueError where no crystal is left.
+    Surfaces are found by marching cubes on a grid; thinner parts are lost. Solids of one material
+    become one mesh. Later materials displace earlier ones.
+
+    Parameters
+    ----------
+    solids : sequence of Solid
+    extent_um : array (3,)
+        Half sizes of the box about the origin at which everything ends.
+    materials : mapping, optional
+        Compositions; the usual ones if not given.
+    step_um : float
+        Of the grid.
+    parameters : mapping, optional
+        For the record.
+
+    Raises
+    ------
+    ValueError
+        If no crystal is left.
     """
     from skimage.measure import marching_cubes
 

@@ -1,9 +1,9 @@
 """Virtual samples: a crystal in a drop of liquor in a loop, as closed meshes with their materials.
 
-A sample is drawn in two steps: :func:`random_parameters` draws numbers, which are recorded;
-:func:`build_sample` makes the meshes from them, always the same. The loop lies about the XY plane
-of the tomo frame turned about X (the rotation axis), its stem runs towards -X, the drop's middle is
-near the origin.
+A sample is made in two steps: :func:`random_parameters` draws numbers, which are recorded;
+:func:`build_sample` makes the meshes, always the same for the same numbers. The loop lies in the XY
+plane of the tomo frame, turned about X (the rotation axis). Its stem points to -X. The middle of
+the drop is near the origin.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ CRYSTAL_ASPECTS = {
 }
 BACKGROUND = DEFAULT_NAMES[0]
 
-# What lies where on a cryo-loop: the liquor is 29 % glycerol and 1 % NaCl by mass, loops are polyimide
+# What lies where on a cryo-loop: the liquor is 29 % glycerol and 1 % NaCl by mass, loops are
+# polyimide
 LIQUOR = Composition.parse("0.70 H2O + 0.29 C3H8O3 + 0.01 NaCl", 1.08)
 LOOP = Composition.parse("C22H10N2O5", 1.42)
 SOLVENT_CONTENT = 0.55
@@ -63,8 +64,14 @@ def default_materials() -> dict[str, Composition]:
 class Part:
     """One solid of a sample.
 
-    material: a name of the sample's materials, or "background" for a bubble. displaces: the materials
-    whose place this part takes where it overlaps with them (a crystal displaces the liquor around it).
+    Parameters
+    ----------
+    material : str
+        A name of the sample's materials, or "background" for a bubble.
+    mesh : Mesh
+    displaces : tuple of str
+        Where this part overlaps with parts of these materials, it takes their place. (A crystal
+        displaces the liquor around it.)
     """
 
     material: str
@@ -74,11 +81,21 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Solids in the tomo frame and what they are made of.
+    """Solids in the tomo frame, and what they are made of.
 
-    parts: later ones outrank earlier ones. materials: composition by name, in the order of labels
-    1, 2, ...; label 0 is the background. Parts of different materials may overlap only where one
-    displaces the other: anything else raises ValueError. parameters: how it was made, for the record.
+    Parameters
+    ----------
+    parts : tuple of Part
+        Later ones take the place of earlier ones.
+    materials : mapping
+        {name: composition} in the order of labels 1, 2, ...; label 0 is the background.
+    parameters : mapping
+        How the sample was made, for the record.
+
+    Raises
+    ------
+    ValueError
+        If parts of different materials overlap and neither displaces the other.
     """
 
     parts: tuple[Part, ...]
@@ -105,6 +122,7 @@ class Sample:
 
     @property
     def meshes(self) -> list[Mesh]:
+        """The meshes of all parts."""
         return [part.mesh for part in self.parts]
 
     @property
@@ -117,7 +135,7 @@ class Sample:
         return [part.mesh for part in self.parts if part.material == material]
 
     def bounds_um(self, *materials: str) -> FloatArray:
-        """Lowest and highest corner (2, 3) of the box around some materials (default: all parts)."""
+        """Lowest and highest corner (2, 3), um, of the box around some materials (default: all)."""
         boxes = [p.mesh.bounds_um for p in self.parts if not materials or p.material in materials]
         return np.stack([np.min([b[0] for b in boxes], 0), np.max([b[1] for b in boxes], 0)])
 
@@ -138,10 +156,18 @@ class Sample:
         centre: ArrayLike | None = None,
         margin_um: float = 5.0,
     ) -> LabelVolume:
-        """The true labels: each voxel has the label of the part its centre lies in.
+        """The true labels: each voxel has the label of the part that holds its centre.
 
-        Without shape and centre the volume holds the whole sample with a margin, and the origin lies
-        where it belongs (on a voxel's centre). With a shape the origin is in its middle unless given.
+        Parameters
+        ----------
+        voxel_size_um : float or (float, float, float)
+        shape : (int, int, int), optional
+            If not given, the volume holds the whole sample with a margin.
+        centre : (float, float, float), optional
+            Voxel index of the origin; the middle of the shape if not given. Without a shape, the
+            origin lies on the centre of a voxel.
+        margin_um : float
+            Around the sample, if no shape is given.
         """
         size = np.broadcast_to(np.asarray(voxel_size_um, dtype=np.float64), (3,)).copy()
         if shape is None:
@@ -163,7 +189,7 @@ class Sample:
 
 
 def _require_separate(parts: Sequence[Part]) -> None:
-    """Raises ValueError where two parts overlap and neither displaces the other."""
+    """Raises ValueError if two parts overlap and neither displaces the other."""
     for i, first in enumerate(parts):
         for second in parts[i + 1 :]:
             if first.material == second.material or first.material in second.displaces:
@@ -183,9 +209,10 @@ def _require_separate(parts: Sequence[Part]) -> None:
 def random_materials(rng: np.random.Generator) -> tuple[dict[str, Composition], dict[str, str]]:
     """Random compositions of liquor, loop and crystal, and a line of text on each, for the record.
 
-    Liquors hold up to 35 % glycerol, up to 25 % polyethylene glycol, and a salt or two (NaCl up to 12 %,
-    ammonium sulfate up to 25 %, by mass); crystals 35 to 75 % of their liquor by volume; loops
-    are polyimide or nylon. So the crystal absorbs more than its liquor in some, and less in others.
+    Liquors contain up to 35 % glycerol, up to 25 % polyethylene glycol, and one or two salts (NaCl
+    up to 12 %, ammonium sulfate up to 25 %, by mass). Crystals contain 35 to 75 % of their liquor
+    by volume. Loops are polyimide or nylon. So some crystals absorb more than their liquor, others
+    less.
     """
     parts = {"C3H8O3": rng.uniform(0.0, 0.35), "C2H4O": rng.uniform(0.0, 0.25) * rng.integers(0, 2)}
     salts = {"NaCl": rng.uniform(0.0, 0.12), "N2H8SO4": rng.uniform(0.0, 0.25)}
@@ -217,10 +244,23 @@ def sample_from_meshes(
     materials: Mapping[str, Composition] | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> Sample:
-    """A sample of closed meshes by material name (an STL set, Blender's output).
+    """A sample of closed meshes by the name of their material (STL files, Blender's output).
 
-    Whatever lies in the liquor takes its place; "bubble" names emptiness in the liquor. Other overlaps
-    raise ValueError. materials: compositions, the defaults for liquor, loop and crystal where None.
+    What lies in the liquor displaces it; "bubble" means background in the liquor.
+
+    Parameters
+    ----------
+    meshes : mapping
+        {material: mesh or meshes}.
+    materials : mapping, optional
+        Compositions; the usual ones of liquor, loop and crystal if not given.
+    parameters : mapping, optional
+        For the record.
+
+    Raises
+    ------
+    ValueError
+        If meshes overlap in another way.
     """
     compositions = {**default_materials(), **(materials or {})}
     order = ["liquor", "bubble", *(n for n in meshes if n not in ("liquor", "bubble", "crystal"))]
@@ -245,16 +285,46 @@ def sample_from_meshes(
 class SampleParameters:
     """All numbers of a built-in sample; lengths in um, angles in degrees.
 
-    crystal_size: mean edge lengths (3,) of the crystal's box; crystal_distances: (n, ) relative
-    distances of the six box faces and the cutting planes, whose normals are cut_normals (n - 6, 3);
-    a bipyramid's tips lie in the middles of the box's faces, so that nearer faces cut them off;
-    cluster: further crystals as (shift along the box axes in units of its size, turn axis, angle).
-    loop_turn: angle of the loop's plane about X. ring_radii: half axes of the ring along and across
-    the rotation axis, to the middle of the fibre; fibre: half width and half height of the fibre.
-    drop: half axes of the drop along, across, and perpendicular to the loop; meniscus: 0 (bulging)
-    to 0.8 (concave towards the ring); bumps: (n, 4) unit vectors and heights of its irregularities;
-    tail: how far the liquor creeps up the stem, relative to the drop. film: thickness, 0 for none.
-    bubbles: (n, 4) centres and radii. pin: whether the stem ends in a pin.
+    Attributes
+    ----------
+    shape : str
+        One of CRYSTAL_SHAPES.
+    crystal_size : tuple of 3 floats
+        Edge lengths of the crystal's box.
+    crystal_distances : tuple of n floats
+        Relative distances of the six faces of the box and of further faces from the middle. The
+        tips of a bipyramid lie in the middles of the faces of the box, so that nearer faces cut
+        them off.
+    cut_normals : tuple of n - 6 vectors
+        Normals of the further faces.
+    crystal_turn_axis, crystal_turn : tuple of 3 floats, float
+        The orientation of the crystal.
+    crystal_shift : tuple of 3 floats
+        From the origin.
+    cluster : tuple
+        Further crystals, each a shift along the axes of the box, in units of its size, an axis and
+        an angle.
+    loop_turn : float
+        Angle of the plane of the loop about X.
+    ring_radii : (float, float)
+        Half axes of the ring along and across the rotation axis, to the middle of the fibre.
+    fibre : (float, float)
+        Half width and half height of the fibre.
+    stem_length : float
+    pin : bool
+        Whether the stem ends in a pin.
+    film : float
+        Thickness, 0 for none.
+    drop : tuple of 3 floats
+        Half axes of the drop along, across, and perpendicular to the loop.
+    meniscus : float
+        From 0 (convex) to 0.8 (concave towards the ring).
+    tail : float
+        How far the liquor extends along the stem, relative to the drop.
+    bumps : tuple of 4 floats each
+        Unit vectors and heights of irregularities of the drop.
+    bubbles : tuple of 4 floats each
+        Centres and radii.
     """
 
     shape: str
@@ -291,7 +361,8 @@ class SampleParameters:
 def _random_crystal(
     rng: np.random.Generator, shape: str, crystal_size_um: float
 ) -> tuple[FloatArray, FloatArray, FloatArray, list[tuple[float, ...]]]:
-    """Edge lengths (3,) in um, distances (6 + n,) and normals (n, 3) of the faces, and a cluster's others.
+    """Size (3,) in um, distances (6 + n,) and normals (n, 3) of faces, and a cluster's other
+    crystals.
 
     As crystal_size, crystal_distances, cut_normals and cluster of :class:`SampleParameters`.
     """
@@ -388,7 +459,7 @@ def _floats(values: ArrayLike) -> Any:
 
 
 def _crystals(p: SampleParameters) -> list[Mesh]:
-    """The crystals about the origin: boxes with their edges and corners cut, or bipyramids; turned."""
+    """The crystals about the origin, turned: boxes with cut edges and corners, or bipyramids."""
     half = np.array(p.crystal_size) / 2
     normals = np.vstack([np.eye(3), -np.eye(3), np.reshape(p.cut_normals, (-1, 3))])
     distances = np.array(p.crystal_distances)
@@ -412,10 +483,10 @@ def _crystals(p: SampleParameters) -> list[Mesh]:
 
 
 def _drop(p: SampleParameters, subdivisions: int) -> Mesh:
-    """The liquor: a sphere with gentle bumps and a tail along the stem, flattened between menisci.
+    """The liquor: a sphere with bumps and a tail along the stem, flattened between menisci.
 
-    A point (x, y, z) of the bumpy sphere goes to (a x, b y, c z (1 - m (1 - z^2))), which is one to
-    one for m < 1, so that the surface cannot meet itself.
+    A point (x, y, z) of the sphere goes to (a x, b y, c z (1 - m (1 - z^2))). This is one to one
+    for m < 1, so that the surface cannot intersect itself.
     """
     ball = sphere(1.0, subdivisions)
     direction = unit(ball.vertices)
@@ -429,7 +500,7 @@ def _drop(p: SampleParameters, subdivisions: int) -> Mesh:
 
 
 def _loop(p: SampleParameters, n_curve: int) -> list[Mesh]:
-    """Ring, stem, film and pin, in the plane Z = 0; parts of one material that run into each other."""
+    """Ring, stem, film and pin in the plane Z = 0; parts of one material overlap."""
     along, across = p.ring_radii
     width, height = p.fibre
     t = 2 * np.pi * np.arange(n_curve) / n_curve
@@ -460,11 +531,24 @@ def build_sample(
     materials: Mapping[str, Composition] | None = None,
     subdivisions: int = 4,
 ) -> Sample:
-    """The sample that the parameters describe: liquor, bubbles, loop and crystal, closed and apart.
+    """The sample that the parameters describe: liquor, bubbles, loop and crystal.
 
-    The crystal is made smaller, by tenths, until it lies inside the liquor and clear of the loop; the
-    factor is recorded. Bubbles that would touch anything but liquor are left out. subdivisions: how
-    fine the drop's surface is (4: 5120 faces). Raises ValueError where the crystal would vanish.
+    All meshes are closed. The crystal is made smaller, by tenths, until it lies inside the liquor
+    and does not touch the loop; the factor is recorded. Bubbles that would touch anything but
+    liquor are left out.
+
+    Parameters
+    ----------
+    p : SampleParameters
+    materials : mapping, optional
+        Compositions; the usual ones if not given.
+    subdivisions : int
+        How fine the surface of the drop is (4: 5120 faces).
+
+    Raises
+    ------
+    ValueError
+        If the crystal would have to become too small.
     """
     turn = rotation_about((1.0, 0.0, 0.0), p.loop_turn)
     drop = _drop(p, subdivisions).moved(turn)
@@ -504,7 +588,7 @@ def build_sample(
 
 
 def _well_inside(outer: Mesh, inner: Mesh) -> bool:
-    """True where the inner solid lies inside the outer with 2 % of its own size to spare."""
+    """Whether the inner solid lies inside the outer one, with 2 % of its own size to spare."""
     middle = inner.vertices.mean(axis=0)
     grown = Mesh(middle + 1.02 * (inner.vertices - middle), inner.faces)
     return bool(np.all(contains(outer, grown.vertices))) and not surfaces_meet(outer, grown)
@@ -516,12 +600,22 @@ def random_sample(
     materials: Mapping[str, Composition] | None = None,
     **choices: Any,
 ) -> Sample:
-    """A random sample: :func:`build_sample` of :func:`random_parameters` (choices go to the latter)."""
+    """A random sample: :func:`build_sample` of :func:`random_parameters`.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    crystal_size_um : float
+    materials : mapping, optional
+        Compositions; the usual ones if not given.
+    choices
+        Further arguments of :func:`random_parameters`.
+    """
     return build_sample(random_parameters(rng, crystal_size_um, **choices), materials)
 
 
 def demo_sample() -> Sample:
-    """A fixed sample of about 0.3 mm: a cut crystal of 90 um off the middle of its drop, in a loop."""
+    """A fixed sample of about 0.3 mm: a cut crystal of 90 um in a drop, held by a loop."""
     return random_sample(
         np.random.default_rng(2024), 60.0, shape="polyhedron", stem_length_um=60.0, film=False
     )

@@ -1,4 +1,4 @@
-"""Virtual scans: all images of a rotating sample, written as an NXtomo file, and the truth beside it.
+"""Virtual scans: all images of a rotating sample, written as an NXtomo file, and the truth.
 
 Images are made *upright* (first index along X, the rotation axis, second along Y at angle zero) and
 written with the rows and columns that the settings ask for.
@@ -54,14 +54,32 @@ N_BEAM_STATES = 4  # patterns of the incident beam that are carried to the sampl
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """How a scan is taken. Lengths as named, angles in degrees.
+    """How a scan is taken.
 
-    image_shape: (rows, columns) of the images written; pixel_size_um at the sample. Angles: first_angle
-    + k angle_range / n_projections. fast_axis, slow_axis: directions in which column and row numbers
-    grow, in the tomo frame at angle zero. axis_shift_px: how far the rotation axis is from the middle
-    of the image, along Y. oversampling: points of the wave per pixel and direction; n_slices: layers
-    that the sample is cut into along the beam (1: the projection approximation). n_flats, n_darks: of
-    each, before and after.
+    Parameters
+    ----------
+    energy_keV, distance_mm, pixel_size_um : float
+        Photons; sample to detector; pixels at the sample.
+    image_shape : (int, int)
+        Rows and columns of the images that are written.
+    n_projections : int
+    first_angle, angle_range : float
+        Degrees; the angles are first_angle + k angle_range / n_projections.
+    fast_axis, slow_axis : tuple of 3 floats
+        Directions in which column and row numbers grow, in the tomo frame at angle zero.
+    axis_shift_px : float
+        How far the rotation axis is from the middle of the image, along Y.
+    oversampling : int
+        Points of the wave per pixel and direction.
+    n_slices : int
+        Layers that the sample is divided into along the beam; 1 is the projection approximation.
+    propagator : str
+        fresnel or angular_spectrum.
+    precision : str
+        single or double.
+    n_flats, n_darks : int
+        Of each, before and again after the projections.
+    detector : DetectorModel
     """
 
     energy_keV: float = 3.5
@@ -110,6 +128,7 @@ class ScanSettings:
 
     @property
     def axes(self) -> ImageAxes:
+        """How rows and columns lie in the tomo frame."""
         return ImageAxes.from_vectors(self.fast_axis, self.slow_axis)
 
     @property
@@ -119,7 +138,7 @@ class ScanSettings:
 
     @property
     def grid(self) -> WaveGrid:
-        """The grid of the wave; ValueError where it does not sample the distance well enough."""
+        """The grid of the wave. Raises ValueError if it is too coarse for the distance."""
         step = self.pixel_size_um / max(self.oversampling, 1)
         grid = WaveGrid.around(
             self.upright_shape,
@@ -147,9 +166,9 @@ class ScanSettings:
 
 
 def require_in_view(sample: Sample, settings: ScanSettings) -> None:
-    """Raises ValueError where the sample turns out of the images' sides, or crystal or liquor end outside.
+    """Raises ValueError if the sample leaves the images as it turns.
 
-    Loop, stem and pin may leave the images along the rotation axis.
+    Loop, stem and pin may leave the images along the rotation axis; crystal and liquor may not.
     """
     nx, ny = settings.upright_shape
     half_x = 0.5 * nx * settings.pixel_size_um
@@ -173,10 +192,16 @@ def require_in_view(sample: Sample, settings: ScanSettings) -> None:
 
 @dataclass(frozen=True, eq=False)
 class VirtualScan:
-    """A sample on the beamline: makes its images one by one.
+    """A sample at the beamline; makes images one by one.
 
-    sample, settings; beam_flats: (n, nx, ny) intensities on the detector without sample, relative,
-    that light the projections in turn; device: cpu or cuda.
+    Parameters
+    ----------
+    sample : Sample
+    settings : ScanSettings
+    beam_flats : array (n, nx, ny)
+        Relative intensities on the detector without sample. They light the projections in turn.
+    device : str
+        "cpu" or "cuda".
     """
 
     sample: Sample
@@ -189,23 +214,24 @@ class VirtualScan:
 
     @cached_property
     def grid(self) -> WaveGrid:
+        """The grid of the wave."""
         return self.settings.grid
 
     @cached_property
     def radius_um(self) -> float:
-        """How far the sample reaches from the rotation axis."""
+        """The largest distance of the sample from the rotation axis, um."""
         return max(float(np.hypot(*m.vertices[:, 1:].T).max()) for m in self.sample.meshes)
 
     @cached_property
     def slab_edges_um(self) -> FloatArray:
-        """Edges (n_slices + 1,) of the layers along Z, equally far apart; the outer ones are open."""
+        """Edges (n_slices + 1,) of the layers along Z, evenly spaced; the outer ones are open."""
         edges = np.linspace(-self.radius_um, self.radius_um, self.settings.n_slices + 1)
         edges[[0, -1]] = -np.inf, np.inf
         return edges
 
     @property
     def slab_distance_um(self) -> float:
-        """From the middle of one layer to that of the next."""
+        """From the middle of one layer to that of the next, um."""
         return 2 * self.radius_um / self.settings.n_slices
 
     def _transfer(self, distance_um: float) -> torch.Tensor:
@@ -222,7 +248,7 @@ class VirtualScan:
 
     @cached_property
     def _transfers(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """From the first layer to the detector, from layer to layer, from the last to the detector."""
+        """Transfer functions: first layer to detector, layer to layer, last layer to detector."""
         s = self.settings
         depth = 0.5 * (s.n_slices - 1) * self.slab_distance_um
         if s.n_slices > 1 and s.distance_mm * 1e3 < depth:
@@ -240,7 +266,7 @@ class VirtualScan:
 
     @cached_property
     def _incident(self) -> list[torch.Tensor]:
-        """The wave at the first layer for every state of the beam."""
+        """The wave at the first layer for each state of the beam."""
         return [
             incident_wave(
                 on_device(self.grid.refined(flat), self.device, self.settings.precision),
@@ -255,7 +281,9 @@ class VirtualScan:
         return self.sample.mu_per_um(s.energy_keV), self.sample.delta(s.energy_keV)
 
     def thicknesses(self, angle: float) -> FloatArray:
-        """Thickness of every material (n_labels, n_slices, mx, my) in um, slices as the beam meets them."""
+        """Thicknesses (n_labels, n_slices, mx, my) in um of all materials, layers in the order of
+        the beam.
+        """
         nx, ny = self.settings.upright_shape
         centre = np.array([(nx - 1) / 2, (ny - 1) / 2 + self.settings.axis_shift_px])
         maps = thickness_maps(
@@ -271,7 +299,9 @@ class VirtualScan:
         return np.flip(maps, axis=1).copy()  # the beam comes from +Z
 
     def intensity(self, angle: float, state: int = 0) -> torch.Tensor:
-        """Intensities (nx, ny) on the pixels, relative to the beam's mean, blurred as the detector does."""
+        """Intensities (nx, ny) on the pixels, relative to the mean of the beam, with the detector's
+        blur.
+        """
         s = self.settings
         maps = on_device(self.thicknesses(angle)[1:], self.device, s.precision)
         mu, delta = self._optical
@@ -300,7 +330,9 @@ class VirtualScan:
 
 
 def true_labels(sample: Sample, settings: ScanSettings) -> LabelVolume:
-    """The true labels on the grid that the scan reconstructs to: a voxel per pixel, the axis in the middle."""
+    """The true labels on the grid of the reconstruction: voxels like pixels, the axis in the
+    middle.
+    """
     nx, ny = settings.upright_shape
     return sample.label_volume(settings.pixel_size_um, (nx, ny, ny))
 
@@ -374,7 +406,7 @@ class _Camera:
             yield self._raw(None)
 
     def _strength(self, time: float) -> float:
-        """The intensity of the beam, relative; time: 0 at the first and 1 at the last projection."""
+        """The relative intensity of the beam; time: 0 at the first projection, 1 at the last."""
         return 1.0 + self.settings.detector.beam_drift * (time - 0.5)
 
     def _flat(self, flat: FloatArray, time: float) -> NDArray[np.uint16]:

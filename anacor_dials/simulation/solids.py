@@ -1,13 +1,12 @@
-"""Solids of a sample as signed distances: what can be put on any grid of voxels, and made into
-meshes.
+"""Solids of a sample as signed distances, for grids of voxels and for meshes.
 
-A solid is a function of position that is negative inside, positive outside, and near the surface
-equal to the distance from it in um. Unions are the minimum of two such functions, intersections
-the maximum, and what is cut away is the maximum with the negative. So rounded and cracked
-crystals, skins of liquor and meshes of polyimide cost a few lines each, where meshes of triangles
-need hundreds.
+A solid is a function of position that is negative inside and positive outside; near the surface it
+is the distance from the surface in um. The union of two solids is the minimum of their functions,
+the intersection is the maximum, and a solid is cut away by the maximum with its negative. So
+rounded and cracked crystals, skins of liquor and meshes of polyimide take a few lines each.
 
-:mod:`.sample_families` draws random samples of them; :mod:`.sample_surfaces` makes meshes.
+:mod:`.sample_families` draws random samples of solids; :mod:`.sample_surfaces` makes meshes of
+them.
 
 Positions are in um in the tomo frame.
 """
@@ -32,9 +31,16 @@ Distance = Callable[[Any, Any, Any], Any]
 class Solid:
     """One solid: its material, its signed distance, and a sphere that holds it.
 
-    material: liquor, loop, crystal, salt, ice, dirt, pin or background (a bubble). Of two solids
-    that overlap the later one in a list displaces the earlier one. centre (3,) and radius in um:
-    of the sphere; the radius is infinite where the solid reaches beyond every volume.
+    Parameters
+    ----------
+    material : str
+        liquor, loop, crystal, salt, ice, dirt, pin or background (a bubble). In a list, a solid
+        takes the place of earlier ones where they overlap.
+    distance : callable
+        The signed distance, um, of (x, y, z).
+    centre : array (3,)
+    radius : float
+        Of the sphere, um; infinite if the solid reaches beyond every volume.
     """
 
     material: str
@@ -47,10 +53,17 @@ class Solid:
 
 
 def polyhedron(normals: ArrayLike, distances: ArrayLike, rounding: float = 0.0) -> Distance:
-    """The convex solid n . r <= d of unit normals (n, 3) and distances (n,) in um from the origin.
+    """A convex solid n . r <= d.
 
-    rounding: radius in um to which edges and corners are rounded; exact where faces meet at right
-    angles, somewhat larger for blunt edges.
+    Parameters
+    ----------
+    normals : array (n, 3)
+        Unit vectors.
+    distances : array (n,)
+        From the origin, um.
+    rounding : float
+        Radius, um, of edges and corners. It is exact where faces meet at right angles, and somewhat
+        larger at blunt edges.
     """
     n = np.asarray(normals, dtype=np.float32)
     d = np.asarray(distances, dtype=np.float32) - np.float32(rounding)
@@ -73,15 +86,16 @@ def polyhedron(normals: ArrayLike, distances: ArrayLike, rounding: float = 0.0) 
 
 
 def _radius(k0: Any, k1: Any, smallest: float) -> Any:
-    """k0 / k1, which turns a relative distance from an ellipse into one in um; `smallest` at its
-    very middle."""
+    """k0 / k1, which makes a distance in um of a relative one; `smallest` at the very middle."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(k1 > 0, k0 / k1, np.float32(smallest))
 
 
 def ellipsoid(half_axes: ArrayLike) -> Distance:
-    """An ellipsoid about the origin; half_axes (3,) in um. The distance is exact to first order at
-    the surface."""
+    """An ellipsoid about the origin; half_axes (3,) in um.
+
+    The distance is exact to first order at the surface.
+    """
     a = np.asarray(half_axes, dtype=np.float32)
 
     def distance(x: Any, y: Any, z: Any) -> Any:
@@ -93,10 +107,14 @@ def ellipsoid(half_axes: ArrayLike) -> Distance:
 
 
 def ring(along: float, across: float, half_width: float, half_height: float) -> Distance:
-    """A closed fibre about an ellipse in the plane z = 0, pointed towards -x as loops are.
+    """A closed fibre along an ellipse in the plane z = 0, pointed towards -x as loops are.
 
-    along, across: half axes in um to the middle of the fibre; half_width (in the plane) and
-    half_height of its elliptical cross-section in um.
+    Parameters
+    ----------
+    along, across : float
+        Half axes, um, to the middle of the fibre.
+    half_width, half_height : float
+        Of the elliptical cross-section of the fibre, in the plane and across it, um.
     """
 
     def distance(x: Any, y: Any, z: Any) -> Any:
@@ -120,8 +138,17 @@ def ring(along: float, across: float, half_width: float, half_height: float) -> 
 
 
 def cylinder(radius: float, low: float, high: float, taper: float = 0.0) -> Distance:
-    """A cylinder (or cone: the radius grows by taper um per um towards -x) about x from low to
-    high, um."""
+    """A cylinder or cone about x.
+
+    Parameters
+    ----------
+    radius : float
+        um.
+    low, high : float
+        Its ends along x, um.
+    taper : float
+        The radius grows by this per length towards -x.
+    """
 
     def distance(x: Any, y: Any, z: Any) -> Any:
         around = np.sqrt(y**2 + z**2) - (np.float32(radius) + np.float32(taper) * (high - x))
@@ -131,9 +158,16 @@ def cylinder(radius: float, low: float, high: float, taper: float = 0.0) -> Dist
 
 
 def sheet(outline: Callable[[Any, Any], Any], thickness: float, bend: float = 0.0) -> Distance:
-    """A sheet of a thickness in um about z = 0 whose outline is a signed distance of (x, y).
+    """A sheet about z = 0.
 
-    bend: curvature in 1/um about x: mounts of polyimide are rolled for stiffness.
+    Parameters
+    ----------
+    outline : callable
+        The signed distance, um, of (x, y).
+    thickness : float
+        um.
+    bend : float
+        Curvature about x, 1/um; mounts of polyimide are rolled to make them stiff.
     """
 
     def distance(x: Any, y: Any, z: Any) -> Any:
@@ -144,7 +178,15 @@ def sheet(outline: Callable[[Any, Any], Any], thickness: float, bend: float = 0.
 
 
 def moved(distance: Distance, turn: ArrayLike, shift_um: ArrayLike) -> Distance:
-    """The solid turned by a rotation matrix (3, 3) and then moved by shift_um (3,)."""
+    """A solid after a rotation and a shift.
+
+    Parameters
+    ----------
+    distance : callable
+    turn : array (3, 3)
+        Rotation matrix.
+    shift_um : array (3,)
+    """
     r = np.asarray(turn, dtype=np.float32)
     s = np.asarray(shift_um, dtype=np.float32)
 
@@ -156,6 +198,8 @@ def moved(distance: Distance, turn: ArrayLike, shift_um: ArrayLike) -> Distance:
 
 
 def union(*distances: Distance) -> Distance:
+    """The solid of all points that are in at least one of the solids."""
+
     def distance(x: Any, y: Any, z: Any) -> Any:
         out = distances[0](x, y, z)
         for other in distances[1:]:
@@ -166,6 +210,8 @@ def union(*distances: Distance) -> Distance:
 
 
 def intersection(*distances: Distance) -> Distance:
+    """The solid of all points that are in all of the solids."""
+
     def distance(x: Any, y: Any, z: Any) -> Any:
         out = distances[0](x, y, z)
         for other in distances[1:]:
@@ -176,22 +222,30 @@ def intersection(*distances: Distance) -> Distance:
 
 
 def without(distance: Distance, *cut: Distance) -> Distance:
-    """What is left of a solid when others are cut away from it."""
+    """A solid from which others are cut away."""
     return intersection(distance, *(lambda x, y, z, c=c: -c(x, y, z) for c in cut))
 
 
 def thicker(distance: Distance, by_um: float) -> Distance:
-    """The solid with its surface moved outwards by by_um (inwards where negative)."""
+    """A solid with its surface moved outwards by by_um; inwards if it is negative."""
     return lambda x, y, z: distance(x, y, z) - np.float32(by_um)
 
 
 def wavy(
     distance: Distance, amplitude_um: float, length_um: float, rng: np.random.Generator
 ) -> Distance:
-    """The solid with a smoothly irregular surface: waves of about length_um, rms height
-    amplitude_um.
+    """A solid with a smoothly irregular surface.
 
-    Each wave is a product of sines of x, y and z, so that on a grid it costs next to nothing.
+    Each wave is a product of sines of x, y and z, which is fast to compute on a grid.
+
+    Parameters
+    ----------
+    distance : callable
+    amplitude_um : float
+        rms height of the waves.
+    length_um : float
+        About the length of a wave.
+    rng : numpy.random.Generator
     """
     n = 4
     k = rng.uniform(0.5, 1.5, (n, 3)) * np.pi / length_um
@@ -212,7 +266,15 @@ def wavy(
 
 
 def crack(normal: ArrayLike, offset: float, half_width: float) -> Distance:
-    """A gap of 2 half_width um between two parallel planes at `offset` um from the origin."""
+    """A gap between two parallel planes.
+
+    Parameters
+    ----------
+    normal : array (3,)
+        Unit vector.
+    offset, half_width : float
+        Distance of the middle of the gap from the origin, and half its width, um.
+    """
     n = np.asarray(normal, dtype=np.float32)
 
     def distance(x: Any, y: Any, z: Any) -> Any:
@@ -229,8 +291,15 @@ def crack(normal: ArrayLike, offset: float, half_width: float) -> Distance:
 def coordinates(
     shape: Sequence[int], voxel_size_um: float, centre: ArrayLike
 ) -> tuple[Array, Array, Array]:
-    """x (nx, 1, 1), y (1, ny, 1), z (1, 1, nz) in um of a volume's voxels; centre: index of the
-    origin."""
+    """x (nx, 1, 1), y (1, ny, 1) and z (1, 1, nz), in um, of the voxels of a volume.
+
+    Parameters
+    ----------
+    shape : (int, int, int)
+    voxel_size_um : float
+    centre : (float, float, float)
+        Voxel index of the origin.
+    """
     c = np.asarray(centre, dtype=np.float64)
     x, y, z = (
         ((np.arange(n) - c[k]) * voxel_size_um).astype(np.float32) for k, n in enumerate(shape)
@@ -246,11 +315,23 @@ def on_grid(
     voxel_size_um: float,
     centre: ArrayLike,
 ) -> tuple[list[Array], NDArray[np.uint8]]:
-    """([property (nx, ny, nz) float32, ...], labels uint8) of solids on a grid of voxels.
+    """Properties [(nx, ny, nz) float32, ...] and labels (nx, ny, nz) uint8 of solids on voxels.
 
-    values: by material as many numbers as there are properties (mu in 1/um and delta, say), 0
-    outside of all solids. Properties are mixed by the share of each voxel that lies inside of a
-    solid; the label is that of the voxel's middle. labels: the label by material.
+    A property is averaged over the parts of a voxel that lie in different solids. The label is that
+    of the centre of the voxel.
+
+    Parameters
+    ----------
+    solids : sequence of Solid
+    values : mapping
+        {material: numbers}, one for each property (for instance mu in 1/um, and delta). Outside of
+        all solids they are 0.
+    labels : mapping
+        {material: label}.
+    shape : (int, int, int)
+    voxel_size_um : float
+    centre : (float, float, float)
+        Voxel index of the origin.
     """
     x, y, z = coordinates(shape, voxel_size_um, centre)
     n = len(next(iter(values.values())))

@@ -1,7 +1,7 @@
-"""The X-ray wave behind a sample: incident field, passage through the sample, free propagation.
+"""The X-ray wave behind a sample: incident wave, passage through the sample, free propagation.
 
-n = 1 - delta + i beta, the wave runs as exp(+ikz), k = 2 pi / wavelength. A layer of thickness T_m of
-the materials m multiplies it by
+n = 1 - delta + i beta; the wave is exp(+ikz), k = 2 pi / wavelength. A layer with thicknesses T_m
+of the materials m multiplies it by
 
     exp(-1/2 sum_m mu_m T_m - i k sum_m delta_m T_m),        mu = 2 k beta
 
@@ -11,9 +11,10 @@ and free space over a distance z multiplies its Fourier transform, spatial frequ
     exp(i k z (sqrt(1 - (wavelength f)^2) - 1))              angular spectrum
 
 (J. W. Goodman, Introduction to Fourier Optics, section 4; D. M. Paganin, Coherent X-ray Optics,
-sections 1.3 and 2.2). On a grid of M points at distance dx the phase of the first is sampled well
-enough for |z| <= M dx^2 / wavelength; more is refused. What leaves the grid on one side comes back on
-the other, hence the padding. Images here have their first index along X, their second along Y.
+sections 1.3 and 2.2). On a grid of M points at distance dx, the phase of the first is sampled well
+enough if |z| <= M dx^2 / wavelength; larger distances are refused. What leaves the grid on one side
+enters it on the other; therefore it is padded. Images have their first index along X and their
+second along Y.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def wavelength_um(energy_keV: float) -> float:
 
 
 def fast_length(n: int) -> int:
-    """The smallest even length >= n that has no prime factor above 5: its Fourier transform is fast."""
+    """The smallest even length >= n without a prime factor above 5, for fast Fourier transforms."""
     if n > 2**24:
         return n
     length = n + n % 2
@@ -57,11 +58,20 @@ def fast_length(n: int) -> int:
 
 @dataclass(frozen=True)
 class WaveGrid:
-    """The grid of the wave: finer than the detector's pixels, and wider by a margin on each side.
+    """The grid of the wave: finer than the pixels of the detector, with a margin on each side.
 
-    image_shape: the detector's pixels (nx, ny); pixel_um: their size; oversampling: points per pixel
-    and direction; shape: points (mx, my) with the margins; margin: (2,) points before the first
-    pixel along X and Y.
+    Attributes
+    ----------
+    image_shape : (int, int)
+        Pixels (nx, ny) of the detector.
+    pixel_um : float
+        Their size.
+    oversampling : int
+        Points per pixel and direction.
+    shape : (int, int)
+        Points (mx, my) with the margins.
+    margin : (int, int)
+        Points before the first pixel along X and Y.
     """
 
     image_shape: tuple[int, int]
@@ -80,9 +90,21 @@ class WaveGrid:
         distance_mm: float,
         least_margin: int = 8,
     ) -> WaveGrid:
-        """The grid for an image: margins of wavelength z / (2 dx^2) points, and a fast length.
+        """The grid for an image, with margins and a fast length.
 
-        That is how far the finest detail on the grid is carried sideways over the distance.
+        The margins are wavelength z / (2 dx^2) points: so far the finest detail on the grid is
+        displaced sideways over the distance z.
+
+        Parameters
+        ----------
+        image_shape : (int, int)
+            Pixels (nx, ny).
+        pixel_um : float
+        oversampling : int
+            Points per pixel and direction.
+        energy_keV, distance_mm : float
+        least_margin : int
+            Points.
         """
         if min(image_shape) < 2 or oversampling < 1:
             raise ValueError(
@@ -120,13 +142,15 @@ class WaveGrid:
         return self.pixel_um / self.oversampling
 
     def first_point_um(self, centre: ArrayLike) -> FloatArray:
-        """X and Y (2,) of the first point, where the origin is at pixel `centre` (2,) of the image."""
+        """X and Y (2,) of the first point; the origin is at pixel `centre` (2,) of the image."""
         first_pixel = -np.asarray(centre, dtype=np.float64) * self.pixel_um
         in_pixel = 0.5 * (self.oversampling - 1) * self.step_um
         return first_pixel - in_pixel - np.array(self.margin) * self.step_um
 
     def refined(self, image: ArrayLike) -> NDArray[np.float64]:
-        """An image (nx, ny) on the points of the grid: linear between pixels, mirrored beyond the edge."""
+        """An image (nx, ny) on the points of the grid: linear between pixels, mirrored beyond the
+        edge.
+        """
         out = np.asarray(image, dtype=np.float64)
         if out.shape != self.image_shape:
             raise ValueError(
@@ -149,7 +173,14 @@ class WaveGrid:
 def require_sampling(
     shape: Sequence[int], step_um: float, distance_um: float, energy_keV: float
 ) -> None:
-    """Raises ValueError where the grid samples the Fresnel transfer function too coarsely."""
+    """Raises ValueError if the grid is too coarse for the Fresnel transfer function.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Points.
+    step_um, distance_um, energy_keV : float
+    """
     longest_um = min(shape) * step_um**2 / wavelength_um(energy_keV)
     if abs(distance_um) > longest_um * (1 + 1e-9):
         raise ValueError(
@@ -168,9 +199,23 @@ def transfer_function(
     device: str = "cpu",
     precision: str = "single",
 ) -> torch.Tensor:
-    """The factor (mx, my) on the wave's Fourier transform for a distance in um, complex, modulus <= 1.
+    """The factor (mx, my) on the Fourier transform of the wave; complex, modulus <= 1.
 
-    Raises ValueError for an unknown propagator, and where the grid is too coarse or too small.
+    Parameters
+    ----------
+    shape : (int, int)
+        Points (mx, my).
+    step_um, distance_um, energy_keV : float
+    propagator : str
+        fresnel or angular_spectrum.
+    device : str
+    precision : str
+        single or double.
+
+    Raises
+    ------
+    ValueError
+        If the propagator is unknown, or the grid is too coarse or too small.
     """
     if propagator not in PROPAGATORS:
         raise ValueError(
@@ -199,7 +244,8 @@ def propagated(wave: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
 def incident_wave(flat: torch.Tensor, transfer_to_detector: torch.Tensor) -> torch.Tensor:
     """The wave at the sample that gives the intensities `flat` (mx, my) on the detector.
 
-    sqrt(flat) carried back from the detector: without a sample the detector then sees exactly flat.
+    It is sqrt(flat) propagated back from the detector. So without a sample the detector sees
+    exactly flat.
     """
     wave = torch.sqrt(flat.clamp(min=0)).to(transfer_to_detector.dtype)
     return propagated(wave, transfer_to_detector.conj())
@@ -208,7 +254,15 @@ def incident_wave(flat: torch.Tensor, transfer_to_detector: torch.Tensor) -> tor
 def sample_factor(
     thicknesses_um: torch.Tensor, mu_per_um: ArrayLike, delta: ArrayLike, energy_keV: float
 ) -> torch.Tensor:
-    """What a layer multiplies the wave by: thicknesses (n, mx, my) in um, mu (n,) 1/um, delta (n,)."""
+    """The factor (mx, my) by which a layer multiplies the wave.
+
+    Parameters
+    ----------
+    thicknesses_um : tensor (n, mx, my)
+    mu_per_um, delta : array (n,)
+        Of the materials; mu in 1/um.
+    energy_keV : float
+    """
     k = 2 * math.pi / wavelength_um(energy_keV)
     weights = {"device": thicknesses_um.device, "dtype": thicknesses_um.dtype}
     mu = torch.as_tensor(np.asarray(mu_per_um, dtype=np.float64), **weights)
@@ -227,9 +281,16 @@ def detector_intensity(
 ) -> torch.Tensor:
     """Intensities (mx, my) on the detector of a wave that passes layers one after the other.
 
-    incident: the wave at the first layer; layers: factors of :func:`sample_factor` in the order the
-    beam meets them; between: the transfer function from one layer to the next (None for one layer);
-    to_detector: that from the last layer to the detector.
+    Parameters
+    ----------
+    incident : tensor (mx, my)
+        The wave at the first layer.
+    layers : iterable of tensors
+        Factors of :func:`sample_factor`, in the order of the beam.
+    between : tensor or None
+        The transfer function from one layer to the next; None for one layer.
+    to_detector : tensor
+        The transfer function from the last layer to the detector.
     """
     wave = incident
     for number, layer in enumerate(layers):
@@ -241,7 +302,15 @@ def detector_intensity(
 
 
 def on_device(values: NDArray[Any], device: str, precision: str) -> torch.Tensor:
-    """The values as a real tensor of the precision on a device."""
+    """The values as a real tensor on a device.
+
+    Parameters
+    ----------
+    values : array
+    device : str
+    precision : str
+        single or double.
+    """
     dtype = torch.float32 if precision == "single" else torch.float64
     return torch.as_tensor(np.ascontiguousarray(values), dtype=dtype).to(device)
 

@@ -1,16 +1,16 @@
 """Filtered back-projection of parallel-beam sinograms, by several backends that agree.
 
-A sinogram is ``p(theta, u) = integral of mu ds`` with ``u = y cos(theta) - z sin(theta)`` from the axis
-(frames of :mod:`anacor_dials.sample.frames`: the sample turns right-handedly about X). Then
+A sinogram is ``p(theta, u) = integral of mu ds`` with ``u = y cos(theta) - z sin(theta)`` from the
+axis (frames of :mod:`anacor_dials.sample.frames`: the sample turns right-handedly about X). Then
 
     mu(y, z) = sum over theta of w(theta) q(theta, y cos(theta) - z sin(theta)),   q = p * h
 
 with the band-limited ramp h (Ramachandran & Lakshminarayanan, PNAS 68 (1971) 2236; Kak & Slaney,
-Principles of Computerized Tomographic Imaging (1988), eq. 3.61), and weights w that add up to pi: half
-the angle to either neighbour (modulo half a turn, or a whole one, where the scan covers it).
+Principles of Computerized Tomographic Imaging (1988), eq. 3.61), and weights w that add up to pi:
+half the angle to either neighbour (modulo half a turn, or a whole one, where the scan covers it).
 
-Our own backends are numba, the default, in which several slices at once share the geometry, with linear
-interpolation; and torch, the same on a GPU where there is one. Those of libraries are in
+Our own backends are numba, the default, in which several slices at once share the geometry, with
+linear interpolation; and torch, the same on a GPU where there is one. Those of libraries are in
 :mod:`anacor_dials.tomography.library_backends`.
 """
 
@@ -98,6 +98,7 @@ def _numba_slices(
     grid: SliceGrid,
     filter_name: str,
 ) -> NDArray[np.float32]:
+    """mu per pixel (n_slices, ny, nz) by our own code for CPUs."""
     out = np.empty((len(sinograms), *grid.shape), dtype=np.float32)
     cos, sin = np.cos(angles_rad), np.sin(angles_rad)
     for first in range(0, len(sinograms), LANES):
@@ -117,6 +118,7 @@ def _torch_slices(
     filter_name: str,
     device: str | None = None,
 ) -> NDArray[np.float32]:
+    """mu per pixel (n_slices, ny, nz) by our own code for GPUs."""
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -174,9 +176,9 @@ def available_backends() -> tuple[str, ...]:
 
 
 def choose_backend(name: str = "auto") -> str:
-    """The backend to use: torch where it finds a GPU, else numba; or the one asked for by name.
+    """The backend to use: the one asked for, or for "auto" torch if it finds a GPU, else numba.
 
-    Raises ValueError where that one is unknown or not installed.
+    Raises ValueError if the backend that was asked for is unknown or not installed.
     """
     if name == "auto":
         if importlib.util.find_spec("torch") is not None:
@@ -204,12 +206,25 @@ def reconstruct_slices(
     filter_name: str = "ramp",
     backend: str = "numba",
 ) -> NDArray[np.float32]:
-    """mu (n_slices, ny, nz) in 1/um of slices across the rotation axis, from their sinograms.
+    """mu (n_slices, ny, nz), in 1/um, of slices across the rotation axis, from their sinograms.
 
-    sinograms: (n_slices, n_angles, n_u), -ln T, u along +Y at angle zero. angles_deg: (n_angles,), any
-    order and spacing; half a turn, or a whole one. axis: the pixel number u, fractional, of the
-    rotation axis; in a scan of a whole turn it may lie near one side of the detector. pixel_um: edge of
-    a pixel, and of a voxel. grid: the voxels; a square as wide as the detector, about the axis, where None.
+    Parameters
+    ----------
+    sinograms : array (n_slices, n_angles, n_u)
+        -ln T; u runs along +Y at angle zero.
+    angles_deg : array (n_angles,)
+        In any order and with any spacing, over half a turn or a whole one.
+    axis : float
+        The pixel number u of the rotation axis. In a scan of a whole turn the axis may lie near one
+        side of the detector.
+    pixel_um : float
+        Edge of a pixel, and of a voxel, um.
+    grid : SliceGrid, optional
+        The voxels. If not given: a square about the axis, as wide as the detector.
+    filter_name : str
+        The window on the ramp filter.
+    backend : str
+        Of :func:`choose_backend`.
     """
     n_slices, n_angles, n_u = sinograms.shape
     if n_angles != len(angles_deg):
@@ -225,7 +240,8 @@ def reconstruct_slices(
     weights = angular_weights(angles_deg, 360.0 if full else 180.0)
     sinograms = np.asarray(sinograms, dtype=np.float32)
     if full and abs(axis - (n_u - 1) / 2) > 0.05 * n_u:
-        # the long side holds what the other view of the pair completes; beyond the short one is nothing
+        # the long side holds what the other view of the pair completes; beyond the short one is
+        # nothing
         sinograms = sinograms * offset_weights(n_u, axis).astype(np.float32)
     slices = _FUNCTIONS[choose_backend(backend)](
         sinograms, np.deg2rad(angles_deg), float(axis), weights, grid, filter_name

@@ -1,4 +1,4 @@
-"""The level of the beam in each projection, measured beside the sample, where the transmission is 1."""
+"""The level of the beam in each projection, measured beside the sample, where T is 1."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ from numpy.typing import NDArray
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.tomography.survey import FloatImages
 
-AIR_SHARE = 0.02  # of the sample's strongest -ln T: what air may have at any angle
-LEAST_AREA = 0.02  # of the image: less may be the thin side of a sample that fills the image
-LEAST_PIXELS = 4  # small images, as of a test detector, hold little air
+AIR_SHARE = 0.02  # of the sample's largest -ln T; air has no more at any angle
+LEAST_AREA = 0.02  # of the image; less may be the thin side of a sample that fills the image
+LEAST_PIXELS = 4  # for small images, such as those of a test detector
 MARGIN = (
     2  # small pixels between the sample and air: fringes, and what a pixel shares with the sample
 )
-ROUGH = 0.95  # quantile of an image that is air in all but the largest samples
+ROUGH = 0.95  # this quantile of an image is air unless the sample fills the image
 
 
 @dataclass(frozen=True, eq=False)
 class BeamLevel:
-    """level: (n,) the beam's level in each projection relative to the flats; air: (kx, ky) where it was measured.
+    """The beam's level in each projection, relative to the flats.
 
-    rough: (n,) the 95th percentile of each image, which is the level where there is any air. Where no air is
-    seen, air is all False and level is not a number.
+    Attributes
+    ----------
+    level : array (n,)
+        Measured in air; not a number if no air is seen.
+    rough : array (n,)
+        The 95th percentile of each image, which is the level if there is any air in it.
+    air : array (kx, ky) of bool
+        Where the level was measured; all False if no air is seen.
     """
 
     level: FloatArray
@@ -34,6 +40,7 @@ class BeamLevel:
 
     @property
     def seen(self) -> bool:
+        """Whether air is seen."""
         return bool(self.air.any())
 
 
@@ -51,17 +58,20 @@ def _touching_the_sides(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def find_air(images: FloatImages, level: FloatArray) -> NDArray[np.bool_]:
-    """Where (kx, ky) no image of a scan (n, kx, ky) sees sample; all False where that cannot be told.
+    """Where (kx, ky) no image (n, kx, ky) of a scan sees the sample.
 
-    Air is what at no angle absorbs more than 2 % of what the sample does at most, beyond noise, which reaches a
-    side of the image and holds 2 % of its area. level: (n,) about the beam's. In a sample that fills the image
-    such a place would be a strip beside the edge, in which -ln T rises by more than that within 1 % of the width.
+    In air, at no angle is -ln T more than 2 % of the largest -ln T of the sample, apart from noise.
+    Air reaches a side of the image and covers at least 2 % of its area. All is False where this
+    cannot be decided. (A sample that fills the image cannot be mistaken for air: its -ln T would
+    have to rise by more than 2 % within 1 % of the width.)
+
+    level: (n,) the beam's approximate level in each image.
     """
     none = np.zeros(images.shape[1:], dtype=bool)
     with np.errstate(invalid="ignore", divide="ignore"):
         absorbed = -np.log(np.maximum(images / level[:, None, None], 1e-3))
     absorbed[~np.isfinite(absorbed)] = 0.0
-    # noise down by six: neighbours in the image and in time see nearly the same
+    # averages over neighbours in the image and in time reduce the noise by six
     scipy.ndimage.uniform_filter(absorbed, (5, 3, 3), output=absorbed, mode="nearest")
     high = np.quantile(absorbed, 0.95, axis=0)
     air = high < np.quantile(high, 0.02) + 0.1 * np.ptp(high)
@@ -80,7 +90,7 @@ def find_air(images: FloatImages, level: FloatArray) -> NDArray[np.bool_]:
             np.abs(mean) < limit + 2 * noise / np.sqrt(len(images))
         )
         air = _touching_the_sides(air)
-    # away from the sample, not from the border of the image
+    # a margin from the sample; none from the border of the image
     margin = min(MARGIN, min(air.shape) // 8)
     if margin:
         structure = np.ones((2 * margin + 1, 2 * margin + 1), dtype=bool)
@@ -91,7 +101,10 @@ def find_air(images: FloatImages, level: FloatArray) -> NDArray[np.bool_]:
 
 
 def _level_in(values: FloatImages) -> FloatArray:
-    """The median (n,) of the values (n, m) in air; one for all images where they differ by no more than noise."""
+    """The median (n,) of the values (n, m) in air.
+
+    Images whose medians differ by no more than noise get one common value.
+    """
     values = np.nan_to_num(values)
     level = np.median(values, axis=1).astype(np.float64)
     middle = float(np.median(level))
@@ -107,7 +120,7 @@ def _level_in(values: FloatImages) -> FloatArray:
 def measure_beam(images: FloatImages, usable: NDArray[np.bool_]) -> BeamLevel:
     """The beam's level in each of some small images (n, kx, ky).
 
-    usable: (n,) False for images that cannot be projections, which are not asked where air is.
+    usable: (n,) False for images that cannot be projections; they are not used to find air.
     """
     rough = rough_level(images)
     usable = usable & (rough > 0)

@@ -1,7 +1,7 @@
 """What is done to transmissions and sinograms between the detector and the reconstruction.
 
-In this order: unusable pixels are bridged, zingers removed, (for segmentation only) phases retrieved,
-transmissions clipped, logarithms taken, rings removed from sinograms.
+In this order: unusable pixels are bridged, zingers removed, (for segmentation only) phases
+retrieved, transmissions clipped, logarithms taken, rings removed from sinograms.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ PARABOLA = np.array([-2, 3, 6, 7, 6, 3, -2], dtype=np.float32) / np.float32(21)
 
 @numba.njit(parallel=True, cache=True)
 def bridge_unusable(images: FloatImages) -> int:
-    """Number of unusable (NaN) pixels in images (n, nx, ny), which are replaced in place.
+    """Replaces unusable (NaN) pixels of images (n, nx, ny) in place, and returns their number.
 
-    Straight lines across them along Y, from the nearest usable neighbours; a line of the image that has
-    none at all becomes 1, beam without sample.
+    Values are interpolated linearly along Y between the nearest usable pixels. A line without any
+    usable pixel becomes 1, the transmission of air.
     """
     n, nx, ny = images.shape
     counts = np.zeros(n, np.int64)
@@ -58,8 +58,9 @@ def bridge_unusable(images: FloatImages) -> int:
 def remove_zingers(images: FloatImages, threshold: FloatImages) -> tuple[FloatImages, int]:
     """Images (n, nx, ny) without zingers, and how many there were.
 
-    A zinger, a direct hit of the camera by an X-ray or a particle, is brighter than the median of its
-    3 x 3 neighbourhood by more than the threshold (n,), in transmission; it is replaced by the median.
+    A zinger is a direct hit of the camera by an X-ray or a particle. It is brighter than the median
+    of its 3 x 3 neighbourhood by more than the threshold (n,), in transmission, and is replaced by
+    the median.
     """
     n, nx, ny = images.shape
     out = images.copy()
@@ -83,9 +84,10 @@ def remove_zingers(images: FloatImages, threshold: FloatImages) -> tuple[FloatIm
 
 
 def zinger_threshold(images: FloatImages, least: float) -> FloatImages:
-    """What counts as a zinger (n,) in images (n, nx, ny): `least`, or 8 sigma of the noise if that is more.
+    """The threshold (n,) for zingers in images (n, nx, ny): `least`, or 8 sigma of the noise.
 
-    The noise is estimated from differences of neighbours (median absolute deviation).
+    The larger of the two is taken. The noise is estimated from differences of neighbours (median
+    absolute deviation).
     """
     n, nx, ny = images.shape
     if ny < 2:
@@ -97,7 +99,18 @@ def zinger_threshold(images: FloatImages, least: float) -> FloatImages:
 
 
 def paganin_length_um(energy_keV: float, distance_mm: float, delta_beta: float) -> float:
-    """The length L in um of Paganin's filter 1 / (1 + L^2 k^2), L^2 = (delta/beta) lambda z / 4 pi."""
+    """The length L, in um, of Paganin's filter 1 / (1 + L^2 k^2).
+
+    L^2 = (delta/beta) lambda z / (4 pi), with the wavelength lambda and the distance z from the
+    sample to the detector.
+
+    Parameters
+    ----------
+    energy_keV : float
+    distance_mm : float
+    delta_beta : float
+        delta / beta of the refractive index 1 - delta + i beta.
+    """
     wavelength_um = wavelength_from_energy(energy_keV) * 1e-4
     return math.sqrt(delta_beta * wavelength_um * distance_mm * 1e3 / (4 * math.pi))
 
@@ -105,11 +118,21 @@ def paganin_length_um(energy_keV: float, distance_mm: float, delta_beta: float) 
 def retrieve_phase(
     images: FloatImages, length_um: float, pixel_xy_um: tuple[float, float]
 ) -> FloatImages:
-    """Transmissions (n, nx, ny) of the contact plane of a sample of one material, from fringed ones.
+    """Transmissions (n, nx, ny) behind the sample, without the interference fringes of images T.
 
-    ``F^-1 { F(T) / (1 + L^2 |k|^2) }`` (Paganin et al., J. Microsc. 206 (2002) 33, eq. 10); k angular
-    frequency in 1/um, length_um: L, see :func:`paganin_length_um`. Where materials have other ratios
-    delta/beta, edges are too soft or too hard and mu near them is wrong: for segmentation only.
+    ``F^-1 { F(T) / (1 + L^2 |k|^2) }`` (Paganin et al., J. Microsc. 206 (2002) 33, eq. 10) with the
+    angular frequency k in 1/um. This holds for a sample of one material. Where materials differ in
+    delta / beta, edges come out too soft or too hard, and mu near them is wrong; use it for
+    segmentation only.
+
+    Parameters
+    ----------
+    images : array (n, nx, ny)
+        Transmissions.
+    length_um : float
+        L, see :func:`paganin_length_um`.
+    pixel_xy_um : (float, float)
+        Pixel size along X and Y, um.
     """
     n, nx, ny = images.shape
     pad = [
@@ -133,7 +156,7 @@ def retrieve_phase(
 
 @numba.njit(parallel=True, cache=True)
 def minus_log(images: FloatImages, least: float) -> int:
-    """Number of pixels that were clipped; transmissions (n, nx, ny) become -ln T in place.
+    """Replaces transmissions (n, nx, ny) by -ln T, and returns the number of clipped pixels.
 
     Transmissions below `least` are taken as `least`.
     """
@@ -185,14 +208,20 @@ def _subtract_stripes(sinograms: FloatImages, smooth: FloatImages) -> None:
 
 
 def remove_rings(sinograms: FloatImages, method: str) -> FloatImages:
-    """Sinograms (n_slices, n_angles, n_u) without the stripes that make rings; may work in place.
+    """Sinograms (n_slices, n_angles, n_u) without the stripes that make rings.
 
-    light: what a pixel has more than a parabola through its neighbours, the median over all angles, is the
-    pixel's own error; twice, as a stripe tells in its neighbours' parabolas. The sample passes by and the
-    median hardly sees it: mu stays within 0.1 %, or 1 % where the whole sample is ten pixels wide. Only
-    rings of a few pixels' width go, to about half.
-    strong: all kinds of stripes (Vo et al., Opt. Express 26 (2018) 28396, algorithms 6, 5, 4 and 3, by
-    algotom); smooths small samples too, and lowers their mu by some per cent: for segmentation.
+    It may work in place. method:
+
+    * light: the difference between a pixel and a parabola through its neighbours, as the median
+      over all angles, is taken as the error of the pixel and subtracted. This is done twice, since
+      a stripe also changes the parabolas of its neighbours. The sample moves across the pixels as
+      it turns, so it hardly changes the median: mu stays within 0.1 %, or within 1 % if the whole
+      sample is ten pixels wide. Rings of a few pixels' width become about half as strong; wider
+      ones stay.
+    * strong: all kinds of stripes (Vo et al., Opt. Express 26 (2018) 28396, algorithms 6, 5, 4 and
+      3, by algotom). It also smooths small samples and lowers their mu by some per cent; use it for
+      segmentation.
+    * off: nothing is done.
     """
     check_ring_method(method)
     if method == "light":

@@ -1,8 +1,8 @@
-"""Frames of a scan that are no projections: without beam, filled with zeros, saturated, read out twice.
+"""Frames of a scan that are no projections: dark, filled with zeros, saturated, or repeated.
 
-A frame is left out where its level beside the sample is not the beam's, where most of it cannot be used, where
-it is the frame before it once more, bit by bit, and where it differs from the frames before and after it far more
-than these differ from each other.
+A frame is left out in four cases: the level beside the sample is not that of the beam; most of its
+pixels are unusable; it is identical to the frame before it; or it differs from the frames before
+and after it far more than these differ from each other.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from anacor_dials.sample.frames import FloatArray
 from anacor_dials.tomography.beam_level import BeamLevel, measure_beam
 from anacor_dials.tomography.survey import FloatImages, Survey
 
-LEAST_PROJECTIONS = 20  # fewer say little about each other: none is left out
-LONGEST_RUN = 5  # frames in a row that are told from their neighbours by their looks
-LEVELS = (0.5, 2.0)  # times its neighbours' level: a beam outside these is another beam, or none
-OUTLYING = 2.5  # times the difference between the frames around a run; 0.5 to 1 where the sample just turns
-STANDING_OUT = 4.0  # times the usual difference between one frame and the next
+LEAST_PROJECTIONS = 20  # in a shorter scan neighbours differ too much to be compared
+LONGEST_RUN = 5  # bad frames in a row that are found by comparison with their neighbours
+LEVELS = (0.5, 2.0)  # a level outside these, relative to its neighbours, is not the beam's
+# a run differs from the frames around it by more than this times the difference between these
+# frames; the ratio is 0.5 to 1 if the sample only turns
+OUTLYING = 2.5
+STANDING_OUT = 4.0  # and by more than this times the usual difference of successive frames
 
 
 @dataclass(frozen=True)
 class BadFrames:
-    """Some projections that are none: their indices, ascending, and the reason, for the log."""
+    """Projections that are left out for one reason: their indices, and the reason in words."""
 
     reason: str
     indices: tuple[int, ...]
@@ -48,7 +50,10 @@ def _difference(images: FloatImages, step: int) -> FloatArray:
 
 
 def _odd_runs(images: FloatImages) -> NDArray[np.bool_]:
-    """Which (n,) images, alone or in short runs, differ from the images around the run, which are alike."""
+    """Which (n,) images, alone or in short runs, differ from the images around them.
+
+    The images before and after such a run are alike.
+    """
     n = len(images)
     odd = np.zeros(n, dtype=bool)
     smooth = scipy.ndimage.uniform_filter(images, (0, 3, 3), mode="nearest")
@@ -65,7 +70,10 @@ def _odd_runs(images: FloatImages) -> NDArray[np.bool_]:
 
 
 def _repeated(checksum: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which (n,) images are the one before, bit by bit; none where most are (a phantom without noise)."""
+    """Which (n,) images are identical to the one before.
+
+    None if most images are: a simulation without noise.
+    """
     same = np.append(False, checksum[1:] == checksum[:-1])
     return same if same.mean() < 0.5 else np.zeros(len(same), dtype=bool)
 
@@ -73,9 +81,9 @@ def _repeated(checksum: NDArray[np.int64]) -> NDArray[np.bool_]:
 def find_bad_frames(
     survey: Survey, unusable_limit: float
 ) -> tuple[list[BadFrames], NDArray[np.bool_], BeamLevel]:
-    """The projections that are none, by reason; which (n,) are good; and the beam's level in all of them.
+    """Bad frames by reason, which (n,) projections are good, and the beam's level in all of them.
 
-    unusable_limit: the share of unusable pixels from which on a frame is no projection.
+    unusable_limit: a frame with a larger share of unusable pixels is left out.
     """
     images = survey.images
     n = len(images)

@@ -33,7 +33,21 @@ def link_target(file: h5py.File, name: str) -> str | None:
 
 
 def require_dataset(file: h5py.File, name: str, what: str) -> h5py.Dataset:
-    """The data set; ValueError where it is absent or its link dangles."""
+    """The data set of a scan's file.
+
+    Parameters
+    ----------
+    file : h5py.File
+    name : str
+        Its path in the file.
+    what : str
+        What it holds, for messages.
+
+    Raises
+    ------
+    ValueError
+        If it is absent, or is a link to something absent.
+    """
     found = find_dataset(file, name)
     if found is not None:
         return found
@@ -47,6 +61,7 @@ def require_dataset(file: h5py.File, name: str, what: str) -> h5py.Dataset:
 
 
 def as_text(value: Any) -> str:
+    """A string of an HDF5 attribute or data set; the first one of an array."""
     value = np.ravel(value)[0] if np.size(value) else ""
     return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -54,7 +69,22 @@ def as_text(value: Any) -> str:
 def quantity(
     file: h5py.Group, names: Sequence[str], units: dict[str, float], default_unit: str, what: str
 ) -> float | None:
-    """The first of some scalars that is there, in the unit of the table; None where there is none."""
+    """The first scalar that is present, converted to the unit of the table; None if there is none.
+
+    Zero and values that are no numbers count as absent.
+
+    Parameters
+    ----------
+    file : h5py.Group
+    names : sequence of str
+        Paths that are tried in turn.
+    units : dict
+        {unit: factor}; the values are multiplied by the factor.
+    default_unit : str
+        For data sets without a unit.
+    what : str
+        What it is, for messages.
+    """
     for name in names:
         dataset = find_dataset(file, name)
         if dataset is None or dataset.size < 1 or not np.issubdtype(dataset.dtype, np.number):
@@ -73,6 +103,7 @@ def quantity(
 
 
 def is_class(group: Any, *names: str) -> bool:
+    """Whether an item of a file is a group of one of the NeXus classes."""
     return isinstance(group, h5py.Group) and as_text(group.attrs.get("NX_class", "")) in names
 
 

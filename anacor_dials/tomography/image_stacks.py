@@ -29,7 +29,15 @@ class Frames(Protocol):
     def read(
         self, numbers: NDArray[np.intp], rows: slice = ..., columns: slice = ...
     ) -> NDArray[Any]:
-        """Images (k, r, c), in the file's own type, of the frames with these numbers (k,)."""
+        """Images (k, r, c), in the type of the file, of the frames with these numbers (k,).
+
+        Parameters
+        ----------
+        numbers : array (k,) of int
+            Numbers of frames.
+        rows, columns : slice
+            The part of each image that is read.
+        """
 
 
 FrameGroup = tuple[Frames, NDArray[np.intp], float]  # where, which, when (in frame numbers)
@@ -61,6 +69,7 @@ class ArrayFrames:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """See :class:`Frames`."""
         n, rows, columns = self.values.shape
         return n, rows, columns
 
@@ -70,6 +79,7 @@ class ArrayFrames:
         rows: slice = slice(None),
         columns: slice = slice(None),
     ) -> NDArray[Any]:
+        """See :meth:`Frames.read`."""
         return self.values[numbers, rows, columns]
 
 
@@ -77,7 +87,13 @@ class ArrayFrames:
 class HDF5Frames:
     """Images of a data set (n, rows, columns) in an HDF5 file; external links are followed.
 
-    A data set (rows, columns) is one image.
+    Attributes
+    ----------
+    path : Path
+    dataset : str
+        Its path in the file. A data set (rows, columns) is one image.
+    shape : (int, int, int)
+        Number of images, rows, columns.
     """
 
     path: Path
@@ -90,6 +106,7 @@ class HDF5Frames:
         rows: slice = slice(None),
         columns: slice = slice(None),
     ) -> NDArray[Any]:
+        """See :meth:`Frames.read`."""
         _, n_rows, n_columns = self.shape
         with open_hdf5(self.path) as file:
             dataset = file[self.dataset]
@@ -107,7 +124,13 @@ class HDF5Frames:
 class TiffFrames:
     """Images of TIFF files, one after the other; each page is an image.
 
-    first_page: (number of files,) the number of the first image of each file.
+    Attributes
+    ----------
+    files : tuple of Path
+    first_page : array (number of files,) of int
+        The number of the first image of each file.
+    shape : (int, int, int)
+        Number of images, rows, columns.
     """
 
     files: tuple[Path, ...]
@@ -120,6 +143,7 @@ class TiffFrames:
         rows: slice = slice(None),
         columns: slice = slice(None),
     ) -> NDArray[Any]:
+        """See :meth:`Frames.read`."""
         import tifffile
 
         images = []
@@ -140,13 +164,25 @@ class TiffFrames:
 
 
 def size_text(shape: Sequence[int]) -> str:
+    """The size of images (n, rows, columns) in words."""
     return " x ".join(str(n) for n in shape)
 
 
 def hdf5_stack(file: h5py.File, name: str, what: str) -> HDF5Frames:
-    """The images of a data set, not read yet; `what` they are (projections, flats, darks) is for messages.
+    """The images of a data set, not read yet.
 
-    Raises ValueError where the data set is absent, empty, or no stack of numbers.
+    Parameters
+    ----------
+    file : h5py.File
+    name : str
+        Path of the data set.
+    what : str
+        What the images are (projections, flats, darks), for messages.
+
+    Raises
+    ------
+    ValueError
+        If the data set is absent, empty, or no stack of numbers.
     """
     dataset = require_dataset(file, name, what)
     shape: tuple[int, ...] = dataset.shape
@@ -161,7 +197,7 @@ def hdf5_stack(file: h5py.File, name: str, what: str) -> HDF5Frames:
         raise ValueError(
             f"{file.filename}: {name} is empty (shape {shape}); the scan was never written."
         )
-    # an image is averaged in double precision, beside its squares
+    # the mean of images and of their squares is computed in double precision
     require_memory(32.0 * shape[1] * shape[2], f"An image of {size_text(shape[1:])} pixels")
     return HDF5Frames(Path(file.filename), name, (shape[0], shape[1], shape[2]))
 
@@ -174,7 +210,7 @@ def consecutive_groups(chosen: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.i
 
 
 def tiff_files(path: str | os.PathLike[str]) -> list[Path]:
-    """The TIFF files that a folder, a pattern (``scan/p_*.tif``) or a name stands for, sorted by name."""
+    """The TIFF files of a folder, of a pattern (``scan/p_*.tif``) or of a name, sorted by name."""
     text = os.fspath(path)
     if Path(text).is_dir():
         files = [f for f in Path(text).iterdir() if f.suffix.lower() in (".tif", ".tiff")]
@@ -186,9 +222,10 @@ def tiff_files(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def tiff_numbers(files: Sequence[Path]) -> NDArray[np.intp] | None:
-    """The place (n,) of each file in its numbered series, from 0; None where names do not end in numbers.
+    """The place (n,) of each file in its numbered series, from 0; None if names end in no numbers.
 
-    ``p_0010.tif, p_0012.tif, p_0016.tif`` are at 0, 1 and 3: the common step is that of the numbering.
+    ``p_0010.tif, p_0012.tif, p_0016.tif`` are at 0, 1 and 3: one place is the most common step of
+    the numbers.
     """
     found = [re.fullmatch(r"(.*?)(\d+)", file.stem) for file in files]
     if len(files) < 3 or not all(found) or len({m.group(1) for m in found if m}) != 1:
@@ -201,7 +238,10 @@ def tiff_numbers(files: Sequence[Path]) -> NDArray[np.intp] | None:
 
 
 def tiff_stack(path: str | os.PathLike[str], what: str) -> TiffFrames:
-    """The images of TIFF files (:func:`tiff_files`), not read yet. Raises ValueError where there are none."""
+    """The images of TIFF files (:func:`tiff_files`), not read yet.
+
+    Raises ValueError if there are no such files.
+    """
     import tifffile
 
     files = tiff_files(path)
@@ -212,7 +252,7 @@ def tiff_stack(path: str | os.PathLike[str], what: str) -> TiffFrames:
         with tifffile.TiffFile(files[0]) as first:
             shape = first.pages[0].shape
             pages = len(first.pages)
-        # files of one image each are the rule: only where the first has more are all of them opened
+        # usually each file holds one image; all files are opened only if the first holds more
         for file in files:
             starts.append(total)
             if pages > 1 and file != files[0]:

@@ -34,7 +34,20 @@ ANGLE_NAMES = ("theta", "rotation", "angle", "omega", "phi", "rot")
 
 @dataclass
 class Layout:
-    """Paths in an HDF5 file; metadata already in our units."""
+    """Where the parts of a scan are in an HDF5 file; its metadata in our units.
+
+    Attributes
+    ----------
+    name : str
+        Of the layout, for the log.
+    data, image_key, angles, flats, darks : str or None
+        Paths in the file; None if there is no such part.
+    pixel_size_um : (float, float) or None
+        Along the fast and the slow axis of the image, um.
+    energy_keV, distance_mm : float or None
+    fast_axis, slow_axis : tuple of 3 floats, or None
+        Directions in which column and row numbers grow, in the tomo frame.
+    """
 
     name: str
     data: str
@@ -55,7 +68,7 @@ def _first(file: h5py.Group, names: Sequence[str]) -> str | None:
 
 
 def _present(file: h5py.File, names: Sequence[str]) -> str | None:
-    """The first name that is there, a dangling link included (to be complained about)."""
+    """The first name that exists; a link to something absent counts, so that it can be reported."""
     return _first(file, names) or next((n for n in names if link_target(file, n)), None)
 
 
@@ -66,7 +79,7 @@ def _pair(x: float | None, y: float | None) -> tuple[float, float] | None:
 
 
 def _instrument(file: h5py.File, layout: Layout, entry: str, detector: str) -> None:
-    """Pixel size, distance, energy, count times and image axes, where a NeXus entry says them."""
+    """Sets pixel size, distance, energy and image axes from a NeXus entry, where it has them."""
     layout.count_time = _first(file, [f"{detector}/count_time"])
     layout.fast_axis, layout.slow_axis = (
         tuple(float(v) for v in axis[()]) if axis is not None and axis.shape == (3,) else None
@@ -99,7 +112,10 @@ def _instrument(file: h5py.File, layout: Layout, entry: str, detector: str) -> N
 
 
 def nxtomo(file: h5py.File) -> Layout | None:
-    """The NXtomo layout; None where the file is none; ValueError where an entry lacks its images."""
+    """The NXtomo layout; None if the file has another one.
+
+    Raises ValueError if an NXtomo entry lacks its images.
+    """
     entries = []
     for name, entry in children(file):
         entries.append(name)
@@ -123,7 +139,8 @@ def nxtomo(file: h5py.File) -> Layout | None:
                 "instrument/detector/data); the scan is incomplete, or name them by data=."
             )
         detector = next((d for d in detectors if _first(file, [f"{d}/image_key"])), detectors[0])
-        # image_key_control marks the ESRF's alignment images (-1), which image_key calls projections
+        # image_key_control marks the ESRF's alignment images (-1), which image_key calls
+        # projections
         layout = Layout(
             f"NXtomo ({entry})",
             data,
@@ -149,7 +166,7 @@ def nxtomo(file: h5py.File) -> Layout | None:
 
 
 def gda(file: h5py.File) -> Layout | None:
-    """The layout of GDA's scanning files; None where the file is none."""
+    """The layout of GDA's scanning files; None if the file has another one."""
     found = []
     for entry, group in children(file):
         for name, data in children(group):
@@ -157,7 +174,7 @@ def gda(file: h5py.File) -> Layout | None:
             if is_class(data, "NXdata") and find_dataset(file, key) is not None:
                 if _present(file, [f"{name}/data"]):
                     found.append((entry, name, key))
-    # the group whose images are really there, else the first, to be complained about
+    # the first group whose images exist; if there is none, the first, for the error message
     found.sort(key=lambda item: find_dataset(file, f"{item[1]}/data") is None)
     for entry, name, key in found[:1]:
         keys = file[key].size
@@ -178,7 +195,10 @@ def gda(file: h5py.File) -> Layout | None:
 
 
 def data_exchange(file: h5py.File) -> Layout | None:
-    """The Data Exchange layout; None where the file is none; ValueError where it has no images."""
+    """The Data Exchange layout; None if the file has another one.
+
+    Raises ValueError if such a file has no images.
+    """
     if not isinstance(file.get("exchange"), h5py.Group):
         return None
     data = _present(file, ["exchange/data"])
@@ -220,5 +240,8 @@ def count_times(file: h5py.File, name: str | None, n_frames: int) -> FloatArray 
 
 
 def find_layout(file: h5py.File) -> Layout | None:
-    """The layout of an HDF5 scan, None where it is none that is known; ValueError where it has no images."""
+    """The layout of an HDF5 scan; None if it is not known.
+
+    Raises ValueError if a file of a known layout has no images.
+    """
     return nxtomo(file) or gda(file) or data_exchange(file)

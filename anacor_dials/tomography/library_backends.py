@@ -1,10 +1,12 @@
-"""Filtered back-projection by libraries: algotom, tomopy and astra, with the same results as our own.
+"""Filtered back-projection by the libraries algotom, tomopy and astra, with our own results.
 
-Each library has habits of its own; the adapters below undo them, and a test holds them to that:
+Each library has conventions and errors of its own. The functions below compensate for them, and a
+test compares the results:
 
 ========  ====================================================================================
 algotom   pads by 15 % only and divides by n - 1 angles; its CPU back-projection adds from several
-          threads without a lock, so it is run on one (Vo et al., J. Synchrotron Rad. 28 (2021) 1583)
+          threads without a lock, so it is run on one (Vo et al., J. Synchrotron Rad. 28 (2021)
+          1583)
 tomopy    gridrec: turns the other way, numbers z downwards, wraps around where not padded (Gursoy
           et al., J. Synchrotron Rad. 21 (2014) 1188); its ``fbp`` does not filter
 astra     numbers rows downwards; CPU or CUDA (van Aarle et al., Opt. Express 24 (2016) 25129)
@@ -27,11 +29,19 @@ from anacor_dials.tomography.slice_grid import SliceGrid
 
 
 def centred(sinograms: Sinograms, axis: float | FloatArray, n: int) -> Sinograms:
-    """Sinograms (..., n_angles, n_u) moved into n pixels with the axis in the middle, at (n - 1) / 2.
+    """Sinograms (..., n_angles, n) with the rotation axis in the middle, at (n - 1) / 2.
 
-    For libraries that know but one place of the axis; axis: one pixel number, or one per angle. By a
-    phase in Fourier space, which leaves every frequency as it is; continued beyond the edges as
-    :func:`extended` does.
+    For libraries that only know this place of the axis. The shift is a phase in Fourier space,
+    which does not change the size of any frequency. Beyond the edges, projections go on as in
+    :func:`anacor_dials.tomography.ramp_filter.extended`.
+
+    Parameters
+    ----------
+    sinograms : array (..., n_angles, n_u)
+    axis : float or array (n_angles,)
+        Pixel number of the axis; one, or one for each angle.
+    n : int
+        The new number of pixels.
     """
     n_u = sinograms.shape[-1]
     shift = (n - 1) / 2 - np.atleast_1d(np.asarray(axis, dtype=np.float64))
@@ -49,7 +59,7 @@ def centred(sinograms: Sinograms, axis: float | FloatArray, n: int) -> Sinograms
 
 
 def _library_square(grid: SliceGrid, n_u: int, axis: float) -> int:
-    """Edge of the square that a library reconstructs: the grid's, and the whole projection in it."""
+    """Edge of the square that a library reconstructs; grid and projection fit into it."""
     need = max(grid.n, math.ceil(2 * max(axis, n_u - 1 - axis)) + 3)
     return need + (need - grid.n) % 2  # of the same parity, so that voxels coincide
 
@@ -61,7 +71,7 @@ def _cropped(square: NDArray[np.float32], grid: SliceGrid) -> NDArray[np.float32
 
 
 def _relative(weights: FloatArray) -> FloatArray:
-    """Weights relative to pi / n, which libraries take for granted."""
+    """Weights relative to pi / n, the weight that libraries use for each of n angles."""
     return weights * (len(weights) / np.pi)
 
 
@@ -73,6 +83,19 @@ def algotom_slices(
     grid: SliceGrid,
     filter_name: str,
 ) -> NDArray[np.float32]:
+    """mu per pixel (n_slices, ny, nz) by algotom.
+
+    Parameters
+    ----------
+    sinograms : array (n_slices, n_angles, n_u)
+    angles_rad : array (n_angles,)
+    axis : float
+        Pixel number of the rotation axis.
+    weights : array (n_angles,)
+        Of the projections; their sum is pi.
+    grid : SliceGrid
+    filter_name : str
+    """
     from algotom.rec.reconstruction import fbp_reconstruction
 
     names = {"ramp": None, "hann": "hann", "hamming": "hamming"}
@@ -99,7 +122,7 @@ def algotom_slices(
                 gpu=False,
                 ncore=1,
             )
-            # rows of its images are our Z, columns our Y, once its angle runs the way ours does
+            # with the sign of the angle reversed, rows of its images are our Z and columns our Y
             out[k] = _cropped(square.T, grid) * ((n_angles - 1) / n_angles)
     finally:
         numba.set_num_threads(threads)
@@ -120,7 +143,7 @@ def _gridrec(sinograms: Sinograms, angles_rad: FloatArray, filter_name: str) -> 
     import tomopy
 
     n = sinograms.shape[-1]
-    # its images have the axis at n / 2 and n / 2 - 1: half a voxel off, one way and the other
+    # its images have the axis at n / 2 and n / 2 - 1: half a voxel off, to either side
     off = 0.5 * np.cos(angles_rad) + 0.5 * np.sin(angles_rad)
     square = tomopy.recon(
         centred(sinograms, (n - 1) / 2 + off, n),
@@ -135,10 +158,10 @@ def _gridrec(sinograms: Sinograms, angles_rad: FloatArray, filter_name: str) -> 
 
 @lru_cache(maxsize=8)
 def _gridrec_habits(n: int, filter_name: str) -> tuple[float, float]:
-    """(scale, offset) of tomopy's gridrec: it gives scale * mu - offset * (integral of mu over the slice).
+    """(scale, offset) of gridrec: it gives scale * mu - offset * (integral of mu over the slice).
 
-    It is 12 % too high (the norm of its gridding kernel) and leaves out the zero frequency. Measured on
-    a disk whose sinogram has a closed form.
+    It is 12 % too high (the norm of its gridding kernel) and leaves out the zero frequency. Both
+    are measured on a disk, whose sinogram has a closed form.
     """
     angles = np.arange(180) * np.pi / 180
     radius = 0.15 * n
@@ -160,6 +183,19 @@ def tomopy_slices(
     grid: SliceGrid,
     filter_name: str,
 ) -> NDArray[np.float32]:
+    """mu per pixel (n_slices, ny, nz) by tomopy's gridrec.
+
+    Parameters
+    ----------
+    sinograms : array (n_slices, n_angles, n_u)
+    angles_rad : array (n_angles,)
+    axis : float
+        Pixel number of the rotation axis.
+    weights : array (n_angles,)
+        Of the projections; their sum is pi.
+    grid : SliceGrid
+    filter_name : str
+    """
     square_n = _library_square(grid, sinograms.shape[-1], axis)
     n = 3 * square_n  # its Fourier grid wraps around: less would leave a cup
     scale, offset = _gridrec_habits(n, filter_name)
@@ -177,6 +213,19 @@ def astra_slices(
     grid: SliceGrid,
     filter_name: str,
 ) -> NDArray[np.float32]:
+    """mu per pixel (n_slices, ny, nz) by astra, on a GPU if there is one.
+
+    Parameters
+    ----------
+    sinograms : array (n_slices, n_angles, n_u)
+    angles_rad : array (n_angles,)
+    axis : float
+        Pixel number of the rotation axis.
+    weights : array (n_angles,)
+        Of the projections; their sum is pi.
+    grid : SliceGrid
+    filter_name : str
+    """
     import astra
 
     names = {

@@ -1,7 +1,8 @@
 """Moments of projections: what they tell about angles, the sample's motion and the axis' tilt.
 
-For a sample that stays as it is, is in view at all angles and turns about an axis along the image's X, each row x of
-the projections p = -ln T has (Helgason, Acta Math. 113 (1965) 153; Ludwig, Comm. Pure Appl. Math. 19 (1966) 49)
+For a sample that stays as it is, is in view at all angles and turns about an axis along the image's
+X, each row x of the projections p = -ln T has (Helgason, Acta Math. 113 (1965) 153; Ludwig, Comm.
+Pure Appl. Math. 19 (1966) 49)
 
     m0(x, theta) = integral of p du              the same at all angles
     m1(x, theta) = integral of u p du            = m0 (axis + y cos theta - z sin theta)
@@ -36,8 +37,8 @@ FRINGES = 1.15  # transmission of the brightest pixels, from which on there are 
 class Moments:
     """m0, m1, m2 (n, kx): of each row of small pixels, u in pixels from the image's middle column.
 
-    x: (kx,) where the rows are, in pixels from the image's middle row; rows: (kx,) True for those that hold sample
-    and see air on both sides.
+    x: (kx,) where the rows are, in pixels from the image's middle row; rows: (kx,) True for those
+    that hold sample and see air on both sides.
     """
 
     m0: FloatArray
@@ -77,7 +78,9 @@ def _without_background(
 
 
 def find_moments(survey: Survey, good: NDArray[np.bool_], beam: BeamLevel) -> Moments | None:
-    """The moments of the good projections (n,); None where the sample is not in view from side to side."""
+    """The moments of the good projections (n,); None where the sample is not in view from side to
+    side.
+    """
     if not beam.seen:
         return None
     both = beam.air[:, 0] & beam.air[:, -1]

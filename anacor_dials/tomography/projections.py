@@ -1,9 +1,10 @@
 """Projections: what a scan measured, as transmissions in the axes of the tomo frame.
 
-``T = (I - D) / (F(t) - D)`` with the image I, the mean dark D, and the flat F interpolated linearly in
-time between the groups in which flats were taken. Images are *upright*: their first index runs along
-X, the rotation axis, their second along Y at ``rotation_angle = 0``, whichever way the camera was
-mounted. A point (x, y, z) of the sample is seen at angle theta at ``u = y cos(theta) - z sin(theta)``.
+``T = (I - D) / (F(t) - D)`` with the image I, the mean dark D, and the flat F interpolated linearly
+in time between the groups in which flats were taken. Images are *upright*: their first index runs
+along X, the rotation axis, their second along Y at ``rotation_angle = 0``, whichever way the camera
+was mounted. A point (x, y, z) of the sample is seen at angle theta at ``u = y cos(theta) - z
+sin(theta)``.
 """
 
 from __future__ import annotations
@@ -39,14 +40,38 @@ UNUSABLE_LIMIT = 0.05  # of the pixels of a projection
 class Projections:
     """A scan: its images, read on demand, and all that is known about them.
 
-    frames: the raw images; numbers: (n,) which of them are projections; angles_deg: (n,) rotation
-    angles. flats: (g, rows, columns) float32, the mean of each group of flats, without the dark, in
-    counts; flat_times: (g,) when, in frame numbers, ascending; dark: (rows, columns) float32, counts.
-    pixel_size_um: (along fast, along slow) at the sample, or None where unknown. axes: how rows and
-    columns lie. energy_keV, distance_mm: None where unknown. saturation: raw value from which on a
-    pixel is unusable (inf: none). path, layout: where it came from. level: (n,) of the beam in each projection,
-    relative to the flats, None for 1; motion: of the sample, None where it stays; both are taken off by
-    :meth:`transmission`. findings: of :func:`anacor_dials.tomography.scan_checks.checked_scan`.
+    Attributes
+    ----------
+    frames : Frames
+        The raw images.
+    numbers : array (n,) of int
+        Which of the frames are projections.
+    angles_deg : array (n,)
+        The rotation angle of each projection.
+    flats : array (g, rows, columns) of float32
+        The mean of each group of flats less the dark, in counts.
+    flat_times : array (g,)
+        When each group was taken, as a frame number; ascending.
+    dark : array (rows, columns) of float32
+        In counts.
+    pixel_size_um : (float, float) or None
+        Along the fast and the slow axis of the image, at the sample; None if unknown.
+    axes : ImageAxes
+        How rows and columns lie in the tomo frame.
+    energy_keV, distance_mm : float or None
+        None if unknown.
+    saturation : float
+        A pixel of this raw value or more is unusable; inf if there is no limit.
+    path : Path or None
+    layout : str
+        What kind of file the scan came from.
+    level : array (n,) or None
+        Of the beam in each projection, relative to the flats; None means 1. :meth:`transmission`
+        divides by it.
+    motion : Motion or None
+        Of the sample; None if it does not move. :meth:`transmission` corrects for it.
+    findings : ScanFindings
+        Of :func:`anacor_dials.tomography.scan_checks.checked_scan`.
     """
 
     frames: Frames
@@ -107,6 +132,7 @@ class Projections:
 
     @property
     def n_angles(self) -> int:
+        """The number of projections."""
         return len(self.numbers)
 
     @property
@@ -145,10 +171,11 @@ class Projections:
     ) -> FloatImages:
         """Transmissions (k, nx', ny) of some projections, upright; NaN where a pixel is unusable.
 
-        which: indices into ``numbers`` and ``angles_deg``, or a slice of them; x: a range start:stop
-        of pixels along the rotation axis, or their numbers. Unusable are saturated pixels, those that are not numbers, and
-        those where the flat is not above the dark. The values are not clipped: noise gives more than 1
-        beside the sample.
+        Unusable are saturated pixels, pixels that are no numbers, and pixels where the flat is not
+        brighter than the dark. Values are not clipped: beside the sample noise gives more than 1.
+
+        which: indices into ``numbers`` and ``angles_deg``, or a slice of them. x: a range
+        start:stop of pixels along the rotation axis, or their numbers.
         """
         chosen = np.arange(self.n_angles)[which if isinstance(which, slice) else np.asarray(which)]
         numbers = self.numbers[chosen]
@@ -175,9 +202,20 @@ class Projections:
         first_row: int = 0,
         rows: NDArray[np.intp] | None = None,
     ) -> FloatImages:
-        """Transmissions (k, nx', ny), upright, of raw images of the frames `numbers` (k,), level and motion left in.
+        """Transmissions (k, nx', ny), upright, of raw images, without the corrections that follow.
 
-        first_row: the pixel along the rotation axis that the images begin with; rows: those wanted, None for all.
+        The level of the beam and the motion of the sample are not corrected.
+
+        Parameters
+        ----------
+        raw : array (k, rows, columns)
+            Raw images, or a part of them along the rotation axis.
+        numbers : array (k,) of int
+            Which frames they are; the flats are interpolated in time.
+        first_row : int
+            The pixel along the rotation axis that the images begin with.
+        rows : array of int, optional
+            The pixels along the rotation axis that are wanted; all if not given.
         """
         raw = self.axes.upright(raw)
         x = slice(None) if rows is None else rows
@@ -244,8 +282,16 @@ def mean_frame(
 ) -> FloatImages:
     """The mean (rows, columns) of some frames, read one at a time; NaN where one is unusable.
 
-    With five or more, a pixel's brightest value is left out where it is far above the others (six times
-    their scatter, and 5 %): a direct hit of the camera.
+    In five or more frames the brightest value of a pixel is left out if it lies above the mean of
+    the others by more than 6 of their standard deviations and 5 %: it is a direct hit of the
+    camera.
+
+    Parameters
+    ----------
+    frames : Frames
+    numbers : array of int
+    saturation : float
+        A pixel of this value or more is unusable.
     """
     total: FloatArray = np.zeros(frames.shape[1:], dtype=np.float64)
     squares, brightest = np.zeros_like(total), np.full_like(total, -np.inf)
@@ -266,10 +312,10 @@ def mean_frame(
 
 
 def _same_view(angles_deg: FloatArray, full_scan_tolerance: float) -> tuple[NDArray[np.bool_], str]:
-    """Which projections to keep, and a word on those that are dropped.
+    """Which (n,) projections to keep, and a sentence on the one that is left out.
 
-    Where a scan of half a turn (or of a whole one) ends where it began, seen from behind (or from
-    the same side), the last image is the first once more.
+    A scan of 180 or 360 degrees may end with the view that it began with, seen from behind or from
+    the same side. Then the last projection is left out.
     """
     keep = np.ones(len(angles_deg), dtype=bool)
     travelled = abs(angles_deg[-1] - angles_deg[0])
@@ -283,11 +329,12 @@ def _same_view(angles_deg: FloatArray, full_scan_tolerance: float) -> tuple[NDAr
 def read_projections(
     path: str | os.PathLike[str], description: ScanDescription | None = None
 ) -> Projections:
-    """A scan: flats and darks are read and averaged, projections are left in their files.
+    """A scan: flats and darks are read and averaged, projections stay in their files.
 
-    Of scans that end 180 or 360 degrees from where they began the last projection is dropped. Raises
-    ValueError, as :func:`anacor_dials.tomography.scan_files.find_scan` does, and where flats are
-    zero, or projections are mostly saturated or not numbers.
+    If the scan ends 180 or 360 degrees from where it began, the last projection is left out.
+
+    Raises ValueError as :func:`anacor_dials.tomography.scan_files.find_scan` does, and if flats are
+    zero, or if projections are mostly saturated or no numbers.
     """
     description = description or ScanDescription()
     scan = find_scan(path, description)
@@ -373,8 +420,8 @@ def _check_flats(path: object, flats: FloatImages) -> None:
 
 
 def _check_images(projections: Projections) -> None:
-    """Refuses scans of which the first, middle or last projection cannot be used."""
-    # as taken: where images are moved back, the neighbours of an unusable pixel are not known either
+    """Raises ValueError if the first, middle or last projection cannot be used."""
+    # images as they were taken: where they are moved back, a pixel beside an unusable one is unknown
     projections = replace(projections, motion=None)
     for k in (0, projections.n_angles // 2, projections.n_angles - 1):
         transmission = projections.transmission(slice(k, k + 1))

@@ -1,7 +1,7 @@
 """The ramp filter, and sinograms convolved with it.
 
-The band-limited ramp of Ramachandran & Lakshminarayanan, PNAS 68 (1971) 2236; Kak & Slaney, Principles of
-Computerized Tomographic Imaging (1988), eq. 3.61.
+The band-limited ramp of Ramachandran & Lakshminarayanan, PNAS 68 (1971) 2236; Kak & Slaney,
+Principles of Computerized Tomographic Imaging (1988), eq. 3.61.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ EDGE_PIXELS = 4  # whose mean continues a projection beyond the detector
 
 
 def ramp_filter(length: int, name: str = "ramp") -> NDArray[np.float32]:
-    """The ramp filter (length // 2 + 1,) in 1/pixel, for the real Fourier transform of that length.
+    """The ramp filter (length // 2 + 1,), in 1/pixel, for a real Fourier transform of that length.
 
-    The transform of the band-limited kernel h(0) = 1/4, h(odd n) = -1 / (pi n)^2, whose value at zero
-    frequency is not quite zero (Kak & Slaney, eq. 3.61), times a window.
+    The transform of the band-limited kernel h(0) = 1/4, h(odd n) = -1 / (pi n)^2 (Kak & Slaney, eq.
+    3.61), multiplied by a window. Its value at zero frequency is not exactly zero.
     """
     if name not in FILTERS:
         raise ValueError(f"The filter {name!r} is unknown; choose one of {', '.join(FILTERS)}.")
@@ -48,10 +48,18 @@ def ramp_filter(length: int, name: str = "ramp") -> NDArray[np.float32]:
 
 
 def extended(sinograms: Sinograms, before: int, after: int, fade: int) -> Sinograms:
-    """Sinograms (..., n_u) continued by so many pixels on each side, at least.
+    """Sinograms (..., n_u) continued on each side.
 
-    The mean of the outermost pixels fades to zero (half a cosine over `fade` pixels): nothing where the
-    sample lies within the image, and a smooth continuation where it reaches beyond.
+    The mean of the outermost pixels fades to zero as half a cosine. If the sample lies within the
+    image, this is zero; if the sample reaches beyond the image, it is a smooth continuation.
+
+    Parameters
+    ----------
+    sinograms : array (..., n_u)
+    before, after : int
+        The least number of pixels to add on each side.
+    fade : int
+        The number of pixels within which the continuation becomes zero.
     """
     edge = max(1, min(EDGE_PIXELS, sinograms.shape[-1]))
     out = np.zeros((*sinograms.shape[:-1], before + sinograms.shape[-1] + after), np.float32)
@@ -71,7 +79,7 @@ def extended(sinograms: Sinograms, before: int, after: int, fade: int) -> Sinogr
 
 @dataclass(frozen=True, eq=False)
 class FilteredSinograms:
-    """q(theta, u): values (n_angles, n, lanes) float32; pixel i lies at u = first + i from the axis."""
+    """q(theta, u): values (n_angles, n, lanes); pixel i lies at u = first + i from the axis."""
 
     values: NDArray[np.float32]
     first: float
@@ -85,11 +93,22 @@ def filtered(
     filter_name: str = "ramp",
     lanes: int | None = None,
 ) -> FilteredSinograms:
-    """Sinograms (n_slices, n_angles, n_u) convolved with the ramp and weighted, slices innermost.
+    """Sinograms convolved with the ramp and weighted; slices are the innermost index.
 
-    Values reach as far as `radius` pixels from the axis, also beyond the detector, where the ramp's
-    tails are: so voxels in the corners of a slice come out right. lanes: slices are filled up with
-    zeros to so many.
+    Values reach as far as `radius` pixels from the axis, also beyond the detector, where the tails
+    of the ramp are. So voxels in the corners of a slice come out right.
+
+    Parameters
+    ----------
+    sinograms : array (n_slices, n_angles, n_u)
+    axis : float
+        Pixel number of the rotation axis.
+    radius : float
+        Pixels.
+    weights : array (n_angles,)
+    filter_name : str
+    lanes : int
+        Slices of zeros are added until there are so many.
     """
     n_slices, n_angles, n_u = sinograms.shape
     lanes = n_slices if lanes is None else lanes

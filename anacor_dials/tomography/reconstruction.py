@@ -1,7 +1,7 @@
 """Reconstruction: from the projections of a scan to a tomogram of mu in 1/um.
 
-Slices across the rotation axis are independent: they are reconstructed in slabs along X that fit the
-memory, each from its own rows of the detector.
+Slices across the rotation axis are independent: they are reconstructed in slabs along X that fit
+the memory, each from its own rows of the detector.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from anacor_dials.tomography.slice_grid import SliceGrid
 
 logger = logging.getLogger("dials.anacor_dials.tomography.reconstruction")
 
-SLAB = 64  # rows, or a multiple of it: whole chunks of tomo.h5
-HISTOGRAM_BINS = 400
+SLAB = 64  # rows; slabs are multiples of it: whole chunks of tomo.h5
+HISTOGRAM_BINS = 400  # of mu in the report
 NOISE_ROWS = 5  # rows in which the noise is measured
 
 
@@ -58,7 +58,10 @@ class Sink(Protocol):
 
 
 def _slab_rows(plan: ReconstructionPlan) -> int:
-    """How many slices fit the memory at once: a multiple of SLAB, or of LANES where that is too much."""
+    """How many slices fit into the memory at once.
+
+    A multiple of SLAB, or of LANES if memory is short.
+    """
     free = available_memory_bytes()
     memory_gb = plan.settings.memory_gb
     budget = memory_gb * 1e9 if memory_gb is not None else min(4e9, 0.5 * free if free else 4e9)
@@ -114,9 +117,9 @@ def _method(plan: ReconstructionPlan) -> Callable[[Sinograms], FloatImages]:
 def _slabs(
     plan: ReconstructionPlan, rows: int, counts: Counts
 ) -> Iterator[tuple[int, FloatImages]]:
-    """(first slice, slices (m, ny, nz)) one after the other, at most a tenth of all or SLAB at a time.
+    """(first slice, slices (m, ny, nz)) one after the other.
 
-    rows: how many sinograms are held at once.
+    m is SLAB, or a tenth of all slices if that is more. rows: how many sinograms are held at once.
     """
     projections, settings = plan.projections, plan.settings
     nx = plan.shape[0]
@@ -139,10 +142,11 @@ def _slabs(
 
 
 def reconstruct(plan: ReconstructionPlan, out: Sink | None = None) -> Tomogram | None:
-    """The tomogram, slab by slab; into `out` where it is given (then None comes back).
+    """The tomogram, slab by slab; or None if it is written into `out`.
 
-    out: an array or data set (nx, ny, nz), see :attr:`ReconstructionPlan.shape`. Fills in the plan's
-    diagnostics: clipped pixels, slices, the histogram of mu, seconds.
+    The diagnostics of the plan are filled in: clipped pixels, slices, the histogram of mu, seconds.
+
+    out: an array or data set (nx, ny, nz), see :attr:`ReconstructionPlan.shape`.
     """
     projections, settings, diagnostics = plan.projections, plan.settings, plan.diagnostics
     nx, ny, nz = plan.shape
@@ -218,10 +222,19 @@ def reconstruct_scan(
     description: ScanDescription | None = None,
     settings: ReconstructionSettings | None = None,
 ) -> tuple[Tomogram, ReconstructionPlan]:
-    """The tomogram of a scan, in memory, and how it was made (with its diagnostics).
+    """The tomogram of a scan, in memory, and the plan with its diagnostics.
 
-    description: what the file does not say; settings: the steps. Raises ValueError as
-    :func:`read_projections` and :func:`plan_reconstruction` do.
+    Parameters
+    ----------
+    path : path
+    description : ScanDescription, optional
+        What the file does not say.
+    settings : ReconstructionSettings, optional
+
+    Raises
+    ------
+    ValueError
+        As :func:`read_projections` and :func:`plan_reconstruction` do.
     """
     plan = plan_reconstruction(read_projections(path, description), settings)
     tomogram = reconstruct(plan)

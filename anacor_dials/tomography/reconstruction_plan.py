@@ -23,18 +23,28 @@ from anacor_dials.tomography.slice_grid import SliceGrid
 
 logger = logging.getLogger("dials.anacor_dials.tomography.reconstruction_plan")
 
-WEDGE_DEG = 5.0  # a gap of the angles that is worth a warning
+WEDGE_DEG = 5.0  # wider gaps of the angles cause a warning
+# how far from the axis that was found the slice of the report is reconstructed
 SWEEP_PIXELS = (-8, -4, -2, -1, 0, 1, 2, 4, 8)
-SWEEP_PROJECTIONS = 450  # about as many show where the axis is
+SWEEP_PROJECTIONS = 450  # about so many are enough to show where the axis is
 PICTURE_PIXELS = 300  # longest side of a picture in the report
 
 
 @dataclass(frozen=True, eq=False)
 class CentreSweep:
-    """One slice reconstructed with the axis at several places.
+    """One slice, reconstructed with the rotation axis at several places.
 
-    centres: (k,) pixel numbers in the raw images; pictures: (k, m, m) 1/um; negativity: (k,) the sum of
-    negative values relative to that of all magnitudes (a wrong axis makes more); x: the slice's index.
+    Attributes
+    ----------
+    centres : array (k,)
+        Pixel numbers of the axis in the raw images.
+    pictures : array (k, m, m)
+        1/um.
+    negativity : array (k,)
+        The sum of negative values relative to the sum of all magnitudes. A wrong axis makes it
+        larger.
+    x : int
+        Index of the slice.
     """
 
     centres: FloatArray
@@ -45,11 +55,37 @@ class CentreSweep:
 
 @dataclass(eq=False)
 class Diagnostics:
-    """What is to be known about a reconstruction, for the log and the report.
+    """What the log and the report say about a reconstruction.
 
-    Percentages are of all pixels that were used. slices: the middle slice across "x", "y", "z", float32
-    1/um, thinned out; histogram: (edges, counts) of mu; sinogram_before, sinogram_after: -ln T of
-    the slice `sinogram_x` before and after zingers and rings were removed.
+    Attributes
+    ----------
+    backend : str
+    centre : float
+        Pixel number of the rotation axis in the raw images.
+    centre_method : str
+        How it was found.
+    centre_per_slice : tuple of float
+        The same of single slices.
+    n_projections : int
+    angles_deg : (float, float)
+        The least and the largest angle.
+    largest_gap_deg : float
+    full_turn : bool
+        Whether the scan covers 360 degrees.
+    clipped_percent, unusable_percent, zinger_percent : float
+        Of all pixels that were used.
+    phase_retrieved : bool
+    seconds, seconds_per_slice : float
+    sweep : CentreSweep or None
+    sinogram_x : int
+        Index of the slice of the following sinograms.
+    sinogram_before, sinogram_after : array or None
+        -ln T before and after zingers and rings were removed.
+    slices : dict
+        {"x", "y", "z": the middle slice across this axis, float32, 1/um, at reduced size}.
+    histogram : (array, array) or None
+        Edges and counts of mu of all voxels.
+    warnings : list of str
     """
 
     backend: str = ""
@@ -77,10 +113,21 @@ class Diagnostics:
 
 @dataclass(frozen=True, eq=False)
 class ReconstructionPlan:
-    """Everything that is decided before the first slab is reconstructed.
+    """What is decided before the first slab is reconstructed.
 
-    axis, beam: upright pixel numbers of the rotation axis along Y and of the beam's centre along X.
-    x: first and last + 1 pixel along X; grid: the voxels of a slice.
+    Attributes
+    ----------
+    projections : Projections
+    settings : ReconstructionSettings
+    axis, beam : float
+        Upright pixel numbers: of the rotation axis along Y, and of the beam's centre along X.
+    x : (int, int)
+        First and last + 1 pixel along X.
+    grid : SliceGrid
+        The voxels of a slice.
+    backend : str
+    diagnostics : Diagnostics
+        More is filled in by the reconstruction.
     """
 
     projections: Projections
@@ -99,6 +146,7 @@ class ReconstructionPlan:
 
     @property
     def voxel_size_um(self) -> FloatArray:
+        """(3,) edge lengths along X, Y, Z."""
         along, across = self.projections.pixel_xy_um
         return np.array([along, across, across])
 
@@ -109,7 +157,7 @@ class ReconstructionPlan:
 
     @property
     def scan_centre(self) -> tuple[float, float]:
-        """Pixel numbers in the raw images: of the axis, across it, and of the beam's centre, along it."""
+        """Pixel numbers in the raw images: of the axis, across it; of the beam, along it."""
         p = self.projections
         return (
             p.axes.upright_index(self.axis, p.ny, "y"),
@@ -118,7 +166,7 @@ class ReconstructionPlan:
 
 
 def thumbnail(image: FloatImages) -> FloatImages:
-    """An image, averaged over squares until its longer side is a picture's."""
+    """An image at reduced size: means over squares, the longer side at most PICTURE_PIXELS."""
     step = math.ceil(max(image.shape) / PICTURE_PIXELS)
     down, across = (min(step, n) for n in image.shape)
     rows, columns = image.shape[0] // down, image.shape[1] // across
@@ -149,10 +197,20 @@ def _sweep(sinogram: Sinograms, plan: ReconstructionPlan, x: int, pixel_um: floa
 def plan_reconstruction(
     projections: Projections, settings: ReconstructionSettings | None = None, pictures: bool = True
 ) -> ReconstructionPlan:
-    """Finds the rotation centre and the voxels to reconstruct; with the report's first pictures.
+    """The plan of a reconstruction: rotation axis, voxels and library.
 
-    Raises ValueError where the pixel size is unknown, the centre cannot be found or lies outside the
-    detector, the crop is not within the volume, or a library that was asked for is not installed.
+    Parameters
+    ----------
+    projections : Projections
+    settings : ReconstructionSettings, optional
+    pictures : bool
+        Whether sinograms and a sweep of the axis are made for the report.
+
+    Raises
+    ------
+    ValueError
+        If the pixel size is unknown, the axis cannot be found or lies outside the detector, the
+        crop is not within the volume, or a library that was asked for is not installed.
     """
     settings = settings or ReconstructionSettings()
     pixel_um = projections.pixel_xy_um[1]
@@ -235,6 +293,7 @@ def plan_reconstruction(
 def _warn(
     projections: Projections, settings: ReconstructionSettings, diagnostics: Diagnostics
 ) -> None:
+    """Adds warnings of few projections, of gaps and of phase retrieval to the diagnostics."""
     angles = projections.angles_deg
     step = float(np.median(np.abs(np.diff(np.sort(angles)))))
     wedges = gaps_of(angles, max(2.5 * step, WEDGE_DEG))

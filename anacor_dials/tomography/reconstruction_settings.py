@@ -15,15 +15,37 @@ METHODS = ("fbp", "iterative")
 class ReconstructionSettings:
     """The steps from transmissions to mu.
 
-    centre: pixel number of the rotation axis in the raw images (a column where the axis runs along the
-    rows' numbers, else a row), None to find it by centre_method (auto, opposite, vo, mass).
-    beam_centre: pixel number of the beam's centre along the axis, None for the middle. zinger_threshold: in
-    transmission, None not to look for zingers. least_transmission: smaller ones are taken as this. rings:
-    off, light or strong. paganin_delta_beta: delta / beta for phase retrieval, None for none; for
-    segmentation only, mu is wrong near edges. crop: "off", "auto", or the first and last + 1 voxel along
-    X, Y, Z (six numbers) of the whole. filter_name: the window on the ramp. backend: auto, numba, torch,
-    algotom, tomopy, astra. memory_gb: what slabs may take, None for half of what is free, at most 4.
-    method: fbp, or iterative (:mod:`anacor_dials.tomography.iterative`), with regularisation as its strength.
+    Parameters
+    ----------
+    centre : float, optional
+        Pixel number of the rotation axis in the raw images: a column if the axis runs along a
+        column, else a row. If not given, it is found.
+    centre_method : str
+        How it is found: auto, opposite, vo or mass, see
+        :func:`anacor_dials.tomography.rotation_centre.find_rotation_centre`.
+    beam_centre : float, optional
+        Pixel number of the beam's centre along the rotation axis; the middle if not given.
+    zinger_threshold : float or None
+        In transmission; None: zingers are not looked for.
+    least_transmission : float
+        Smaller transmissions are taken as this.
+    rings : str
+        How rings are removed: off, light or strong.
+    paganin_delta_beta : float, optional
+        delta / beta for phase retrieval; none if not given. For segmentation only: mu is wrong near
+        edges.
+    crop : str or tuple of 6 int
+        "off", "auto", or the first and last + 1 voxel along X, Y and Z of the whole.
+    filter_name : str
+        The window on the ramp filter.
+    backend : str
+        auto, numba, torch, algotom, tomopy or astra.
+    memory_gb : float, optional
+        What slabs may take; half of what is free, at most 4, if not given.
+    method : str
+        fbp, or iterative (:mod:`anacor_dials.tomography.iterative`).
+    regularisation : float
+        The strength of the regularisation in the iterative method.
     """
 
     centre: float | None = None

@@ -1,4 +1,4 @@
-"""Images of a sample that has moved, or whose axis is tilted, put where they would be without."""
+"""Images of a sample that moves, or whose rotation axis is tilted, corrected for it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ TAPS = 2  # pixels to either side that a cubic looks at
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """Where the sample is in each projection, in pixels from where it should be, and how the axis is tilted.
+    """How far the sample is from its place in each projection, and how the rotation axis is tilted.
 
-    along, across: (n,) along X and Y; tilt_deg: of the rotation axis in the image, from X towards +Y, about the
-    image's middle.
+    Attributes
+    ----------
+    along, across : array (n,)
+        Pixels along X and along Y.
+    tilt_deg : float
+        Of the rotation axis in the image, from X towards +Y, about the middle of the image.
     """
 
     along: FloatArray
@@ -29,7 +33,7 @@ class Motion:
     tilt_deg: float = 0.0
 
     def halo(self, ny: int) -> int:
-        """Rows beyond those wanted that must be read, of images ny pixels across."""
+        """How many further rows must be read on either side; ny: pixels across an image."""
         lean = math.sin(math.radians(abs(self.tilt_deg))) * 0.5 * ny
         return math.ceil(float(np.max(np.abs(self.along))) + lean) + TAPS + 1
 
@@ -39,7 +43,10 @@ class Motion:
 
 @numba.njit(cache=True)
 def _cubic(f: float) -> tuple[float, float, float, float]:
-    """Weights of four neighbours (Keys, IEEE Trans. ASSP 29 (1981) 1153, a = -1/2), f from the second."""
+    """Weights of four neighbours at a fraction f from the second one.
+
+    Keys, IEEE Trans. ASSP 29 (1981) 1153, a = -1/2.
+    """
     return (
         ((-0.5 * f + 1.0) * f - 0.5) * f,
         (1.5 * f - 2.5) * f * f + 1.0,
@@ -60,8 +67,8 @@ def moved_back(
 ) -> FloatImages:
     """Images (n, len(rows), ny) without motion (n,) and tilt (radians), by cubic interpolation.
 
-    images: (n, m, ny), the rows from first_row on of images of nx rows; rows: numbers of those wanted. Beyond the
-    image its border goes on; NaN where a neighbour is NaN.
+    images: (n, m, ny), the rows from first_row on of images of nx rows; rows: numbers of those
+    wanted. Beyond the image its border goes on; NaN where a neighbour is NaN.
     """
     n, m, ny = images.shape
     out = np.empty((n, len(rows), ny), np.float32)

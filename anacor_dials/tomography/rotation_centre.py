@@ -1,4 +1,4 @@
-"""The place of the rotation axis on the detector: where in a sinogram u = 0 is."""
+"""The place of the rotation axis on the detector: the pixel number at which u = 0."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ Sinograms = NDArray[np.float32]
 
 logger = logging.getLogger("dials.anacor_dials.tomography.rotation_centre")
 
-VO_PROJECTIONS = 360  # more make it slower and no better
+VO_PROJECTIONS = 360  # more take longer and do not improve the result
 CENTRE_METHODS = ("auto", "vo", "opposite", "mass")
 
 
 @dataclass(frozen=True)
 class RotationCentre:
-    """The axis at pixel `axis` (fractional) across, found by `method`; `per_slice` where several were used.
+    """The place of the rotation axis.
 
-    spread: median absolute deviation of the slices' own values, in pixels.
+    Attributes
+    ----------
+    axis : float
+        Pixel number across the axis.
+    method : str
+        How it was found, in words.
+    per_slice : tuple of float
+        The same of each slice, if several were used.
     """
 
     axis: float
@@ -35,6 +42,7 @@ class RotationCentre:
 
     @property
     def spread(self) -> float:
+        """The median absolute deviation of the slices, in pixels."""
         return (
             float(np.median(np.abs(np.array(self.per_slice) - self.axis)))
             if self.per_slice
@@ -43,10 +51,10 @@ class RotationCentre:
 
 
 def centre_of_mass_axis(sinogram: Sinograms, angles_deg: FloatArray) -> float:
-    """The axis (pixel number) from the centre of mass of each projection of a sinogram (n_angles, n_u).
+    """The pixel number of the axis, from the centres of mass of a sinogram (n_angles, n_u).
 
-    The centre of mass of -ln T is at ``axis + y0 cos(theta) - z0 sin(theta)`` where the whole sample is
-    on the detector: a linear least-squares fit.
+    If the whole sample is on the detector, the centre of mass of -ln T is at ``axis + y0 cos(theta)
+    - z0 sin(theta)``; this is fitted by linear least squares.
     """
     edge = max(2, sinogram.shape[1] // 50)
     sides = np.concatenate([sinogram[:, :edge], sinogram[:, -edge:]], axis=1)
@@ -62,7 +70,10 @@ def centre_of_mass_axis(sinogram: Sinograms, angles_deg: FloatArray) -> float:
 
 
 def is_whole_sample(sinogram: Sinograms) -> bool:
-    """True where a slice's sample is on the detector at all angles: its mass stays, its sides are empty."""
+    """Whether the sample of a slice is on the detector at all angles.
+
+    Then the sum of each projection is the same and its sides are empty.
+    """
     edge = max(2, sinogram.shape[1] // 50)
     mass = sinogram.sum(axis=1, dtype=np.float64)
     sides = np.concatenate([sinogram[:, :edge], sinogram[:, -edge:]], axis=1).mean()
@@ -71,10 +82,19 @@ def is_whole_sample(sinogram: Sinograms) -> bool:
 
 
 def opposite_views_axis(sinogram: Sinograms, angles_deg: FloatArray, pairs: int = 120) -> float:
-    """The axis (pixel number) of a whole turn's sinogram: p(theta, u) = p(theta + 180, 2 axis - u).
+    """The pixel number of the axis, from opposite views of a whole turn.
 
-    The mean square difference of opposite views where they overlap, relative to their mean squares,
-    is smallest at the axis, wherever on the detector that is (half-acquisition scans included).
+    p(theta, u) = p(theta + 180, 2 axis - u): the mean square difference of opposite views, relative
+    to their mean squares where they overlap, is least at the axis. The axis may be anywhere on the
+    detector (half-acquisition scans included).
+
+    Parameters
+    ----------
+    sinogram : array (n_angles, n_u)
+        -ln T.
+    angles_deg : array (n_angles,)
+    pairs : int
+        How many pairs of views are compared.
     """
     n_u = sinogram.shape[1]
     order = np.argsort(np.mod(angles_deg, 360.0), kind="stable")
@@ -119,9 +139,10 @@ def opposite_views_axis(sinogram: Sinograms, angles_deg: FloatArray, pairs: int 
 
 
 def vo_axis(sinogram: Sinograms, angles_deg: FloatArray) -> float:
-    """The axis (pixel number) of a half turn's sinogram, by algotom (Vo et al., Opt. Express 22 (2014) 19078).
+    """The pixel number of the axis, from a sinogram of half a turn, by algotom.
 
-    Of longer scans the first half turn is used, of dense ones every second or third projection.
+    Vo et al., Opt. Express 22 (2014) 19078. Of longer scans the first half turn is used, of dense
+    ones every second or third projection.
     """
     from algotom.prep.calculation import find_center_vo
 
@@ -148,11 +169,22 @@ def vo_axis(sinogram: Sinograms, angles_deg: FloatArray) -> float:
 def find_rotation_centre(
     sinograms: Sinograms, angles_deg: FloatArray, method: str = "auto"
 ) -> RotationCentre:
-    """The place of the rotation axis, the median of several slices' (n_slices, n_angles, n_u), -ln T.
+    """The place of the rotation axis: the median of several slices.
 
-    method: opposite (whole turns), vo (half turns), mass (the whole sample on the detector); auto takes
-    opposite views where the scan is a whole turn, else Vo's where algotom is installed, else the centre
-    of mass (which a slope of the background pulls along). Raises ValueError where no slice holds anything.
+    Parameters
+    ----------
+    sinograms : array (n_slices, n_angles, n_u)
+        -ln T.
+    angles_deg : array (n_angles,)
+    method : str
+        opposite, for whole turns; vo, for half turns; mass, if the whole sample is on the detector.
+        auto takes opposite for whole turns, else vo if algotom is installed, else mass (which a
+        slope of the background would move).
+
+    Raises
+    ------
+    ValueError
+        If the method is unknown or does not suit the scan, or no slice holds a sample.
     """
     if method not in CENTRE_METHODS:
         raise ValueError(

@@ -1,12 +1,14 @@
-"""Do the recorded angles fit the images, and does the sample stay where it is? By moments of the projections.
+"""Errors of recorded angles and motion of the sample, from moments of the projections.
 
-Within a band of rows the centre of mass c and the variance v of -ln T are, with :mod:`anacor_dials.tomography.moments`,
+Within a band of rows, the centre of mass c and the variance v of -ln T are
+(:mod:`anacor_dials.tomography.moments`)
 
     c(theta) = axis + y cos theta - z sin theta,     v(theta) = a + b cos 2 theta + e sin 2 theta.
 
-A projection whose angle is off by delta departs from these by ``delta dc/dtheta`` and ``delta dv/dtheta``, different
-in each band; one in which the sample has moved by d departs by d in every c, and not at all in v. So d and delta of
-each projection are found by least squares over the bands.
+If the angle of a projection is wrong by delta, c and v depart from these curves by ``delta
+dc/dtheta`` and ``delta dv/dtheta``, which differ from band to band. If the sample has moved by d,
+every c departs by d, and no v departs. So least squares over the bands give d and delta of each
+projection.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from numpy.typing import NDArray
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.tomography.moments import Moments
 
-BANDS = 12
-FLOOR_PIXELS = 0.03  # what pixels and sampling do to a centre of mass, beyond noise
-FLOOR_VARIANCE = 0.01  # likewise, of a variance, relative to it
-SIGMAS = 6.0  # beyond which an error is no accident
-EDGE_PIXELS = 0.7  # what an error of the angle must move the sample's edge by, to be minded
-FEW = 0.1  # of the projections: what may have wrong angles
+BANDS = 12  # of rows along the axis, of about equal mass
+FLOOR_PIXELS = 0.03  # error of a centre of mass by pixels and sampling, besides noise
+FLOOR_VARIANCE = 0.01  # the same of a variance, relative to it
+SIGMAS = 6.0  # larger departures are no accident
+EDGE_PIXELS = 0.7  # errors that move the edge of the sample by less are left alone
+FEW = 0.1  # of the projections: so many may have wrong angles and be left out
 UNITS = {
     "degrees that were taken for radians": math.pi / 180,
     "radians that were taken for degrees": 180 / math.pi,
@@ -35,18 +37,30 @@ UNITS = {
     "twice the angle": 0.5,
     "half the angle": 2.0,
 }
-JUMPS = 24  # places where an offset of the angles may begin that are tried
-LEAST_DRIFT = 0.4  # pixels: smaller drifts do no harm
-STEADY = 0.1  # of a drift: what a steady one may leave unexplained (a cubic leaves 0.03, a sine of 2 theta 0.14)
+JUMPS = 24  # frames that are tried as the beginning of an offset of the angles
+LEAST_DRIFT = 0.4  # pixels; a smaller drift blurs less than a pixel
+# of a drift; the largest part that a steady drift may leave unexplained (of a cubic drift it leaves
+# 0.03, of a sine of 2 theta 0.14)
+STEADY = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """How a scan's moments depart from those of a sample that turns by the recorded angles and drifts.
+    """How the moments of a scan depart from those of a sample that turns by the recorded angles.
 
-    drift: (n,) pixels across, smooth; angle_deg, shift: (n,) the error of the angle, or the further shift in pixels,
-    that explains a projection best, each without the other; wrong_angle, shifted: (n,) where it is taken for the
-    one or the other. misfit: see :func:`misfit_of`, of the recorded angles, the drift taken off.
+    Attributes
+    ----------
+    drift : array (n,)
+        A smooth motion across the axis, pixels.
+    angle_deg : array (n,)
+        The error of the angle that explains each projection best without a further shift.
+    shift : array (n,)
+        The further shift, in pixels, that explains each projection best without an error of the
+        angle.
+    wrong_angle, shifted : array (n,) of bool
+        Which of the two is taken as the cause; both False for good projections.
+    misfit : float
+        Of the recorded angles after the drift is subtracted, see :func:`misfit_of`.
     """
 
     drift: FloatArray
@@ -58,7 +72,7 @@ class Course:
 
 
 def harmonics(angles_deg: FloatArray, order: int) -> tuple[FloatArray, FloatArray]:
-    """(1, cos, sin) (n, 3) of order times the angles, and its derivative by the angle in radians."""
+    """(n, 3) values 1, cos and sin of `order` times the angles, and their derivatives (per radian)."""
     theta = np.deg2rad(angles_deg) * order
     one, zero = np.ones_like(theta), np.zeros_like(theta)
     value = np.stack([one, np.cos(theta), np.sin(theta)], axis=1)
@@ -67,7 +81,15 @@ def harmonics(angles_deg: FloatArray, order: int) -> tuple[FloatArray, FloatArra
 
 
 def robust_fit(design: FloatArray, values: FloatArray, scale: float) -> FloatArray:
-    """Coefficients of a linear fit to values (n,) that outliers of some `scale` do not pull (Tukey's weights)."""
+    """Coefficients (m,) of a linear fit that outliers do not change (Tukey's weights).
+
+    Parameters
+    ----------
+    design : array (n, m)
+    values : array (n,)
+    scale : float
+        The least standard deviation of good values.
+    """
     weight = np.ones(len(values))
     for _ in range(20):
         root = np.sqrt(weight)
@@ -79,7 +101,7 @@ def robust_fit(design: FloatArray, values: FloatArray, scale: float) -> FloatArr
 
 
 def frame_noise(residual: FloatArray) -> float:
-    """The standard deviation from one value to the next of a series that is smooth otherwise."""
+    """The standard deviation of a series that is smooth but for noise, from successive values."""
     return 1.4826 * float(np.median(np.abs(np.diff(residual, 2)))) / math.sqrt(6)
 
 
@@ -100,7 +122,7 @@ def in_bands(moments: Moments) -> tuple[FloatArray, FloatArray]:
 def _departures(
     c: FloatArray, v: FloatArray, angles_deg: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """(r, g, s): departures (n, 2 bands) from sines, their slopes by the angle, and sigmas (2 bands,)."""
+    """Departures (n, 2 bands) of c and v from their curves, their slopes, and sigmas (2 bands,)."""
     r, g, s = [], [], []
     floors = np.full(c.shape[1], FLOOR_PIXELS), FLOOR_VARIANCE * np.median(v, axis=0)
     for values, order, floor in ((c, 1, floors[0]), (v, 2, floors[1])):
@@ -115,11 +137,20 @@ def _departures(
 
 
 def follow(c: FloatArray, v: FloatArray, angles_deg: FloatArray, time: FloatArray) -> Course:
-    """What the moments c and v (n, bands) say of angles and motion; time: (n,) from -1 to 1.
+    """What the moments say about angles and motion.
 
-    A smooth drift is taken off first. A projection that departs from the sines still has a wrong angle, or shows
-    the sample displaced, whichever fits its bands better; where both fit alike (all bands have one centre) it is the
-    angle if the recorded angles are not evenly spaced there.
+    A smooth drift is subtracted first. If a projection still departs from the curves, either its
+    angle is wrong or the sample is displaced in it: whichever fits the bands better. If both fit
+    equally well (all bands have the same centre), it is the angle if the recorded angles are
+    unevenly spaced there.
+
+    Parameters
+    ----------
+    c, v : array (n, bands)
+        Centre of mass and variance, see :func:`in_bands`.
+    angles_deg : array (n,)
+    time : array (n,)
+        From -1 to 1 over the scan.
     """
     n, bands = c.shape
     one = np.concatenate([np.ones(bands), np.zeros(bands)])
@@ -138,12 +169,13 @@ def follow(c: FloatArray, v: FloatArray, angles_deg: FloatArray, time: FloatArra
     whole = (r * r) @ w
     by_shift = whole - shift**2 * (w @ one)
     by_angle = whole - delta**2 * strength
-    # an angle's error moves the edge of the sample, which is farther from the axis than any centre of mass
+    # an error of the angle moves the edge of the sample more than any centre of mass, since the
+    # edge is farther from the axis
     reach = 2.0 * math.sqrt(max(float(np.max(np.median(v, axis=0))), 1.0)) + float(np.ptp(c)) / 2
     departs = (whole - np.minimum(by_shift, by_angle) > SIGMAS**2) & (
         (np.abs(shift) > EDGE_PIXELS) | (np.abs(delta) * reach > EDGE_PIXELS)
     )
-    # the noise of an image is common to its bands: what counts is how far it is from other images
+    # the bands of an image have noise in common, so an image is compared with other images
     far_off = np.abs(delta) > SIGMAS * _scatter(delta)
     far_aside = np.abs(shift) > SIGMAS * _scatter(shift)
     angle_better = departs & far_off & (by_angle < 0.5 * by_shift)
@@ -161,7 +193,7 @@ def _scatter(values: FloatArray) -> float:
 
 
 def _unevenly_spaced(angles_deg: FloatArray) -> NDArray[np.bool_]:
-    """(n,) where a recorded step, to either side, is no usual one."""
+    """(n,) whether the step of the recorded angle before or after a projection is unusual."""
     steps = np.diff(angles_deg)
     usual = float(np.median(steps))
     odd = np.abs(steps - usual) > 0.3 * abs(usual)
@@ -169,9 +201,16 @@ def _unevenly_spaced(angles_deg: FloatArray) -> NDArray[np.bool_]:
 
 
 def misfit_of(c: FloatArray, v: FloatArray, angles_deg: FloatArray) -> float:
-    """The rms departure of c and v (n, bands) from sines of the angles, in standard deviations.
+    """The rms departure of c and v from their curves, in standard deviations.
 
-    Departures are averaged over a twentieth of the scan first: what is wrong with many angles is not noise.
+    Departures are first averaged over a twentieth of the scan, since errors of many angles in a row
+    are no noise.
+
+    Parameters
+    ----------
+    c, v : array (n, bands)
+        Centre of mass and variance, see :func:`in_bands`.
+    angles_deg : array (n,)
     """
     total = 0.0
     width = max(1, len(c) // 20)
@@ -188,7 +227,14 @@ def misfit_of(c: FloatArray, v: FloatArray, angles_deg: FloatArray) -> float:
 def offset_between(
     c: FloatArray, v: FloatArray, angles_deg: FloatArray
 ) -> tuple[int, float, float]:
-    """(first frame, degrees, misfit) of the offset of all angles from some frame on that fits best."""
+    """The offset, of all angles from some frame on, that fits best: (first frame, degrees, misfit).
+
+    Parameters
+    ----------
+    c, v : array (n, bands)
+        Centre of mass and variance, see :func:`in_bands`.
+    angles_deg : array (n,)
+    """
     n = len(angles_deg)
     best = (0, 0.0, misfit_of(c, v, angles_deg))
     jumps = np.unique(np.linspace(0.05 * n, 0.95 * n, JUMPS).astype(int))
@@ -206,7 +252,7 @@ def offset_between(
 
 
 def standing_still(angles_deg: FloatArray, wrong: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Wrong frames (n,), and with them those around them whose recorded angle is that of the frame before."""
+    """Frames (n,) with wrong angles, and those beside them whose recorded angle stays the same."""
     step = float(np.median(np.abs(np.diff(angles_deg))))
     still = np.append(False, np.abs(np.diff(angles_deg)) < 0.1 * step)
     out = wrong.copy()
@@ -220,11 +266,18 @@ def standing_still(angles_deg: FloatArray, wrong: NDArray[np.bool_]) -> NDArray[
 
 
 def drift_across(shift: FloatArray, angles_deg: FloatArray, time: FloatArray) -> FloatArray | None:
-    """The drift (n,) across the axis, in pixels; None where it does no harm.
+    """The drift (n,) across the axis, in pixels; None if it is too small to matter.
 
-    shift: (n,) as of :class:`Course`; time: (n,) -1 to 1. A drift that goes as cos or sin of the angle is the same as
-    a sample elsewhere, and nobody can tell. Of the rest a steady drift is taken in full, and any other one only in so
-    far as it is no such sine.
+    A drift that varies as cos or sin of the angle cannot be told from another place of the sample.
+    A steady drift is taken completely; of any other drift only the part that is not of this form.
+
+    Parameters
+    ----------
+    shift : array (n,)
+        Pixels, as in :class:`Course`.
+    angles_deg : array (n,)
+    time : array (n,)
+        From -1 to 1 over the scan.
     """
     design, _ = harmonics(angles_deg, 1)
     noise = frame_noise(shift)
@@ -238,8 +291,8 @@ def drift_across(shift: FloatArray, angles_deg: FloatArray, time: FloatArray) ->
     steady = np.column_stack([design, powers[:, 0]])
     x = robust_fit(steady, shift, noise)
     left = float(np.std(curves - beside[:, 0] * x[3]))
-    # one rate for the whole scan, where it explains what all the curves do, to their own accuracy; a motion there
-    # and back would else be taken for a steady one that is several times as large
+    # a constant rate for the whole scan, if it explains what all the curves do within their accuracy;
+    # else a motion there and back would be taken for a steady one, several times as large
     accuracy = 2 * noise * math.sqrt(6 / len(time))
     if left < max(STEADY * float(np.std(curves)), FLOOR_PIXELS, accuracy):
         return np.asarray(x[3] * powers[:, 0])
@@ -247,9 +300,10 @@ def drift_across(shift: FloatArray, angles_deg: FloatArray, time: FloatArray) ->
 
 
 def drift_along(moments: Moments, time: FloatArray) -> FloatArray | None:
-    """The drift (n,) along the axis, in pixels, from each projection's profile m0(x); None where it does no harm.
+    """The drift (n,) along the axis, in pixels; None if it is too small to matter.
 
-    ``m0(x) - M(x) = -s M'(x)`` by least squares, M the mean profile, again with profiles moved back.
+    Each projection has a profile m0(x). ``m0(x) - M(x) = -s M'(x)``, with the mean profile M, gives
+    its shift s by least squares. This is repeated with the profiles moved back.
     """
     profile, place = moments.m0, moments.x
     if len(place) < 8:
@@ -277,10 +331,11 @@ def drift_along(moments: Moments, time: FloatArray) -> FloatArray | None:
 
 
 def axis_tilt(moments: Moments, angles_deg: FloatArray) -> tuple[float, float]:
-    """(tilt, its standard deviation) in degrees of the rotation axis in the image, from X towards +Y.
+    """The tilt of the rotation axis in the image, and its standard deviation, in degrees.
 
-    An axis at ``u = axis + t x`` shows a point of the sample at (x - t u, u + t x), so that to first order
-    ``m1(x) = m0 (axis + y cos - z sin) + t (x m0 + d m2 / dx)``, m2 about the axis.
+    From X towards +Y. If the axis is at ``u = axis + t x``, a point of the sample is seen at (x - t
+    u, u + t x). To first order ``m1(x) = m0 (axis + y cos - z sin) + t (x m0 + d m2 / dx)``, with
+    m2 about the axis.
     """
     rows = moments.rows
     design, _ = harmonics(angles_deg, 1)

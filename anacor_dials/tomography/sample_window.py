@@ -15,15 +15,18 @@ from anacor_dials.tomography.reconstruction_settings import ReconstructionSettin
 from anacor_dials.tomography.sinograms import attenuation
 from anacor_dials.tomography.slice_grid import SliceGrid
 
-SURVEY_VIEWS = 36
-CENTRE_SLICES = 3
-SUPPORT_SHARE = 0.02  # of the strongest absorption: what counts as sample when cropping
+SURVEY_VIEWS = 36  # every 10 degrees of a whole turn
+CENTRE_SLICES = 3  # their median is taken; more take longer and agree
+SUPPORT_SHARE = 0.02  # of the strongest absorption: more is sample, when cropping
 
 
 def survey_of_sample(
     projections: Projections, settings: ReconstructionSettings
 ) -> tuple[NDArray[np.intp], FloatImages]:
-    """(indices, -ln T (k, nx, ny)) of some projections around the turn, 0, 90, 180 ... degrees among them."""
+    """Indices (k,) and -ln T (k, nx, ny) of some projections around the turn.
+
+    Those nearest to 0, 90, 180 and 270 degrees are among them.
+    """
     n = projections.n_angles
     chosen = set(np.linspace(0, n - 1, min(n, SURVEY_VIEWS)).astype(int).tolist())
     for angle in np.arange(0.0, 360.0, 90.0):
@@ -39,7 +42,10 @@ def survey_of_sample(
 
 
 def sample_rows(survey: FloatImages) -> NDArray[np.intp]:
-    """Rows, spread over the sample, in which the centre is looked for; the strongest is the middle one."""
+    """Rows, spread over the sample, in which the axis is looked for.
+
+    The row that absorbs most is one of them.
+    """
     profile = scipy.ndimage.uniform_filter1d(survey.clip(0).sum(axis=(0, 2)), 5, mode="nearest")
     if not profile.max() > 0:
         raise ValueError("Nothing absorbs in this scan: there is no sample in the beam.")
@@ -72,7 +78,18 @@ def auto_crop(
     axis: float,
     grid: SliceGrid,
 ) -> tuple[tuple[int, int], SliceGrid]:
-    """The rows and the window of a slice that hold the sample, with a margin."""
+    """The rows and the window of a slice that hold the sample, with a margin.
+
+    Parameters
+    ----------
+    projections : Projections
+    which, survey : array
+        Of :func:`survey_of_sample`.
+    axis : float
+        Pixel number of the rotation axis.
+    grid : SliceGrid
+        The whole slice.
+    """
     x = _support(survey, 1)
     angles = projections.angles_deg[which]
     middle = (grid.n - 1) / 2

@@ -1,7 +1,8 @@
-"""A scan looked at as a whole before it is used: frames, beam, angles, motion of the sample, tilt of the axis.
+"""A scan looked at as a whole before it is used: frames, beam, angles, motion of the sample, tilt
+of the axis.
 
-What is wrong is put right where that is safe, left out where it concerns a few frames, and refused otherwise; what was
-done is said in :class:`ScanFindings`.
+What is wrong is put right where that is safe, left out where it concerns a few frames, and refused
+otherwise; what was done is said in :class:`ScanFindings`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ logger = logging.getLogger("dials.anacor_dials.tomography.scan_checks")
 
 BAD_LIMIT = 0.1  # of the projections: more bad ones are no accident
 LEVEL_WARNING = 0.02  # of the beam beside the sample from the flats
-MISFIT = 1.5  # of the angles, in standard deviations, from which on other angles are tried; good scans have 0.1 to 1.1
+# of the angles, in standard deviations, from which on other angles are tried; good scans have 0.1
+# to 1.1
+MISFIT = 1.5
 BETTER = 0.7  # times that misfit: what other angles must do to be believed
 HOPELESS = 8.0  # misfit that no angle, drift or tilt explains; strong fringes in small images make up to 4.3
 LEAST_OFFSET_DEG = 2.0
@@ -52,9 +55,10 @@ LARGEST_TILT_DEG = 3.0  # beyond, the expansion to first order is no longer good
 class ScanChecks:
     """What is looked for in a scan, and put right.
 
-    frames: leave out frames that are no projections. level: normalise each projection by the beam beside the sample.
-    angles: see whether they fit the images. drift: put back a sample that moves. tilt_deg: of the rotation axis in
-    the upright image, from X towards +Y; None to measure it, 0 for none.
+    frames: leave out frames that are no projections. level: normalise each projection by the beam
+    beside the sample. angles: see whether they fit the images. drift: put back a sample that moves.
+    tilt_deg: of the rotation axis in the upright image, from X towards +Y; None to measure it, 0
+    for none.
     """
 
     frames: bool = True
@@ -75,10 +79,11 @@ class ScanChecks:
 class ScanFindings:
     """What was found in a scan, for the log and the report.
 
-    left_out: (text, number of projections) by reason. level: (median, least, largest) of the beam beside the sample,
-    relative to the flats; None where no air is seen. drift_px: (along, across) the largest less the least, in pixels;
-    tilt_deg: that was corrected, 0 for none. whole: whether the sample is in view from side to side, so that angles,
-    drift and tilt could be looked at. warnings: sentences.
+    left_out: (text, number of projections) by reason. level: (median, least, largest) of the beam
+    beside the sample, relative to the flats; None where no air is seen. drift_px: (along, across)
+    the largest less the least, in pixels; tilt_deg: that was corrected, 0 for none. whole: whether
+    the sample is in view from side to side, so that angles, drift and tilt could be looked at.
+    warnings: sentences.
     """
 
     left_out: tuple[tuple[str, int], ...] = ()
@@ -90,7 +95,9 @@ class ScanFindings:
 
 
 def named(indices: Iterable[int], angles_deg: FloatArray) -> str:
-    """Projections in words: ``3, 12 to 15 (1.00, 5.50 to 7.00 deg)``, counted from 1, at most six runs."""
+    """Projections in words: ``3, 12 to 15 (1.00, 5.50 to 7.00 deg)``, counted from 1, at most six
+    runs.
+    """
     places = sorted(indices)
     runs: list[list[int]] = []
     for k in places:
@@ -290,10 +297,12 @@ def _believed_tilt(measured: float, error: float, moments: Moments) -> float:
 def checked_scan(
     projections: Projections, checks: ScanChecks, unusable_limit: float
 ) -> Projections:
-    """The scan without what is no projection, normalised by its beam, its sample put back, with its findings.
+    """The scan without what is no projection, normalised by its beam, its sample put back, with its
+    findings.
 
-    Reads every image once. unusable_limit: the share of unusable pixels from which on a frame is left out. Raises
-    ValueError where more than a tenth of the projections is unusable, or angles contradict the images.
+    Reads every image once. unusable_limit: the share of unusable pixels from which on a frame is
+    left out. Raises ValueError where more than a tenth of the projections is unusable, or angles
+    contradict the images.
     """
     if not (checks.frames or checks.level or checks.angles or checks.drift):
         if checks.tilt_deg is None:

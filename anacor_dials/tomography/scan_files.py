@@ -1,9 +1,9 @@
 """What the user says about a tomography scan, and what is found in its files; no image is read.
 
 Images, angles, flats and darks are looked for in this order: where the user says
-(:class:`ScanDescription`); in the layouts of :mod:`anacor_dials.tomography.layouts`, for HDF5 files; in TIFF
-files: a folder, a pattern, or a multi-page file; flats and darks likewise, angles in a text file or as first
-angle and step.
+(:class:`ScanDescription`); in the layouts of :mod:`anacor_dials.tomography.layouts`, for HDF5
+files; in TIFF files: a folder, a pattern, or a multi-page file. Angles may also come from a text
+file, or from the first angle and the step.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from anacor_dials.tomography.scan_checks import ScanChecks
 
 logger = logging.getLogger("dials.anacor_dials.tomography.scan_files")
 
-MISSING_LIMIT = 0.1  # of a numbered series; more is no accident of copying
+MISSING_LIMIT = 0.1  # of a numbered series; if more are missing, the series is refused
 PROJECTION, FLAT, DARK, INVALID = 0, 1, 2, 3
 FAST_AXIS, SLOW_AXIS = (
     (0.0, 1.0, 0.0),
@@ -61,18 +61,36 @@ UNITS_TO_DEG = {
 
 @dataclass(frozen=True)
 class ScanDescription:
-    """What the user says about a scan. None, or nothing, where the file is to say it.
+    """What the user says about a scan; what is not given is taken from the file.
 
-    data, image_key, angles: paths in the HDF5 file; angles may also be a text file with one angle per
-    projection. first_angle_deg and angle_step_deg: evenly spaced angles instead. angle_units: such as
-    deg or rad, of angles without (or with wrong) units. flats, darks: files of their own, in the order in which they were
-    taken (one before and one after the scan, say), ``file.h5:/path/of/dataset`` where needed.
-    flat_corrected: the images are transmissions already. pixel_size_um: at the sample; one number or
-    (along fast, along slow). energy_keV; distance_mm: sample to detector. fast_axis, slow_axis: directions
-    in which column and row numbers grow, in the tomo frame at rotation_angle = 0; where neither the user nor
-    the file (``fast_axis`` and ``slow_axis`` beside the images) says: 0, 1, 0 and 1, 0, 0. saturation: pixel
-    value (as in the file) from which on a pixel is unusable; None: the largest of an integer type. checks: what is
-    looked for in the images, and put right.
+    Parameters
+    ----------
+    data, image_key : str, optional
+        Paths in the HDF5 file.
+    angles : str, optional
+        Path in the HDF5 file, or a text file with one angle per projection.
+    first_angle_deg, angle_step_deg : float, optional
+        Evenly spaced angles instead.
+    angle_units : str, optional
+        Such as deg or rad, of angles without units or with wrong ones.
+    flats, darks : sequence of str
+        Files of their own, in the order in which they were taken (for instance one before and one
+        after the scan); ``file.h5:/path/of/dataset`` for a data set.
+    flat_corrected : bool
+        Whether the images are transmissions already.
+    pixel_size_um : float or (float, float), optional
+        At the sample; one number, or along the fast and the slow axis.
+    energy_keV : float, optional
+    distance_mm : float, optional
+        From the sample to the detector.
+    fast_axis, slow_axis : sequence of 3 floats, optional
+        Directions in which column and row numbers grow, in the tomo frame at rotation_angle = 0. If
+        neither the user nor the file says them: (0, 1, 0) and (1, 0, 0).
+    saturation : float, optional
+        A pixel of this value (as in the file) or more is unusable; the largest value of an integer
+        type if not given.
+    checks : ScanChecks
+        What is looked for in the images, and corrected.
     """
 
     data: str | None = None
@@ -107,14 +125,29 @@ class ScanDescription:
 
 @dataclass(frozen=True, eq=False)
 class ScanContents:
-    """What was found in a scan's files.
+    """What was found in the files of a scan.
 
-    frames: all images; projections: (n,) numbers of the frames that are projections, in the order of
-    the file; angles_deg: (n,) theirs. flats: groups of flat images as (frames, numbers, time), time
-    counted in frame numbers, or the empty tuple; darks likewise. pixel_size_um: (along fast, along slow)
-    or None; energy_keV, distance_mm: None where unknown. fast_axis, slow_axis: (3,), see
-    :class:`ScanDescription`. layout: its name, for the log. count_times: of every frame, in any unit; None
-    where the file does not say it.
+    Attributes
+    ----------
+    path : Path
+    layout : str
+        What kind of file it is, for the log.
+    frames : Frames
+        All images.
+    projections : array (n,) of int
+        Numbers of the frames that are projections, in the order of the file.
+    angles_deg : array (n,)
+        The angle of each projection.
+    flats, darks : tuple of (Frames, array, float)
+        Groups of images: frames, their numbers, and the time as a frame number.
+    pixel_size_um : (float, float) or None
+        Along the fast and the slow axis.
+    energy_keV, distance_mm : float or None
+        None if unknown.
+    fast_axis, slow_axis : tuple of 3 floats
+        See :class:`ScanDescription`.
+    count_times : array (n_frames,) or None
+        The count time of every frame, in any unit; None if the file does not say it.
     """
 
     path: Path
@@ -133,14 +166,26 @@ class ScanContents:
 
 
 def _angles_of(dataset: h5py.Dataset, units: str | None) -> FloatArray:
-    """Angles in degrees; without units, radians where they span half or one turn in radians."""
+    """Angles in degrees.
+
+    Without units they are taken as radians if they span half a turn or a whole one in radians.
+    """
     values = np.asarray(dataset[()], dtype=np.float64).ravel()
     unit = units or as_text(dataset.attrs.get("units", "")).strip()
     return in_degrees(values, unit, f"{dataset.file.filename}: {dataset.name}")
 
 
 def in_degrees(values: FloatArray, unit: str, where: str) -> FloatArray:
-    """Angles in degrees; an empty unit means degrees, unless they span pi or 2 pi within 2 %."""
+    """Angles in degrees.
+
+    Parameters
+    ----------
+    values : array (n,)
+    unit : str
+        If empty, degrees, unless the angles span pi or 2 pi within 2 %: then radians.
+    where : str
+        Where the angles come from, for messages.
+    """
     if not unit and values.size > 2:
         span = float(np.ptp(values)) * values.size / (values.size - 1)
         radians = min(abs(span / math.pi - 1), abs(span / math.tau - 1)) < 0.02
@@ -231,7 +276,7 @@ def _from_tiff(path: Path, description: ScanDescription) -> ScanContents:
 
 
 def _check_numbers(path: Path, places: NDArray[np.intp]) -> None:
-    """Names the files that are missing in a numbered series; ValueError where more than a tenth are."""
+    """Logs the files that are missing in a numbered series; ValueError if more than a tenth are."""
     missing = np.setdiff1d(np.arange(places[-1] + 1), places)
     if not missing.size:
         return
@@ -287,7 +332,7 @@ def _angles(
     places: NDArray[np.intp],
     angles_in_file: FloatArray | None,
 ) -> FloatArray:
-    """The angle (n,) of each projection in degrees; places: (n,) theirs in the series, see _assembled."""
+    """The angle (n,) of each projection, in degrees; places: as in :func:`_assembled`."""
     n = len(projections)
     angles: FloatArray
     if description.angle_step_deg is not None:
@@ -327,8 +372,8 @@ def _assembled(
 ) -> ScanContents:
     """The contents of a scan.
 
-    places: (n,) the number, from 0, of each projection in the series that was taken, frames that are invalid
-    or missing included: evenly spaced angles are counted by it.
+    places: (n,) the place, from 0, of each projection in the series that was taken; invalid and
+    missing frames count. Evenly spaced angles follow from it.
     """
     if not len(projections):
         raise ValueError(f"{path} has no projections: no image has the key 0.")
@@ -375,11 +420,13 @@ def _assembled(
 def find_scan(
     path: str | os.PathLike[str], description: ScanDescription | None = None
 ) -> ScanContents:
-    """Where everything of a scan is; reads no image.
+    """Where everything of a scan is; no image is read.
 
-    path: an HDF5 file, a TIFF file, or a folder or pattern of TIFF files. Raises ValueError with the
-    way out for scans that are absent, truncated, empty, of no known layout, without flats or angles,
-    with dangling links, or whose numbers of images, keys, angles and pixels do not agree.
+    path: an HDF5 file, a TIFF file, or a folder or pattern of TIFF files.
+
+    Raises ValueError, with the way out, for scans that are absent, truncated, empty or of no known
+    layout, that lack flats or angles or have broken links, or whose numbers of images, keys, angles
+    and pixels do not agree.
     """
     description = description or ScanDescription()
     text = os.fspath(path)

@@ -23,11 +23,18 @@ from anacor_dials.tomography.projections import Projections
 from anacor_dials.tomography.ramp_filter import Sinograms
 from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 
-BATCH_BYTES = 2.0e8  # of transmissions corrected at a time
+BATCH_BYTES = 2.0e8  # of transmissions that are corrected at a time
 
 
 @dataclass
 class Counts:
+    """How many pixels were used, and how many of them were not good.
+
+    Attributes
+    ----------
+    pixels, clipped, unusable, zingers : int
+    """
+
     pixels: int = 0
     clipped: int = 0
     unusable: int = 0
@@ -35,7 +42,7 @@ class Counts:
 
 
 def _halo(projections: Projections, settings: ReconstructionSettings) -> int:
-    """Rows beyond a slab that its corrections look at."""
+    """How many rows on either side of a slab its corrections need."""
     halo = 0 if settings.zinger_threshold is None else 1
     if settings.paganin_delta_beta is not None:
         halo += math.ceil(6 * _paganin_length(projections, settings) / projections.pixel_xy_um[0])
@@ -43,6 +50,7 @@ def _halo(projections: Projections, settings: ReconstructionSettings) -> int:
 
 
 def _paganin_length(projections: Projections, settings: ReconstructionSettings) -> float:
+    """The length of Paganin's filter, um. Raises ValueError if energy or distance are unknown."""
     assert settings.paganin_delta_beta is not None
     if projections.energy_keV is None or projections.distance_mm is None:
         raise ValueError(
@@ -67,7 +75,19 @@ def attenuation(
     x: tuple[int, int],
     counts: Counts | None = None,
 ) -> FloatImages:
-    """-ln T (k, nx', ny), upright, of some projections within rows x: cleaned, not yet free of rings."""
+    """-ln T (k, nx', ny), upright, of some projections; cleaned, but with rings.
+
+    Parameters
+    ----------
+    projections : Projections
+    settings : ReconstructionSettings
+    which : slice or array of int
+        Which projections.
+    x : (int, int)
+        First and last + 1 row.
+    counts : Counts, optional
+        Pixels are added to these counts.
+    """
     counts = counts if counts is not None else Counts()
     halo = _halo(projections, settings)
     low, high = max(x[0] - halo, 0), min(x[1] + halo, projections.nx)
@@ -93,7 +113,17 @@ def slab_sinograms(
     x: tuple[int, int],
     counts: Counts | None = None,
 ) -> Sinograms:
-    """Sinograms (nx', n_angles, ny) of the rows x, -ln T, cleaned, free of rings."""
+    """Sinograms (nx', n_angles, ny) of some rows: -ln T, cleaned and without rings.
+
+    Parameters
+    ----------
+    projections : Projections
+    settings : ReconstructionSettings
+    x : (int, int)
+        First and last + 1 row.
+    counts : Counts, optional
+        Pixels are added to these counts.
+    """
     sinograms = np.empty((x[1] - x[0], projections.n_angles, projections.ny), dtype=np.float32)
     for batch in _batches(projections, x[1] - x[0] + 2 * _halo(projections, settings)):
         images = attenuation(projections, settings, batch, x, counts)
@@ -104,13 +134,19 @@ def slab_sinograms(
 def row_sinograms(
     projections: Projections, settings: ReconstructionSettings, rows: NDArray[np.intp]
 ) -> tuple[Sinograms, Sinograms]:
-    """Sinograms (len(rows), n_angles, ny) of single rows, -ln T: as measured, and without zingers.
+    """Two sinograms (len(rows), n_angles, ny) of single rows: as measured, and without zingers.
 
-    In one pass over the images; rings are left in both.
+    -ln T. The images are read once. Rings stay in both.
+
+    Parameters
+    ----------
+    projections : Projections
+    settings : ReconstructionSettings
+    rows : array of int
     """
     shape = (len(rows), projections.n_angles, projections.ny)
     measured, clean = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-    # each with its neighbours, which tell what a zinger is
+    # each row with its neighbours, which are needed to find zingers
     trios = (rows[:, None] + np.array([-1, 0, 1])).clip(0, projections.nx - 1).ravel()
     for batch in _batches(projections, int(rows.max() - rows.min()) + 3):
         images = projections.transmission(batch, trios)

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SliceGrid:
-    """The voxels of a slice: a window of a square of n x n pixels with the rotation axis in its middle.
+    """The voxels of a slice: a window of a square of n x n pixels about the rotation axis.
 
-    The axis is at index (n - 1) / 2 of the square along both Y and Z. y, z: first and last + 1 index of
-    the window (None: the whole square).
+    The axis is at index (n - 1) / 2 of the square along both Y and Z.
+
+    Parameters
+    ----------
+    n : int
+        Edge of the square, pixels.
+    y, z : (int, int), optional
+        First and last + 1 index of the window; the whole square if not given.
     """
 
     n: int
@@ -29,11 +35,13 @@ class SliceGrid:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(ny, nz) of the window."""
         (y0, y1), (z0, z1) = self.windows
         return y1 - y0, z1 - z0
 
     @property
     def windows(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """First and last + 1 index along Y and along Z."""
         assert self.y is not None
         assert self.z is not None
         return self.y, self.z

@@ -1,4 +1,4 @@
-"""All projections of a scan, made small: what the checks of frames, beam, angles and motion look at."""
+"""All projections of a scan at reduced size, for the checks of frames, beam, angles and motion."""
 
 from __future__ import annotations
 
@@ -23,15 +23,23 @@ ACROSS, ALONG = (
     128,
 )  # pixels that a small image has at most, across and along the rotation axis
 
-BATCH_BYTES = 3.2e7  # of transmissions at a time
+BATCH_BYTES = 3.2e7  # of transmissions that are read at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """Transmissions (n, kx, ky), means over blocks of pixels, upright; NaN where a block has no usable pixel.
+    """All projections of a scan at reduced size.
 
-    block: pixels along X and Y of a block. unusable: (n,) the share of unusable pixels in each projection.
-    checksum: (n,) of each raw image: the same for images that are the same, bit by bit.
+    Attributes
+    ----------
+    images : array (n, kx, ky)
+        Transmissions, means over blocks of pixels, upright; NaN if a block has no usable pixel.
+    block : (int, int)
+        Pixels along X and Y of a block.
+    unusable : array (n,)
+        The share of unusable pixels in each projection.
+    checksum : array (n,)
+        Of each raw image; equal for identical images.
     """
 
     images: FloatImages
@@ -41,7 +49,7 @@ class Survey:
 
 
 def block_means(image: FloatImages, block: tuple[int, int]) -> FloatImages:
-    """Means (kx, ky) over whole blocks of an image (nx, ny), pixels that are NaN left out."""
+    """Means (kx, ky) over whole blocks of an image (nx, ny); pixels that are NaN do not count."""
     bx, by = block
     kx, ky = image.shape[0] // bx, image.shape[1] // by
     blocks = image[: kx * bx, : ky * by].reshape(kx, bx, ky, by)
@@ -55,7 +63,7 @@ def block_means(image: FloatImages, block: tuple[int, int]) -> FloatImages:
 
 
 def survey_scan(projections: Projections) -> Survey:
-    """Every projection once, in one pass over the images, a few at a time."""
+    """The survey of a scan; each image is read once."""
     n = projections.n_angles
     block = (math.ceil(projections.nx / ALONG), math.ceil(projections.ny / ACROSS))
     images = np.empty((n, projections.nx // block[0], projections.ny // block[1]), np.float32)

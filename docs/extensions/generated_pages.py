@@ -1,6 +1,7 @@
 """Pages that are made anew in every build, in docs/generated: nothing in them can go stale.
 
-* ``commands/NAME.md``: one page for every file of command_line/ that names a command, of its docstring
+* ``commands/NAME.md``: one page for every file of command_line/ that names a command, of its
+docstring
   (the text of ``-h``), its usage line, and its PHIL parameters with types, defaults and helps;
 * ``RESULTS*.md``: the measured figures in benchmarks/, links and pictures put right.
 
@@ -58,7 +59,7 @@ def commands() -> list[Command]:
     return found
 
 
-# ---- a command's page ------------------------------------------------------------------------------
+# ---- a command's page ----------------------------------------------------------------------------
 
 
 def as_code(text: str) -> str:
@@ -202,7 +203,7 @@ def overview_page(listed: list[Command]) -> str:
     )
 
 
-# ---- measured figures ------------------------------------------------------------------------------
+# ---- measured figures ----------------------------------------------------------------------------
 
 
 def results_page(path: Path, folder: Path) -> str:

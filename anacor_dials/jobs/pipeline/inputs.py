@@ -126,7 +126,9 @@ def _sweep_of_record(
 
 
 def _sweeps_by_name(data: Path) -> list[SweepFiles]:
-    """PROJECT_CRYSTAL_WAVELENGTH_SWEEP; where a name has more parts they are taken for the project's."""
+    """PROJECT_CRYSTAL_WAVELENGTH_SWEEP; where a name has more parts they are taken for the
+    project's.
+    """
     sweeps = []
     for experiments in sorted(data.glob("*.expt")):
         parts = experiments.stem.rsplit("_", 3)

@@ -1,4 +1,4 @@
-"""What the pipeline made: factors of each crystal, and what became of the sweeps scaled together."""
+"""What the pipeline made: factors of each crystal, and the results of sweeps scaled together."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class PipelineResult:
 
 
 def same_observations(comparison: FinishedStep) -> dict[str, Mapping[str, float | None]]:
-    """{strategy: {statistic: overall value}} of the same observations, from what a comparison left."""
+    """{strategy: {statistic: overall value}} of the same observations, read from a comparison."""
     record = read_record(comparison.path(COMPARISON_JSON), ComparisonRecord)
     if record.same_observations is None:
         return {}

@@ -227,7 +227,7 @@ class WorkingFolder:
         finally:
             os.close(handle)
 
-    # ---- running ----------------------------------------------------------------------------------
+    # ---- running ---------------------------------------------------------------------------------
 
     def run(self, step: Step) -> FinishedStep:
         """The step's outputs, made now or before. Raises StepError with the reason and the log."""
@@ -273,7 +273,8 @@ class WorkingFolder:
     def _why_to_run(self, step: Step, inputs: Mapping[str, str]) -> str | None:
         """The reason for which a step has to be run; None where its record is good.
 
-        Raises ValueError where one of its outputs was changed by somebody else: that is not overwritten.
+        Raises ValueError where one of its outputs was changed by somebody else: that is not
+        overwritten.
         """
         record = self._records.get(step.name)
         if record is None:
@@ -365,7 +366,7 @@ class WorkingFolder:
             self._write()
         return done
 
-    # ---- results ----------------------------------------------------------------------------------
+    # ---- results ---------------------------------------------------------------------------------
 
     def publish(self, file: Path, name: str) -> Path:
         """A copy of a step's output in the folder DataFiles, under its final name.
@@ -399,7 +400,7 @@ class WorkingFolder:
             del self._published[name]
         self._write()
 
-    # ---- the record -------------------------------------------------------------------------------
+    # ---- the record ------------------------------------------------------------------------------
 
     def _hash(self, path: Path) -> str:
         """SHA-256 of a file; read again only where its size or time have changed."""

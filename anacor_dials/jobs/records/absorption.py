@@ -93,9 +93,10 @@ class CoefficientsRecord:
     ----------
     energy_keV : float or null
         Of the scan.
-    materials : [{"label", "name", "mu_per_um", "standard_error_per_um", "expected_per_um", "rays", "margin_um"}]
-        expected_per_um: of the typical composition of the name. rays: those that determine this mu.
-        margin_um: how far from other materials they stay.
+    materials : [mapping]
+        "label", "name", "mu_per_um", "standard_error_per_um"; "expected_per_um", of the typical
+        composition of the name; "rays", how many determine this mu; "margin_um", how far they stay
+        from other materials.
     correlation : [[float]]
         Of the mu of the materials, background left out.
     condition_number : float
@@ -152,8 +153,8 @@ class AlignmentRecord:
     from_, to : {"angle_offset_deg", "rotation_sense", "mu_scale"}
         As given, and as used; the keys are "from" and "to".
     best : mapping
-        Where the equivalents agree best, with "angle_offset_error_deg" (null if it was not asked for)
-        and "mu_scale_error" beside the keys of "to".
+        Where the equivalents agree best, with "angle_offset_error_deg" (null if it was not asked
+        for) and "mu_scale_error" beside the keys of "to".
     observations, unique_reflections, sweeps, scale_parameters : int
         What the fit had.
     friedel_mates_apart : bool
@@ -161,10 +162,12 @@ class AlignmentRecord:
         Relative to the intensity.
     rms_difference_of_equivalents : {"without_correction", "as_given", "best"}
         Relative.
-    standard_deviations_better : {"than_no_correction", "than_best_alternative", "alternative", "needed"}
-        How much better the best is.
+    standard_deviations_better : mapping
+        How much better the best is: "than_no_correction", "than_best_alternative"; the
+        "alternative" itself; and how much is "needed" to change the alignment.
     curve : mapping
-        "angle_offset_deg", [float], and "by_sense", [{"rotation_sense", "rms_difference", "mu_scale"}].
+        "angle_offset_deg", [float], and "by_sense", [{"rotation_sense", "rms_difference",
+        "mu_scale"}].
     mu_scale_curve : {"mu_scale": [float], "rms_difference": [float]} or null
     """
 

@@ -28,9 +28,9 @@ class SegmentationRecord(Record):
         labels; "draws", the same of each; "spread_of_factors", the relative standard deviation of
         the factors themselves; "crystal_volumes_um3", of each draw.
     evaluation : mapping or null
-        Against the true labels, if they were given: "cross_entropy" (nats per voxel), and "classes",
-        {name: {"recall", "dice", "dice_loss", "hd95_um", "true_voxels", "found_voxels"}}. The recall
-        of a class is what the published tables call accuracy.
+        Against the true labels, if they were given: "cross_entropy" (nats per voxel), and
+        "classes", {name: {"recall", "dice", "dice_loss", "hd95_um", "true_voxels",
+        "found_voxels"}}. The recall of a class is what the published tables call accuracy.
     warnings : [str]
     """
 
