@@ -2,26 +2,27 @@
 """
 Compute the absorption factor of every reflection from an X-ray tomogram of the sample.
 
-Rays are traced through crystal, mother liquor and loop, along the incident and the diffracted beam of
-every reflection. The tomogram is aligned with the diffraction experiment through the goniometer axis
-that both share. The transmission goes into the column analytical_correction of the reflection table,
-from where dials.scale takes it (physical.analytical_correction=True).
+Rays are traced through crystal, mother liquor and loop, along the incident and the diffracted beam
+of every reflection. The tomogram is aligned with the diffraction experiment through the goniometer
+axis that both share. The transmission goes into the column analytical_correction of the reflection
+table, from where dials.scale takes it (physical.analytical_correction=True).
 
-A tomogram without labels is segmented first, as by dials.anacor_segment, and a raw scan is reconstructed
-before that; labels and their report (segmented.h5, anacor_segment.html) are then written too. The
-tomogram may be that of another program (tomogram.axes= and so on).
+A tomogram without labels is segmented first, as by dials.anacor_segment, and a raw scan is
+reconstructed before that; labels and their report (segmented.h5, anacor_segment.html) are then
+written too. The tomogram may be that of another program (tomogram.axes= and so on).
 
-The absorption coefficient of each material is given in 1/um, or computed from its composition at the
-beam's energy, or taken from the file. Where none of these is there, it is found from the projections
-that the labels belong to, by least squares. With several wavelengths give one mu for each.
+The absorption coefficient of each material is given in 1/um, or computed from its composition at
+the beam's energy, or taken from the file. Where none of these is there, it is found from the
+projections that the labels belong to, by least squares. With several wavelengths give one mu for
+each.
 
-A crystal with plane faces needs no tomogram: faces= names a list of its faces, with lines h k l distance (um),
-FACE h k l distance (mm; SHELX-76, PLATON), or a CIF. The faces turn with the orientation
-matrix, and there is nothing to align.
+A crystal with plane faces needs no tomogram: faces= names a list of its faces, with lines h k l
+distance (um), FACE h k l distance (mm; SHELX-76, PLATON), or a CIF. The faces turn with the
+orientation matrix, and there is nothing to align.
 
-The angle between the zeros of the two experiments, the sense of rotation and a common factor on mu can
-be taken from the agreement of symmetry equivalents (alignment.refine); where the data do not determine
-them, nothing is moved and a warning says why.
+The angle between the zeros of the two experiments, the sense of rotation and a common factor on mu
+can be taken from the agreement of symmetry equivalents (alignment.refine); where the data do not
+determine them, nothing is moved and a warning says why.
 
 Examples::
 
@@ -35,10 +36,11 @@ Examples::
   dials.anacor_absorption symmetrized.expt symmetrized.refl tomo.h5 alignment.refine=offset,sense
 
   dials.anacor_absorption integrated.expt integrated.refl labels.npy labels.voxel_size_um=0.3 \\
-    labels.axes=z,-y,x materials.crystal.mu=0.0193 materials.liquor.mu=0.0202 materials.loop.mu=0.0186
+    labels.axes=z,-y,x materials.crystal.mu=0.0193 materials.liquor.mu=0.0202 \\
+    materials.loop.mu=0.0186
 
-  dials.anacor_absorption integrated.expt integrated.refl faces=faces.txt materials.crystal.formula=CsPbBr3 \\
-    materials.crystal.density=4.83
+  dials.anacor_absorption integrated.expt integrated.refl faces=faces.txt \\
+    materials.crystal.formula=CsPbBr3 materials.crystal.density=4.83
 """
 
 from __future__ import annotations
@@ -151,7 +153,7 @@ def sample_settings(params: Any) -> SampleSettings:
 
 
 def refuse_to_write_over(sample: str, reading: SampleSettings, output: str | None) -> None:
-    """Raises ValueError where the labels that are made would be written over the file that was given."""
+    """Raises ValueError if new labels would be written over the file that was given."""
     same = output is not None and Path(output).resolve() == Path(sample).resolve()
     if same and not has_labels(sample, reading.stack, reading.tomogram):
         raise ValueError(
@@ -264,7 +266,10 @@ def save_by_faces(correction: FaceCorrection, command: str, params: Any) -> list
 def save(
     correction: Correction, sample: LoadedSample, command: str, params: Any, parameters: str
 ) -> list[str]:
-    """Writes all files, and returns their names; command: how to scale; parameters: as PHIL text."""
+    """Writes all files, and returns their names.
+
+    command: how to scale. parameters: as PHIL text.
+    """
     output, segmented = params.output, sample.segmented
     written = []
     with OutputFiles() as outputs:

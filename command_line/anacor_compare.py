@@ -17,8 +17,8 @@ Examples::
 
   dials.anacor_compare corrected.expt corrected.refl
 
-  dials.anacor_compare corrected.expt corrected.refl strategies=none+sh_high+analytical d_min=2.3
-  nproc=4
+  dials.anacor_compare corrected.expt corrected.refl strategies=none+sh_high+analytical \\
+    d_min=2.3 nproc=4
 
   dials.anacor_compare manual.expt manual.refl network.expt network.refl \\
     labels=manual,AnACorNet strategies=analytical

@@ -3,16 +3,16 @@
 Label every voxel of an X-ray tomogram as background, mother liquor, loop or crystal.
 
 Given are the projections of a tomography scan, which are reconstructed first as by
-dials.anacor_reconstruct, or a tomogram: tomo.h5, or that of another program. A neural network, AnACorNet, labels the slices; what
-cannot be is put right afterwards (one crystal body, none of it in air). The result, tomo.h5, holds the
-tomogram, the labels and each material's absorption coefficient, and goes straight into
-dials.anacor_absorption.
+dials.anacor_reconstruct, or a tomogram: tomo.h5, or that of another program. A neural network,
+AnACorNet, labels the slices; what cannot be is put right afterwards (one crystal body, none of it
+in air). The result, tomo.h5, holds the tomogram, the labels and each material's absorption
+coefficient, and goes straight into dials.anacor_absorption.
 
-Look at the report: slices can be scrolled through with the outlines of the materials. Labels are put right by
-dials.anacor_edit; what was labelled by hand is never changed by this program. They can also be exported
-(output.nrrd for 3D Slicer, output.nifti for ITK-SNAP, output.tiff, output.npy), corrected elsewhere, and put back
-(labels.file=). With labels.mode=learn the network learns from the slices that were put right, and labels the
-rest anew.
+Look at the report: slices can be scrolled through with the outlines of the materials. Labels are
+put right by dials.anacor_edit; what was labelled by hand is never changed by this program. They can
+also be exported (output.nrrd for 3D Slicer, output.nifti for ITK-SNAP, output.tiff, output.npy),
+corrected elsewhere, and put back (labels.file=). With labels.mode=learn the network learns from the
+slices that were put right, and labels the rest anew.
 
 Examples::
 

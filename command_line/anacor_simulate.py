@@ -23,9 +23,8 @@ Examples::
 
   dials.anacor_simulate
 
-  dials.anacor_simulate n_scans=100 nproc=8 output.prefix=train/scan image_size=512,512
-  pixel_size=0.6 \\
-    sample.vary_materials=True
+  dials.anacor_simulate n_scans=100 nproc=8 output.prefix=train/scan \\
+    image_size=512,512 pixel_size=0.6 sample.vary_materials=True
 
   dials.anacor_simulate diffraction.simulate=True energy=3.0 crystal_size=50,70
 

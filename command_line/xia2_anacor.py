@@ -85,8 +85,8 @@ GENERAL = {"tomography": ("scan",), "segmentation": ("options",), "absorption": 
 
 
 def phil_scope_for(args: list[str]) -> Any:
-    """The parameters, with tomography.NAME and so on for every NAME in the arguments and PHIL
-    files.
+    """The parameters; each NAME of a crystal in arguments and PHIL files has tomography.NAME and so
+    on.
     """
     names: dict[str, dict[str, None]] = {scope: {} for scope in BY_CRYSTAL}
     for argument in args:
@@ -160,8 +160,9 @@ def settings_from(params: Any, nproc: int) -> PipelineSettings:
 
 
 def find_sweeps(given: list[str], crystals: list[str]) -> list[SweepFiles]:
-    """The sweeps of xia2 directories or of .expt and .refl files; crystals: what to call the
-    latter's.
+    """The sweeps of xia2 directories, or of .expt and .refl files.
+
+    crystals: names for the crystals of .expt and .refl files.
     """
     folders = [name for name in given if Path(name).is_dir()]
     expts = [name for name in given if name.endswith(".expt")]

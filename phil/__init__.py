@@ -20,7 +20,10 @@ def parse_phil(name: str, more: str = "") -> Any:
 
 
 def choice(value: Any) -> Any:
-    """The value of a parameter of type choice; PHIL makes its own Auto of an "auto" that is typed."""
+    """The value of a parameter of type choice.
+
+    PHIL turns "auto" into an Auto of its own.
+    """
     import libtbx
 
     return "auto" if value is libtbx.Auto else value

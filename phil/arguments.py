@@ -1,4 +1,7 @@
-"""The arguments of a command, read the same way by all: files are looked at before DIALS reads them."""
+"""The arguments of a command, read in the same way by all commands.
+
+Files are looked at before DIALS reads them.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,28 @@ def parse_arguments(
     may_write_into: Sequence[str] = (),
     reads_files: bool = True,
 ) -> tuple[Any, Any, list[str]]:
-    """(parameters, options, what is left) of a command; raises Sorry for what cannot be.
+    """(parameters, options, what is left) of a command.
 
-    A parameter with a typing error is named with the nearest one; a reflection table that is a pickle is not read;
-    an .expt or .refl that DIALS cannot read is named with the reason; an output may be no input, but for the
-    parameters in may_write_into, whose file may be the one that is read if it is a tomo.h5. reads_files: whether the parser
-    reads experiments and reflections; where it does not, the command looks at them itself.
+    A parameter with a typing error is reported with the nearest name. A reflection table that is a
+    pickle is not read. An .expt or .refl file that DIALS cannot read is reported with the reason.
+    An output must not be an input, except that parameters in may_write_into may name the tomo.h5
+    that is read.
+
+    Parameters
+    ----------
+    parser : dials.util.options.ArgumentParser
+    args : sequence of str, optional
+        Of the command line; sys.argv if not given.
+    may_write_into : sequence of str
+        Names of parameters.
+    reads_files : bool
+        Whether the parser reads experiments and reflections. If not, the command looks at them
+        itself.
+
+    Raises
+    ------
+    Sorry
+        For what is wrong with the arguments.
     """
     args = list(sys.argv[1:] if args is None else args)
     try:

@@ -141,7 +141,10 @@ def names_of_labels(text: str) -> list[str]:
 
 
 def recorded_scan_description(sample: Path, given: Any) -> ScanDescription:
-    """What is said of a scan: by the parameters that a tomo.h5 holds, and before these by given (PHIL)."""
+    """What is known about a scan besides its files.
+
+    Parameters that are given (PHIL) come before those that the tomo.h5 holds.
+    """
     recorded = libtbx.phil.parse("")
     if h5py.is_hdf5(sample):
         with open_hdf5(sample) as file:

@@ -47,10 +47,10 @@ from anacor_dials.sample.volumes import LabelVolume
 from anacor_dials.simulation.diffraction_data import (
     predict_reflections,
     simulate_diffraction,
-    thaumatin_experiments,
     write_diffraction,
 )
 from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
+from anacor_dials.simulation.i23 import thaumatin_experiments
 from anacor_dials.simulation.samples import demo_sample
 
 # ---- the statistics, on transmissions in closed form ----------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -10,7 +11,12 @@ import pytest
 
 from anacor_dials.sample.hand_made import EditingSession, HandMadeLabels, read_hand_made
 from anacor_dials.sample.label_files import read_label_stack
-from anacor_dials.sample.tomogram_files import read_sample_file, write_sample_file
+from anacor_dials.sample.tomogram_files import (
+    SampleFile,
+    read_sample_file,
+    write_sample,
+    write_sample_file,
+)
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
 
 pytest.importorskip("torch", reason="torch is not installed")
@@ -237,12 +243,13 @@ def edited(folder, labels):
     session[16, :, :] = 2
     who = (EditingSession("anna", "2026-01-01T10:00:00+00:00"), EditingSession("ben", "2026-01-02"))
     given = read_sample_file("given.h5")
-    write_sample_file(
-        "edited.h5",
+    sample = SampleFile(
+        Path("edited.h5"),
         tomogram=given.tomogram,
         labels=LabelVolume(made, 1.2, CENTRE),
         hand_made=HandMadeLabels(made, session, DEFAULT_NAMES, who),
     )
+    write_sample("edited.h5", sample)
     return made, session, who
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from anacor_dials.simulation.blender import blender_executable, blender_sample
 from anacor_dials.simulation.meshes import require_no_self_intersection
-from anacor_dials.simulation.samples import build_sample, random_parameters
+from anacor_dials.simulation.sample_parameters import random_parameters
+from anacor_dials.simulation.samples import build_sample
 
 
 def test_no_blender() -> None:

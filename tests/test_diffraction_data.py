@@ -17,9 +17,6 @@ from anacor_dials.sample.frames import unit
 from anacor_dials.simulation.diffraction_data import (
     directions_in_tomo,
     goniometer_rotations,
-    i23_beam,
-    i23_detector,
-    i23_goniometer,
     lorentz_polarisation,
     simulate_diffraction,
     structure_factor_intensities,
@@ -29,6 +26,7 @@ from anacor_dials.simulation.diffraction_data import (
     write_diffraction,
 )
 from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
+from anacor_dials.simulation.i23 import i23_beam, i23_detector, i23_goniometer
 from anacor_dials.simulation.meshes import box, sphere
 from anacor_dials.simulation.samples import demo_sample, sample_from_meshes
 

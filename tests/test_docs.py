@@ -272,19 +272,21 @@ def test_quoted_messages_are_those_of_the_program() -> None:
 
 def test_file_format_page_names_what_is_in_a_file(tmp_path: Path) -> None:
     from anacor_dials.sample.hand_made import EditingSession, HandMadeLabels
-    from anacor_dials.sample.tomogram_files import write_sample_file
+    from anacor_dials.sample.tomogram_files import SampleFile, write_sample
     from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
 
     labels = np.full((3, 4, 5), 3, dtype=np.uint8)
     who = (EditingSession("anna", "2026-01-01T10:00:00+00:00"),)
     session = np.ones((3, 4, 5), dtype=np.uint8)
-    write_sample_file(
-        tmp_path / "tomo.h5",
+    path = tmp_path / "tomo.h5"
+    sample = SampleFile(
+        path,
         tomogram=Tomogram(labels.astype(np.float32), 1.0),
         labels=LabelVolume(labels, 1.0),
         probabilities=np.zeros((4, 3, 4, 5), dtype=np.uint8),
         hand_made=HandMadeLabels(labels, session, DEFAULT_NAMES, who),
     )
+    write_sample(path, sample)
     paths = set()
     with h5py.File(tmp_path / "tomo.h5") as file:
         file.visititems(

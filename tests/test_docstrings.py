@@ -12,18 +12,12 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGE = CHECKOUT / "anacor_dials"
-# what has such lists; the rest of the program follows
-CHECKED = [
-    *(PACKAGE / "absorption").rglob("*.py"),
-    *(PACKAGE / "diffraction").rglob("*.py"),
-    *(PACKAGE / "jobs/pipeline").rglob("*.py"),
-    *(PACKAGE / "jobs/records").rglob("*.py"),
-    *(PACKAGE / f"jobs/{name}.py" for name in ("coefficients", "compare", "reconstruct")),
-    *(PACKAGE / f"report/{name}.py" for name in ("comparison", "display", "page", "pipeline")),
-    *(PACKAGE / "simulation/meshes").rglob("*.py"),
-    PACKAGE / "sample/materials.py",
-    PACKAGE / "sample/output_files.py",
+# what has no such lists yet; this list may only become shorter
+NOT_YET = [
+    *(PACKAGE / "segmentation").rglob("*.py"),
+    PACKAGE / "simulation/virtual_tomograms.py",
 ]
+CHECKED = sorted(set(PACKAGE.rglob("*.py")) - set(NOT_YET))
 MOST_IN_A_SENTENCE = 2  # parameters that a sentence may name without a list
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -14,7 +14,12 @@ from anacor_dials.sample.hand_made import (
     numbered,
     read_hand_made,
 )
-from anacor_dials.sample.tomogram_files import read_sample_file, write_sample_file
+from anacor_dials.sample.tomogram_files import (
+    SampleFile,
+    read_sample_file,
+    write_sample,
+    write_sample_file,
+)
 
 ANNA = EditingSession("anna", "2026-01-01T10:00:00+00:00")
 BEN = EditingSession("Bénédicte", "2026-01-02T10:00:00+00:00")
@@ -29,7 +34,10 @@ def hand_made(sample_labels):
 
 
 def test_the_record_comes_back(tmp_path, sample_labels, hand_made):
-    write_sample_file(tmp_path / "a.h5", labels=sample_labels, hand_made=hand_made)
+    write_sample(
+        tmp_path / "a.h5",
+        SampleFile(tmp_path / "a.h5", labels=sample_labels, hand_made=hand_made),
+    )
     back = read_hand_made(tmp_path / "a.h5")
     np.testing.assert_array_equal(back.session, hand_made.session)
     np.testing.assert_array_equal(back.labels, sample_labels.values)
@@ -45,12 +53,18 @@ def test_a_file_without_record(tmp_path, sample_labels):
     write_sample_file(tmp_path / "a.h5", labels=sample_labels)
     assert read_hand_made(tmp_path / "a.h5") is None
     empty = nothing_by_hand(sample_labels.shape, NAMES)
-    write_sample_file(tmp_path / "b.h5", labels=sample_labels, hand_made=empty)
+    write_sample(
+        tmp_path / "b.h5",
+        SampleFile(tmp_path / "b.h5", labels=sample_labels, hand_made=empty),
+    )
     assert read_hand_made(tmp_path / "b.h5") is None
 
 
 def test_a_damaged_record_is_named(tmp_path, sample_labels, hand_made):
-    write_sample_file(tmp_path / "a.h5", labels=sample_labels, hand_made=hand_made)
+    write_sample(
+        tmp_path / "a.h5",
+        SampleFile(tmp_path / "a.h5", labels=sample_labels, hand_made=hand_made),
+    )
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         del file["entry/segmentation/by_hand_users"], file["entry/segmentation/by_hand_times"]
     with pytest.raises(ValueError, match=r"a\.h5: Voxels were made by hand in session 2 and 0"):

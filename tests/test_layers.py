@@ -30,6 +30,7 @@ WITH_DIALS = (
     "anacor_dials.jobs.pipeline.settings",
     "anacor_dials.jobs.pipeline.stages",
     "anacor_dials.simulation.diffraction_data",
+    "anacor_dials.simulation.i23",
     "anacor_dials.command_line.",
     "anacor_dials.phil",
 )

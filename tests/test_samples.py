@@ -9,14 +9,13 @@ import pytest
 
 from anacor_dials.sample.materials import Composition
 from anacor_dials.simulation.meshes import box, require_no_self_intersection, sphere
+from anacor_dials.simulation.sample_parameters import CRYSTAL_SHAPES, random_parameters
 from anacor_dials.simulation.samples import (
-    CRYSTAL_SHAPES,
     Part,
     Sample,
     build_sample,
     default_materials,
     demo_sample,
-    random_parameters,
     random_sample,
     sample_from_meshes,
 )

@@ -95,8 +95,9 @@ def calculated_structure_factors(
 
 
 def sites_of(structure: xray.structure, element: str = "S") -> FloatArray:
-    """Fractional coordinates (n, 3) of the atoms of an element. Raises ValueError where there are
-    none.
+    """Fractional coordinates (n, 3) of the atoms of an element.
+
+    Raises ValueError if there are none.
     """
     sites = [s.site for s in structure.scatterers() if s.element_symbol() == element]
     if not sites:

@@ -81,7 +81,7 @@ def _matrix(elements: Sequence[float]) -> FloatArray:
 
 
 def sample_rotations(experiment: Experiment, phi_deg: ArrayLike) -> FloatArray:
-    """S R'(axis_datum, phi) F (n, 3, 3): lab = rotation @ datum, for scan angles (n,) in degrees."""
+    """S R'(axis_datum, phi) F (n, 3, 3) for scan angles (n,) in degrees: lab = rotation @ datum."""
     goniometer = experiment.goniometer
     angles = np.asarray(phi_deg, dtype=np.float64)
     if goniometer is None:

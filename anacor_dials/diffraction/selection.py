@@ -144,8 +144,9 @@ def _keys(table: flex.reflection_table) -> NDArray[np.void]:
 
 
 def factors_that_do_not_help(values: Mapping[str, float], statistic: str) -> str | None:
-    """A sentence where the analytical factors alone make the data no better than no correction at
-    all.
+    """A sentence if the analytical factors alone do not improve the data; else None.
+
+    They are compared with no correction at all.
     """
     if "none" not in values or "analytical" not in values:
         return None

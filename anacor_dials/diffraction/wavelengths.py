@@ -9,9 +9,10 @@ from dxtbx.model import ExperimentList
 def wavelength_groups(experiments: ExperimentList) -> list[tuple[float, list[int]]]:
     """(wavelength in Angstrom, indices of its experiments), in order of first appearance.
 
-    Wavelengths are the same where DIALS takes them as the same when it splits, merges and exports
-    data (``dials.util.export_mtz.match_wavelengths``: they differ by less than 1e-4 A). Raises
-    ValueError for a beam without a single wavelength.
+    Two wavelengths are the same if DIALS takes them as the same when it splits, merges and exports
+    data (``dials.util.export_mtz.match_wavelengths``): if they differ by less than 1e-4 A.
+
+    Raises ValueError for a beam without a single wavelength.
     """
     for index, experiment in enumerate(experiments):
         try:

@@ -1,3 +1,3 @@
-"""What the program does: typed settings and files in, results out. No PHIL, no command line, no reports."""
+"""What the program does: typed settings and files in, results out; no PHIL and no reports."""
 
 from __future__ import annotations

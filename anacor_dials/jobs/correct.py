@@ -54,9 +54,7 @@ from anacor_dials.sample.volumes import LabelVolume
 
 logger = logging.getLogger("dials.anacor_dials.jobs.correct")
 
-EDGE_FRACTION = (
-    0.01  # of the crystal's voxels at the edge of the volume: fewer are no reason to warn
-)
+EDGE_FRACTION = 0.01  # of the crystal's voxels may be at the edge of the volume without a warning
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,16 @@ class CorrectionSettings:
 
 @dataclass(frozen=True, eq=False)
 class WavelengthFactors:
-    """The factors of all reflections of one wavelength (Angstrom), and what they were made with."""
+    """The factors of all reflections of one wavelength.
+
+    Attributes
+    ----------
+    wavelength : float
+        Angstrom.
+    materials : tuple of Material
+        Which the factors were computed with.
+    factors : AbsorptionFactors
+    """
 
     wavelength: float
     materials: tuple[Material, ...]
@@ -148,7 +155,7 @@ class CorrectedReflections:
 
     @property
     def images(self) -> FloatArray | None:
-        """The image (n,) on which each row with a factor is centred, calculated; None if unknown."""
+        """The calculated image number (n,) of each row with a factor; None if unknown."""
         if "xyzcal.px" not in self.table:
             return None
         return flumpy.to_numpy(self.table["xyzcal.px"])[:, 2][self.directions.rows]
@@ -156,8 +163,10 @@ class CorrectedReflections:
     def corrected_table(self, mode: str = "column") -> flex.reflection_table:
         """The table with the factors; the table itself is changed.
 
-        mode: "column", as analytical_correction for dials.scale; "intensities", with intensities divided
-        by A. Raises ValueError where the table was corrected before.
+        mode: "column", as analytical_correction for dials.scale; "intensities", with intensities
+        divided by A.
+
+        Raises ValueError if the table was corrected before.
         """
         write_factors(self.table, self.transmission, self.standard_error, mode)
         return self.table
@@ -297,7 +306,7 @@ def _factors(
     )
 
 
-# ---- materials ------------------------------------------------------------------------------------
+# ---- materials -----------------------------------------------------------------------------------
 
 
 def _materials_of_sample(
@@ -406,7 +415,7 @@ def _scaled(materials: tuple[Material, ...], mu_scale: float) -> tuple[Material,
     )
 
 
-# ---- warnings -------------------------------------------------------------------------------------
+# ---- warnings ------------------------------------------------------------------------------------
 
 
 def _warnings_of_labels(labels: LabelVolume, uncertainty: float | None) -> list[str]:

@@ -1,8 +1,8 @@
-"""What the doubt about labels is worth in absorption factors.
+"""How uncertain the absorption factors are because the labels are.
 
 Label volumes that are as plausible as the one taken are drawn from the probabilities
-(:mod:`anacor_dials.segmentation.plausible_labels`); the factors of some hundred reflections are
-computed with each, and compared with those of the labels taken after one common scale, which
+(:mod:`anacor_dials.segmentation.plausible_labels`). With each of them the factors of some hundred
+reflections are computed, and compared with those of the labels taken after one common scale, which
 dials.scale would find anyway.
 """
 
@@ -24,20 +24,27 @@ from anacor_dials.segmentation.plausible_labels import plausible_labels
 
 logger = logging.getLogger("dials.anacor_dials.jobs.label_uncertainty")
 
-DRAWS = 10
+DRAWS = 10  # their rms has an error of about 1 / sqrt(2 DRAWS), 22 %
 REFLECTIONS = 200
-TOLERANCE = 1.5e-3  # of the factors: below what labels are usually worth
-MOST_UNCERTAIN = 0.015  # relative rms of the factors, beyond which there is a warning
+TOLERANCE = 1.5e-3  # of the factors; less than the uncertainty from the labels usually is
+MOST_UNCERTAIN = 0.015  # a larger relative rms of the factors causes a warning
 MARGIN = 2  # voxels around the sample
 
 
 @dataclass(frozen=True, eq=False)
 class LabelUncertainty:
-    """How much the absorption factors may be wrong because the labels may be.
+    """How uncertain the absorption factors are because the labels are.
 
-    rms: relative, over reflections and draws, after one scale for every draw. draws: (n,) the same
-    of each draw. spread: relative standard deviation of the factors themselves.
-    crystal_volumes_um3: (n,) of the draws.
+    Attributes
+    ----------
+    rms : float
+        Relative, over all reflections and draws, after one scale for each draw.
+    draws : array (n,)
+        The same of each draw.
+    spread : float
+        Relative standard deviation of the factors themselves.
+    crystal_volumes_um3 : array (n,)
+        Of the draws.
     """
 
     rms: float
@@ -68,7 +75,7 @@ def random_sweep(n: int, rng: np.random.Generator) -> Directions:
     """n reflections of one sweep of 360 degrees about X, at scattering angles up to 80 degrees."""
     angle = rng.uniform(0, 360, n)
     two_theta, psi = np.deg2rad(rng.uniform(5, 80, n)), rng.uniform(0, 2 * np.pi, n)
-    # in the laboratory the beam flies along -Z
+    # in the laboratory the beam travels along -Z
     exits = np.stack(
         [np.sin(two_theta) * np.cos(psi), np.sin(two_theta) * np.sin(psi), -np.cos(two_theta)], 1
     )

@@ -113,7 +113,15 @@ def is_label_stack(
     """True for a stack of labels from another program, False for tomograms and scans.
 
     A folder or a TIFF file is a scan unless the size of the voxels is given. In the other formats
-    whole numbers are labels, unless the user says something of a tomogram.
+    whole numbers are labels, unless a tomogram is described.
+
+    Parameters
+    ----------
+    name : path
+    stack : StackSettings, optional
+        What the user says of labels.
+    tomogram : TomogramDescription, optional
+        What the user says of a tomogram.
     """
     text = os.fspath(name)
     if tomogram is not None and tomogram.is_given:
@@ -129,7 +137,16 @@ def has_labels(
     stack: StackSettings | None = None,
     tomogram: TomogramDescription | None = None,
 ) -> bool:
-    """Whether a file has labels already: a stack of labels, or a tomo.h5 with labels."""
+    """Whether a file has labels already: a stack of labels, or a tomo.h5 with labels.
+
+    Parameters
+    ----------
+    name : path
+    stack : StackSettings, optional
+        What the user says of labels.
+    tomogram : TomogramDescription, optional
+        What the user says of a tomogram.
+    """
     if is_label_stack(name, stack, tomogram):
         return True
     path = Path(name)
@@ -147,9 +164,9 @@ def load_sample(
     Parameters
     ----------
     name : path
-        A tomo.h5; a stack of labels or a tomogram of another program (TIFF, .npy, file.h5:/dataset and
-        so on); or a tomography scan. A scan is reconstructed and segmented; a tomogram without labels
-        is segmented.
+        A tomo.h5; a stack of labels or a tomogram of another program (TIFF, .npy, file.h5:/dataset
+        and so on); or a tomography scan. A scan is reconstructed and segmented; a tomogram without
+        labels is segmented.
     settings : SampleSettings, optional
         How it is read, reconstructed and segmented.
 

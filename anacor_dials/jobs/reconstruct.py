@@ -52,7 +52,7 @@ class Reconstruction:
 
 
 def is_sample_path(name: str | os.PathLike[str]) -> bool:
-    """True for a file in the format of tomo.h5; False for scans, TIFF stacks, folders and patterns."""
+    """Whether a path is a file in the format of tomo.h5, not a scan, folder or pattern."""
     path = Path(name)
     is_image = path.suffix.lower() in (".tif", ".tiff")
     return path.is_file() and not is_image and is_sample_file(path)

@@ -61,21 +61,35 @@ from anacor_dials.tomography.scan_files import ScanDescription, find_scan
 logger = logging.getLogger("dials.anacor_dials.jobs.segment")
 
 Refiner = Callable[[NDArray[np.float32], NDArray[np.uint8]], NDArray[np.uint8]]
-# a network that has learned labels smaller volumes across all three axes, which takes three times as long
+# voxels; in smaller volumes a network that has learned labels slices across all three axes, which
+# takes three times as long
 THREE_AXES_UP_TO = 8_000_000
-LARGEST_PROBABILITIES = 4e9  # bytes: beyond, a file of probabilities is of no more use than trouble
+LARGEST_PROBABILITIES = 4e9  # bytes; larger ones are not written
 
 
 @dataclass(frozen=True)
 class SegmentationSettings:
     """How a tomogram is segmented.
 
-    weights: a .safetensors file, or None for the weights that ship with the package. inference: how
-    slices are taken through the network. clean_up: whether the steps of `cleaning` follow. uncertainty: whether
-    plausible labels are drawn to find what the doubt about them is worth in the factors. sam2: the
-    refinement by SAM-2, left out where it names no checkpoint. learning: how the network learns the sample
-    where that is asked for. keep_probabilities: whether the result holds them. progress: whether progress
-    bars are shown.
+    Parameters
+    ----------
+    weights : path, optional
+        A .safetensors file; the weights that ship with the package if not given.
+    inference : InferenceSettings
+        How slices are taken through the network.
+    clean_up : bool
+        Whether the steps of `cleaning` follow.
+    uncertainty : bool
+        Whether plausible labels are drawn to find how uncertain the factors are.
+    cleaning : CleaningSettings
+    sam2 : Sam2Settings
+        The refinement by SAM-2; it is left out if no checkpoint is named.
+    learning : LearningSettings
+        How the network learns the sample, if that is asked for.
+    keep_probabilities : bool
+        Whether the result holds the probabilities.
+    progress : bool
+        Whether progress bars are shown.
     """
 
     weights: str | Path | None = None
@@ -93,11 +107,18 @@ class SegmentationSettings:
 class CorrectedLabels:
     """Labels that were corrected by hand.
 
-    file: a TIFF stack, .npy, or file.h5:/dataset, on the tomogram's grid. axes: what its first, second
-    and third index run along. names: of its labels 0, 1, 2 ... mode: "replace", the stack is the
-    result; "merge", only where it is not 0; "learn", the network learns from it and labels the rest. In
-    the mode "learn" the file may be a tomo.h5 in which labels were made by hand, and None stands for those of
-    the tomogram's own file.
+    Parameters
+    ----------
+    file : path or None
+        A TIFF stack, .npy, or file.h5:/dataset, on the grid of the tomogram. In the mode "learn"
+        also a tomo.h5 with labels that were made by hand; None: the tomogram's own file.
+    axes : str
+        What its first, second and third index run along.
+    names : sequence of str
+        Of its labels 0, 1, 2 ...
+    mode : str
+        "replace": the stack is the result; "merge": only where it is not 0; "learn": the network
+        learns from it and labels the rest.
     """
 
     file: str | Path | None
@@ -116,12 +137,27 @@ class CorrectedLabels:
 class SegmentedSample:
     """A tomogram with labels.
 
-    source: the tomogram and its scan. labels: on the tomogram's grid. mu_per_um: (n,) by label, 1/um,
-    NaN where unknown. segmentation: how the network labelled it; None where a corrected stack replaced
-    everything. evaluation: scores against true labels, where these were given. n_changed: voxels that
-    a merged stack changed. probabilities: uint8 (n, nx, ny, nz), 255 = 1, where kept. warnings: sentences.
-    uncertainty: of the absorption factors from the network's labels; None for labels that came from elsewhere.
-    hand_made: which of the labels people made; None where there are none.
+    Attributes
+    ----------
+    source : Reconstruction
+        The tomogram and its scan.
+    labels : LabelVolume
+        On the grid of the tomogram.
+    mu_per_um : array (n,)
+        By label, 1/um, NaN where unknown.
+    segmentation : Segmentation or None
+        How the network labelled it; None if a corrected stack replaced everything.
+    evaluation : Evaluation or None
+        Scores against true labels, if they were given.
+    n_changed : int or None
+        Voxels that a merged stack changed.
+    probabilities : array (n, nx, ny, nz) of uint8, or None
+        255 = 1, if they were kept.
+    warnings : sequence of str
+    uncertainty : LabelUncertainty or None
+        Of the absorption factors from the network's labels; None for other labels.
+    hand_made : HandMadeLabels or None
+        Which of the labels people made; None if there are none.
     """
 
     source: Reconstruction
@@ -137,12 +173,12 @@ class SegmentedSample:
 
     @property
     def factors_uncertainty(self) -> float | None:
-        """The relative rms by which factors are uncertain because the labels are; None where it is not known."""
+        """The relative rms by which factors are uncertain because labels are; None if unknown."""
         return None if self.uncertainty is None else self.uncertainty.rms
 
     @property
     def seconds(self) -> float:
-        """How long the network and what follows it took; 0 where it was not asked."""
+        """How long the network and what follows it took; 0 if it was not used."""
         return sum(self.segmentation.seconds.values()) if self.segmentation is not None else 0.0
 
 
@@ -206,8 +242,8 @@ def segment_tomogram(
 ) -> Segmentation:
     """What the network, SAM-2 (where asked for) and the clean-up make of a tomogram.
 
-    learn: whether the network first learns from the labels that people made (source.hand_made). Their
-    probability is 1 in the result.
+    learn: whether the network first learns from the labels that people made (source.hand_made).
+    Their probability is 1 in the result.
     """
     networks, inference = load_networks(settings.weights), settings.inference
     names = networks[0].settings.names
@@ -272,15 +308,20 @@ def segment_sample(
 
     Parameters
     ----------
-    source: the tomogram, of :func:`load_source` or :func:`anacor_dials.jobs.reconstruct.reconstruct`. Labels
-        that people made in it are kept, but where a corrected stack replaces everything.
-    settings: of the network and what follows it.
-    corrected: labels that replace those of the network, are merged with them, or are learned from.
-    truth: a truth.h5 of dials.anacor_simulate that the labels are scored against.
+    source : Reconstruction
+        Of :func:`load_source` or :func:`anacor_dials.jobs.reconstruct.reconstruct`. Labels that
+        people made in it are kept, unless a corrected stack replaces everything.
+    settings : SegmentationSettings, optional
+        Of the network and what follows it.
+    corrected : CorrectedLabels, optional
+        Labels that replace those of the network, are merged with them, or are learned from.
+    truth : path, optional
+        A truth.h5 of dials.anacor_simulate; the labels are scored against it.
 
     Raises
     ------
-    ValueError: there is no sample or no crystal, or a stack does not fit the tomogram.
+    ValueError
+        If there is no sample or no crystal, or a stack does not fit the tomogram.
     """
     settings = settings or SegmentationSettings()
     tomogram = source.tomogram
@@ -435,7 +476,15 @@ def _mu_of_tomogram(source: Reconstruction, mu: FloatArray) -> tuple[FloatArray,
 def write_segmented(
     path: str | os.PathLike[str], sample: SegmentedSample, parameters: str = ""
 ) -> None:
-    """Writes tomogram, labels, mu, probabilities (where kept) and what is by hand to a tomo.h5."""
+    """Writes tomogram, labels, mu, probabilities (if kept) and what is made by hand to a tomo.h5.
+
+    Parameters
+    ----------
+    path : path
+    sample : SegmentedSample
+    parameters : str
+        PHIL text for the record.
+    """
     source = sample.source
     contents = SampleFile(
         Path(path),

@@ -34,12 +34,21 @@ VALIDATION_SEED, CALIBRATION_SEED = 900_000, 910_000
 
 @dataclass(frozen=True)
 class SimulatedSamples:
-    """Virtual samples that are made for a training, where they are not there yet.
+    """Virtual samples that are made for a training, unless they exist already.
 
-    folder: where they are written; those to evaluate on in its folder "test". n_training, n_test:
-    how many. shapes, test_shapes: families of crystals to train on, and to evaluate on.
-    crystal_size_um: limits of the mean size. contrast: limits of the crystal's mu relative to the
-    liquor's, less one. seed: of the random choices.
+    Parameters
+    ----------
+    folder : Path
+        Where they are written. Those to evaluate on are in its folder "test".
+    n_training, n_test : int
+    shapes, test_shapes : sequence of str
+        Families of crystals to train on, and to evaluate on.
+    crystal_size_um : (float, float)
+        Limits of the mean size.
+    contrast : (float, float)
+        Limits of the crystal's mu relative to that of the liquor, less one.
+    seed : int
+        Of the random choices.
     """
 
     folder: Path = Path("training_samples")
@@ -88,7 +97,14 @@ def make_samples(simulated: SimulatedSamples) -> tuple[list[Path], list[Path]]:
 
 
 def evaluate_weights(weights: Path, tomograms: Sequence[Path], device: str) -> dict[str, Any]:
-    """Scores of samples that were never trained on, for the model card. Plain values."""
+    """Scores on samples that were never trained on, for the model card, as plain values.
+
+    Parameters
+    ----------
+    weights : path
+    tomograms : sequence of Path
+    device : str
+    """
     rows = evaluate_samples(load_network(weights), tomograms, InferenceSettings(device=device))
     return {
         "samples": rows,
@@ -98,8 +114,10 @@ def evaluate_weights(weights: Path, tomograms: Sequence[Path], device: str) -> d
 
 
 def calibrate_weights(weights: Path, volumes: Sequence[TrainingVolume]) -> dict[str, Any]:
-    """Calibrates weights on samples that they did not learn from; rewrites them and their card,
-    which it returns."""
+    """Calibrates weights on samples that they were not trained on.
+
+    The weights and their card are written again; the card is returned.
+    """
     network = load_network(weights)
     logits, labels = logits_of_samples(network, volumes)
     found = fit_calibration(logits, labels)
@@ -133,21 +151,29 @@ def train_weights(
     """Trains a network on samples and returns its model card.
 
     Parameters
-    ---------- folders: of samples: pairs NAME.tomo.h5 and NAME.truth.h5, or tomo.h5 files with
-    labels. settings: of the network and its training. weights: the .safetensors file to be written;
-    the model card (.json) is written beside it. simulated: virtual samples that are made first and
-    trained on too. Where some of them are kept apart
-        to evaluate the weights, the card that is returned has an entry "evaluation"; the one on
-        disk has not.
-    stream: fresh virtual tomograms to train on, mixed with the samples of the folders. The samples
-    left out
-        are fresh ones too, and the weights are calibrated on others in the end.
-    restart: begin again although there is a checkpoint.
-    progress: show progress bars.
+    ----------
+    folders : sequence of Path
+        Of samples: pairs NAME.tomo.h5 and NAME.truth.h5, or tomo.h5 files with labels.
+    settings : TrainingSettings
+        Of the network and its training.
+    weights : Path
+        The .safetensors file that is written; the model card (.json) is written beside it.
+    simulated : SimulatedSamples, optional
+        Virtual samples that are made first and trained on, too. If some of them are kept to
+        evaluate the weights, the card that is returned has an entry "evaluation"; the one on disk
+        has not.
+    stream : StreamedTomograms, optional
+        Fresh virtual tomograms to train on, mixed with the samples of the folders. The validation
+        samples are fresh ones, too, and in the end the weights are calibrated on others.
+    restart : bool
+        Whether to begin again although there is a checkpoint.
+    progress : bool
+        Whether to show progress bars.
 
     Raises
     ------
-    ValueError: the samples cannot be read, or the settings do not fit them.
+    ValueError
+        If the samples cannot be read, or the settings do not fit them.
     """
     made, tests = make_samples(simulated) if simulated is not None else ([], [])
     all_folders = [*folders, *made]
@@ -179,8 +205,7 @@ def train_weights(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """``python -m anacor_dials.jobs.train``: what dials.anacor_train does, where DIALS is not
-    installed."""
+    """``python -m anacor_dials.jobs.train``: dials.anacor_train where DIALS is not installed."""
     parser = argument_parser(
         "python -m anacor_dials.jobs.train",
         "Train the segmentation network on a stream of fresh virtual tomograms, and on samples in folders.",

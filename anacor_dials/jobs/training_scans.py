@@ -32,6 +32,7 @@ from anacor_dials.tomography.reconstruction_settings import ReconstructionSettin
 
 logger = logging.getLogger("dials.anacor_dials.jobs.training_scans")
 
+# the usual materials of loops
 POLYIMIDE = Composition.parse("C22H10N2O5", 1.42)
 NYLON = Composition.parse("C6H11NO", 1.14)
 
@@ -41,13 +42,25 @@ MEAN_COUNTS = 20000.0
 
 @dataclass(frozen=True)
 class ScanRanges:
-    """From what the samples and their scans are drawn, uniformly between two limits each.
+    """The ranges that samples and their scans are drawn from, uniformly between two limits.
 
-    crystal_size_um: mean size of the crystal; contrast: mu of the crystal relative to that of the
-    liquor, less one; pixel_size_um; distance_mm; energy_keV; photons: per pixel in the mean flat
-    (drawn logarithmically); n_projections. shapes: families of crystals. stem_length_um: of the
-    loop. solids: samples of all families of :mod:`anacor_dials.simulation.sample_families` instead
-    of a crystal inside its drop; shapes and stem_length_um then count for nothing.
+    Parameters
+    ----------
+    crystal_size_um : (float, float)
+        Mean size of the crystal.
+    contrast : (float, float)
+        mu of the crystal relative to that of the liquor, less one.
+    pixel_size_um, distance_mm, energy_keV : (float, float)
+    photons : (float, float)
+        Per pixel in the mean flat; drawn logarithmically.
+    n_projections : (int, int)
+    shapes : tuple of str
+        Families of crystals.
+    stem_length_um : float
+        Of the loop.
+    solids : bool
+        Whether samples are of all families of :mod:`anacor_dials.simulation.sample_families`
+        instead of a crystal inside its drop. Then shapes and stem_length_um have no effect.
     """
 
     crystal_size_um: tuple[float, float] = (26.0, 56.0)
@@ -76,8 +89,18 @@ def materials_of_contrast(
 ) -> dict[str, Composition]:
     """Random liquor, crystal and loop; mu of the crystal is (1 + contrast) that of the liquor.
 
-    What is missing to the contrast is made up by salt in the liquor (the crystal's solvent is the
-    liquor too) or by iodine in the crystal. Raises ValueError where no concentration gives it.
+    The contrast is reached by salt in the liquor (the solvent of the crystal is the liquor, too) or
+    by iodine in the crystal.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    contrast, energy_keV : float
+
+    Raises
+    ------
+    ValueError
+        If no concentration gives this contrast.
     """
     glycerol, salt = float(rng.uniform(0.1, 0.35)), float(rng.uniform(0.0, 0.02))
     solvent_content = float(rng.uniform(0.35, 0.65))
@@ -119,8 +142,16 @@ def materials_of_contrast(
 def scan_settings_around(
     sample: Sample, pixel_size_um: float, margin_um: float = 10.0, **choices: Any
 ) -> ScanSettings:
-    """Settings whose images hold all of the liquor and the crystal, and the loop as far as they
-    reach.
+    """Settings whose images show all of the liquor and the crystal.
+
+    They show the loop as far as liquor and crystal extend.
+
+    Parameters
+    ----------
+    sample : Sample
+    pixel_size_um, margin_um : float
+    choices
+        Further fields of ScanSettings.
     """
     low, high = sample.bounds_um("liquor", "crystal")
     along = max(-low[0], high[0]) + margin_um
@@ -176,10 +207,20 @@ def _scan_settings(sample: Sample, drawn: dict[str, Any]) -> ScanSettings:
 def write_training_scan(
     folder: Path, name: str, seed: Sequence[int], ranges: ScanRanges, keep_scan: bool = False
 ) -> dict[str, Any]:
-    """Makes one sample, its scan and its tomogram; returns (and writes) the record. All or nothing.
+    """Makes one sample, its scan and its tomogram, all or nothing; returns (and writes) the record.
 
-    seed: numbers that the random generator is made of; the same ones give the same sample. Samples
-    that cannot be made (the crystal does not fit its drop) are drawn again, which is recorded.
+    Samples that cannot be made (the crystal does not fit its drop) are drawn again, which is
+    recorded.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+    seed : sequence of int
+        The same numbers give the same sample.
+    ranges : ScanRanges
+    keep_scan : bool
+        Whether the scan is kept.
     """
     for attempt in range(20):
         rng = np.random.default_rng([*seed, attempt])
@@ -220,8 +261,16 @@ def write_training_scans(
     keep_scans: bool = False,
     prefix: str = "sample",
 ) -> list[Path]:
-    """n samples in a folder; those that are there already are left. Returns the paths of the
-    tomograms.
+    """Makes n samples in a folder, unless they exist, and returns the paths of the tomograms.
+
+    Parameters
+    ----------
+    folder : Path
+    n, seed : int
+    ranges : ScanRanges
+    keep_scans : bool
+    prefix : str
+        The names begin with it.
     """
     ranges = ranges or ScanRanges()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,4 @@
-"""A stream of fresh virtual tomograms to train on: the simulator's volumes as the network sees
-them."""
+"""A stream of fresh virtual tomograms to train on."""
 
 from __future__ import annotations
 
@@ -10,17 +9,26 @@ import numpy as np
 from anacor_dials.segmentation.training_data import TrainingVolume, training_volume
 from anacor_dials.simulation.virtual_tomograms import random_tomogram
 
-ATTEMPTS = 20
+ATTEMPTS = 20  # to draw a sample that can be used; most are usable at the first
 
 
 @dataclass(frozen=True)
 class StreamedTomograms:
-    """A function of a number that returns a fresh training sample, the same one for a number.
+    """A function of a number that returns a fresh training sample, always the same for a number.
 
-    seed: of the stream. voxels: least and largest number along an edge. workers: processes that
-    make samples while the network trains. calibration_samples: how many further ones the weights
-    are calibrated on in the end. Samples in which nothing stands out of the noise, or without a
-    crystal in the field of view, are drawn again.
+    Samples without contrast above the noise, or without a crystal in the field of view, are drawn
+    again.
+
+    Parameters
+    ----------
+    seed : int
+        Of the stream.
+    voxels : (int, int)
+        Least and largest number along an edge.
+    workers : int
+        Processes that make samples while the network trains.
+    calibration_samples : int
+        How many further ones the weights are calibrated on in the end.
     """
 
     seed: int

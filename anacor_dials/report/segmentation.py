@@ -29,6 +29,7 @@ LEVELS = 99  # grey levels; whole numbers of two digits keep the file small
 
 
 def percent(value: float, digits: int = 2) -> str:
+    """A share in per cent, or "-" if it is no number."""
     return "-" if not math.isfinite(value) else f"{100 * value:.{digits}f} %"
 
 
@@ -186,9 +187,17 @@ def _um(index: list[Any], volume: Volume, axis: int) -> list[Any]:
 def scrolled_slices(
     values: NDArray[Any], labels: LabelVolume, axis: int, window: tuple[float, float]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(traces, layout) of slices across one axis, through what is not background, with a slider.
+    """(traces, layout) of slices across one axis, with a slider, as far as there is a sample.
 
-    values: (nx, ny, nz) on the labels' grid; window: values of black and white.
+    Parameters
+    ----------
+    values : array (nx, ny, nz)
+        On the grid of the labels.
+    labels : LabelVolume
+    axis : int
+        0, 1 or 2.
+    window : (float, float)
+        The values of black and white.
     """
     across = [a for a in range(3) if a != axis]
     seen = np.array(
@@ -261,10 +270,11 @@ def scrolled_slices(
 def uncertainty_maps(
     probabilities: NDArray[np.uint8], grid: Volume
 ) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
-    """(traces, layout) for the views along X, Y and Z: the mean of 1 - the largest probability, in
-    per cent.
+    """(traces, layout) of maps along X, Y and Z: how unsure the network is, in per cent.
 
-    probabilities: uint8 (n, nx, ny, nz); grid: their voxels. Means are over what is not surely air.
+    The mean of 1 - the largest probability, over all that is not surely air.
+
+    probabilities: uint8 (n, nx, ny, nz); grid: their voxels.
     """
     unsure = (np.uint8(255) - probabilities.max(axis=0)).astype(np.float32) / 2.55
     there = probabilities[0] < 250

@@ -1,9 +1,8 @@
 """Frames: laboratory, datum and tomo; the only place where rotations and axis maps are made.
 
 * **lab**: DIALS' laboratory frame.
-* **datum**: the sample with every goniometer angle at zero; ``r_lab = S R'(axis_datum, phi) F
-r_datum``
-  (dxtbx; S the setting rotation, F the fixed rotation).
+* **datum**: the sample with every goniometer angle at zero;
+  ``r_lab = S R'(axis_datum, phi) F r_datum`` (dxtbx; S the setting rotation, F the fixed rotation).
 * **tomo**: fixed to the sample, the frame of every volume. X is the rotation axis of the tomography
   scan, about which the sample turns right-handedly as ``rotation_angle`` grows; Z points from the
   sample to the source at ``rotation_angle = 0``; Y = Z x X. At angle theta a point of the sample is
@@ -36,8 +35,7 @@ def unit(vectors: ArrayLike) -> FloatArray:
 
 
 def rotation_about(axis: ArrayLike, angle_deg: ArrayLike) -> FloatArray:
-    """Matrices (..., 3, 3) of right-handed rotations by angle_deg (..., degrees) about one axis
-    (3,).
+    """Matrices (..., 3, 3) of right-handed rotations by angles (...) in degrees about an axis (3,).
 
     Rodrigues: R = cos(a) 1 + sin(a) [n]x + (1 - cos(a)) n n^T.
     """
@@ -68,9 +66,21 @@ def tomo_axes_in_lab(
 ) -> FloatArray:
     """M = [e | y | z] (3, 3): columns are the tomo axes in the lab at ``rotation_angle = 0``.
 
-    rotation_axis: the lab rotation axis S axis_datum (3,); s0: the beam's direction of flight (3,);
-    rotation_sense: +1, or -1 where the scan's rotation_angle runs against the goniometer's angle.
-    z is -s0 made orthogonal to the axis. Raises ValueError where the beam runs along the axis.
+    z is -s0 made orthogonal to the axis.
+
+    Parameters
+    ----------
+    rotation_axis : array (3,)
+        S axis_datum in the lab frame.
+    s0 : array (3,)
+        The direction in which the beam flies.
+    rotation_sense : int
+        1, or -1 if the rotation_angle of the scan decreases as the goniometer's angle grows.
+
+    Raises
+    ------
+    ValueError
+        If the beam is parallel to the axis.
     """
     if rotation_sense not in (1, -1):
         raise ValueError(f"The rotation sense is {rotation_sense}; it must be 1 or -1.")
@@ -149,10 +159,14 @@ def sizes_along_axes(sizes: Sequence[float], axis_map: str) -> tuple[float, floa
 class ImageAxes:
     """How the rows and columns of a scan's images lie in the tomo frame at ``rotation_angle = 0``.
 
-    transposed: False where rows are numbered along the rotation axis X, True where columns are.
-    x_sign, y_sign: +1 where the index that runs along X (Y) grows with X (Y), else -1.
-
     The *upright* view of an image has the shape (nx, ny): first index along +X, second along +Y.
+
+    Parameters
+    ----------
+    transposed : bool
+        False if rows are numbered along the rotation axis X, True if columns are.
+    x_sign, y_sign : int
+        1 if the index that runs along X (Y) grows with X (Y), else -1.
     """
 
     transposed: bool
@@ -198,17 +212,26 @@ class ImageAxes:
         return view[..., :: self.x_sign, :: self.y_sign]
 
     def raw_window(self, x: slice, nx: int) -> tuple[slice, slice]:
-        """The (rows, columns) of an image whose upright view is [x, :] of the whole, x =
-        start:stop.
+        """The (rows, columns) of an image whose upright view is [start:stop, :] of the whole.
+
+        x: start:stop; nx: pixels along X of the whole.
         """
         start, stop, _ = x.indices(nx)
         along = slice(start, stop) if self.x_sign > 0 else slice(nx - stop, nx - start)
         return (slice(None), along) if self.transposed else (along, slice(None))
 
     def upright_index(self, raw: float, n: int, axis: str) -> float:
-        """The index along X or Y (axis "x" or "y") of a raw column or row number, n pixels long.
+        """The index along X or Y of a raw column or row number.
 
-        The same formula takes an upright index back to the raw number.
+        The same formula gives the raw number of an upright index.
+
+        Parameters
+        ----------
+        raw : float
+        n : int
+            The number of pixels along this axis.
+        axis : str
+            "x" or "y".
         """
         sign = self.x_sign if axis == "x" else self.y_sign
         return raw if sign > 0 else n - 1 - raw

@@ -31,11 +31,11 @@ def _is_raised_by_h5py(error: BaseException) -> bool:
 
 @contextmanager
 def open_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    """An HDF5 file opened for reading; ValueError where it is absent, damaged or no HDF5 file.
+    """An HDF5 file opened for reading; ValueError if it is absent, damaged or no HDF5 file.
 
-    The compression filters of hdf5plugin are used where it is installed. Whatever h5py raises
-    inside the block (a truncated data set, an object header that is damaged, a missing filter)
-    becomes a ValueError as well, and so does an OSError.
+    The compression filters of hdf5plugin are used if it is installed. Errors of h5py inside the
+    block (a truncated data set, a damaged object header, a missing filter) become a ValueError, and
+    so does an OSError.
     """
     with suppress(ImportError):
         import hdf5plugin  # noqa: F401
@@ -67,9 +67,7 @@ def open_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
 
 
 def require_filters(dataset: h5py.Dataset) -> None:
-    """Raises ValueError, with the filter's name, where a data set is compressed by one that is not
-    installed.
-    """
+    """Raises ValueError, with its name, if a compression filter of a data set is not installed."""
     plist = dataset.id.get_create_plist()
     for k in range(plist.get_nfilters()):
         number, _, _, given_name = plist.get_filter(k)
@@ -82,13 +80,21 @@ def require_filters(dataset: h5py.Dataset) -> None:
 
 
 def dataset_at(file: h5py.File, name: str) -> h5py.Dataset | None:
-    """The data set of a name; None where there is none."""
+    """The data set of a name; None if there is none."""
     item = file.get(name)
     return item if isinstance(item, h5py.Dataset) else None
 
 
 def whole_array(dataset: h5py.Dataset, dtype: Any, what: str) -> NDArray[Any]:
-    """The whole data set, decompressed straight into an array of the wanted type."""
+    """The whole data set, decompressed directly into an array of the wanted type.
+
+    Parameters
+    ----------
+    dataset : h5py.Dataset
+    dtype : numpy type
+    what : str
+        What it holds, for the message if the memory is not enough.
+    """
     require_filters(dataset)
     require_memory(dataset.size * np.dtype(dtype).itemsize, f"{what} of {dataset.file.filename}")
     array = np.empty(dataset.shape, dtype=dtype)

@@ -30,7 +30,9 @@ def write_npy(path: str | os.PathLike[str], labels: LabelVolume) -> None:
 
 
 def write_nrrd(path: str | os.PathLike[str], labels: LabelVolume) -> None:
-    """Writes labels as NRRD 4, gzip, um; the first axis (X) runs fastest, the origin is that of the tomo frame."""
+    """Writes labels as NRRD 4, gzip, um; the first axis (X) runs fastest, the origin is that of the
+    tomo frame.
+    """
     size = labels.voxel_size_um
     origin = labels.position_um((0, 0, 0))
     directions = " ".join(

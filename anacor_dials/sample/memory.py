@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def available_memory_bytes() -> int | None:
-    """Memory that can be had without swapping, in bytes; None where the system does not say."""
+    """The memory that is free without swapping, in bytes; None if the system does not say."""
     try:
         with open("/proc/meminfo") as file:
             for line in file:
@@ -16,7 +16,7 @@ def available_memory_bytes() -> int | None:
 
 
 def require_memory(needed_bytes: float, what: str) -> None:
-    """Raises ValueError, with both figures, where the memory for something is not there."""
+    """Raises ValueError, with both figures, if the memory for something is not free."""
     available = available_memory_bytes()
     if available is not None and needed_bytes > available:
         raise ValueError(

@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 
 from anacor_dials.sample.hand_made import EditingSession, nothing_by_hand, read_hand_made
-from anacor_dials.sample.tomogram_files import is_sample_file, read_sample_file, write_sample_file
+from anacor_dials.sample.tomogram_files import (
+    SampleFile,
+    is_sample_file,
+    read_sample_file,
+    write_sample,
+)
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram, Volume
 
 Layer = tuple[Any, dict[str, Any], str]  # data, attributes, type
@@ -92,7 +97,6 @@ def write_layers(path: str, layers: Sequence[Layer]) -> list[str]:
                 hand_made = hand_made.with_more(labels.values, changed, EditingSession.now())
     if labels is None:
         raise ValueError("There is no layer of labels to write.")
-    write_sample_file(
-        path, tomogram, labels, mu, energy, hand_made=hand_made, parameters="from napari"
-    )
+    sample = SampleFile(Path(path), tomogram, labels, mu, energy, hand_made=hand_made)
+    write_sample(path, sample, "from napari")
     return [os.fspath(path)]

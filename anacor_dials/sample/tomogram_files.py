@@ -5,13 +5,14 @@
     /entry                               NXentry; definition "NXtomoproc"; program, date, parameters
     /entry/frame/voxel_size              float64 (3,)  um   along X, Y, Z of the tomo frame
     /entry/frame/centre                  float64 (3,)       voxel index of the origin
-    /entry/reconstruction/data           float32 (nx, ny, nz)  @units, 1/um; "arbitrary" where its values
-                                         are no absorption coefficients                  (optional)
+    /entry/reconstruction/data           float32 (nx, ny, nz)  @units, 1/um              (optional)
+                                         "arbitrary": the values are no absorption coefficients
     /entry/reconstruction/@projections   path of the scan that it was made from          (optional)
-    /entry/reconstruction/@scan_centre   float64 (2,) pixels of the scan's images where the rotation
-                                         axis is, across it, and the beam's centre, along it  (optional)
-    /entry/reconstruction/@paganin_delta_beta  float64  where phase retrieval was applied: its values
-                                         show materials, but are no absorption coefficients   (optional)
+    /entry/reconstruction/@scan_centre   float64 (2,)  pixel numbers in the images of the scan
+                                         of the rotation axis, across it, and of the beam's
+                                         centre, along it                                (optional)
+    /entry/reconstruction/@paganin_delta_beta  float64  of phase retrieval; then the values show
+                                         materials, but are no absorption coefficients   (optional)
     /entry/segmentation/labels           uint8 (nx, ny, nz)                              (optional)
     /entry/segmentation/names            strings (n,)       names[label]
     /entry/segmentation/mu               float64 (n,)  1/um, NaN where unknown; @energy_keV
@@ -19,7 +20,8 @@
     /entry/segmentation/@factors_uncertainty  float64  relative rms by which absorption factors are
                                          uncertain because the labels are                (optional)
     /entry/segmentation/@projections     path of the scan that the labels belong to      (optional)
-    /entry/segmentation/by_hand ...      which voxels people labelled, see :mod:`.hand_made` (optional)
+    /entry/segmentation/by_hand ...      which voxels people labelled                    (optional)
+                                         (:mod:`.hand_made`)
 """
 
 from __future__ import annotations
@@ -56,22 +58,39 @@ CHUNK = 64
 class SampleFile:
     """What a ``tomo.h5`` holds; parts that it lacks are None.
 
-    mu_per_um: (n,) by label, 1/um, NaN where unknown; energy_keV: the energy that mu belongs to.
-    probabilities: uint8 (n, nx, ny, nz), 255 = 1. projections: path of the raw scan. scan_centre: where
-    in its images (column or row number) the rotation axis is, across it, and the beam's centre, along it.
-    paganin_delta_beta: of the phase retrieval; None without, then the tomogram's values are mu.
-    factors_uncertainty: relative rms by which absorption factors are uncertain because the labels are; None
-    where nobody has said. hand_made: which of the labels people made; it is read by
-    :func:`anacor_dials.sample.hand_made.read_hand_made` alone.
+    Parameters
+    ----------
+    path : Path
+    tomogram : Tomogram or None
+    labels : LabelVolume or None
+    mu_per_um : array (n,) or None
+        By label, 1/um, NaN where unknown.
+    energy_keV : float or None
+        The energy that mu belongs to.
+    probabilities : array (n, nx, ny, nz) of uint8, or None
+        255 = 1.
+    projections : Path or None
+        The raw scan.
+    scan_centre : (float, float), optional
+        Column or row numbers of the raw images: of the rotation axis, across it, and of the beam's
+        centre, along it.
+    paganin_delta_beta : float, optional
+        Of the phase retrieval; None if there was none: then the values of the tomogram are mu.
+    factors_uncertainty : float, optional
+        The relative rms by which absorption factors are uncertain because the labels are; None if
+        it is not known.
+    hand_made : HandMadeLabels, optional
+        Which of the labels people made. They are written, but only
+        :func:`anacor_dials.sample.hand_made.read_hand_made` reads them.
     """
 
     path: Path
-    tomogram: Tomogram | None
-    labels: LabelVolume | None
-    mu_per_um: FloatArray | None
-    energy_keV: float | None
-    probabilities: NDArray[np.uint8] | None
-    projections: Path | None
+    tomogram: Tomogram | None = None
+    labels: LabelVolume | None = None
+    mu_per_um: FloatArray | None = None
+    energy_keV: float | None = None
+    probabilities: NDArray[np.uint8] | None = None
+    projections: Path | None = None
     scan_centre: tuple[float, float] | None = None
     paganin_delta_beta: float | None = None
     factors_uncertainty: float | None = None
@@ -79,7 +98,7 @@ class SampleFile:
 
 
 def is_sample_file(path: str | os.PathLike[str]) -> bool:
-    """True where the HDF5 file has a part of the ``tomo.h5`` format. Raises as open_hdf5 does."""
+    """Whether an HDF5 file has a part of the ``tomo.h5`` format. Raises as open_hdf5 does."""
     with open_hdf5(path) as file:
         return any(
             name in file for name in ("entry/frame", "entry/reconstruction", "entry/segmentation")
@@ -132,8 +151,17 @@ def read_sample_file(
 ) -> SampleFile:
     """What a ``tomo.h5`` holds; only the parts asked for are read.
 
-    Raises ValueError, with the way out, for files that are absent, truncated, not HDF5, lack the
-    voxel size, hold labels without names or without a crystal, or are larger than the memory.
+    Parameters
+    ----------
+    path : path
+    tomogram, labels, probabilities : bool
+        Which parts are read.
+
+    Raises
+    ------
+    ValueError
+        With the way out, for files that are absent, truncated or not HDF5, that lack the voxel
+        size, whose labels have no names or no crystal, or that are larger than the memory.
     """
     with open_hdf5(path) as file:
         data = dataset_at(file, "entry/reconstruction/data") if tomogram else None
@@ -263,10 +291,21 @@ def new_tomogram_file(
 ) -> Iterator[h5py.Dataset]:
     """The data set float32 (nx, ny, nz), in 1/um, of a new ``tomo.h5``, to be filled slab by slab.
 
-    For tomograms larger than the memory; slabs along X of whole chunks (CHUNK) are written fastest.
-    voxel_size_um, centre: (3,), as of :class:`Tomogram`; projections: the raw scan, stored relative to
-    the file; scan_centre, paganin_delta_beta: as of :class:`SampleFile`. Whole or not at all: an exception
-    within the block leaves what was there before.
+    For tomograms larger than the memory. Slabs along X of whole chunks (CHUNK) are written fastest.
+    If an exception occurs within the block, the file that was there before stays as it is.
+
+    Parameters
+    ----------
+    path : path
+    shape : (int, int, int)
+    voxel_size_um, centre : array (3,)
+        As in :class:`Tomogram`.
+    projections : path, optional
+        The raw scan; its path is stored relative to the file.
+    scan_centre, paganin_delta_beta : optional
+        As in :class:`SampleFile`.
+    parameters : str
+        PHIL text for the record.
     """
     with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
         entry = _write_frame(file, voxel_size_um, centre, parameters)
@@ -292,7 +331,8 @@ def write_sample(path: str | os.PathLike[str], sample: SampleFile, parameters: s
     ----------
     path : path
     sample : SampleFile
-        What is written. Its own path is not used; the path of the scan is stored relative to the file.
+        What is written. Its own path is not used; the path of the scan is stored relative to the
+        file.
     parameters : str
         PHIL text for the record.
 

@@ -1,5 +1,4 @@
-"""Volumes in the tomo frame: values on a grid, with the size of a voxel and the place of the
-origin.
+"""Volumes in the tomo frame: values on a grid, the size of a voxel and the place of the origin.
 
 Arrays have the shape (nx, ny, nz) along X, Y, Z of the tomo frame. Voxel centres sit at integer
 indices. ``centre`` is the (fractional) index of the origin, where the beam's centre meets the
@@ -33,9 +32,13 @@ def _three_positive(value: ArrayLike, what: str) -> FloatArray:
 class Volume:
     """Values (nx, ny, nz) on a grid of the tomo frame.
 
-    values: any 3-D array, index order X, Y, Z. voxel_size_um: (3,) edge lengths of a voxel along X,
-    Y, Z in um (one number: cubes). centre: (3,) voxel index of the origin; None for the middle, (n
-    - 1) / 2. float64 once constructed.
+    Parameters
+    ----------
+    values : array (nx, ny, nz)
+    voxel_size_um : array (3,) or float
+        Edge lengths of a voxel along X, Y, Z; one number for cubes.
+    centre : array (3,), optional
+        Voxel index of the origin; the middle, (n - 1) / 2, if not given.
     """
 
     values: NDArray[Any]
@@ -59,6 +62,7 @@ class Volume:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(nx, ny, nz)."""
         nx, ny, nz = self.values.shape
         return nx, ny, nz
 
@@ -69,6 +73,7 @@ class Volume:
 
     @property
     def voxel_volume_um3(self) -> float:
+        """The volume of a voxel, um^3."""
         return float(np.prod(self.voxel_size_um))
 
     def position_um(self, index: ArrayLike) -> FloatArray:

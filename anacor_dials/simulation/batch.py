@@ -25,12 +25,11 @@ from anacor_dials.sample.materials import Composition
 from anacor_dials.simulation.blender import blender_executable, blender_sample
 from anacor_dials.simulation.detector import read_flats
 from anacor_dials.simulation.meshes import read_stl
+from anacor_dials.simulation.sample_parameters import CRYSTAL_SHAPES, random_parameters
 from anacor_dials.simulation.samples import (
-    CRYSTAL_SHAPES,
     Sample,
     build_sample,
     random_materials,
-    random_parameters,
     sample_from_meshes,
 )
 from anacor_dials.simulation.scan import ScanOptions, ScanSettings, require_in_view, write_scan

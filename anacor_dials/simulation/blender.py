@@ -19,12 +19,8 @@ from pathlib import Path
 from anacor_dials.sample.frames import rotation_about
 from anacor_dials.sample.materials import Composition
 from anacor_dials.simulation.meshes import Mesh, read_stl
-from anacor_dials.simulation.samples import (
-    Sample,
-    SampleParameters,
-    build_sample,
-    sample_from_meshes,
-)
+from anacor_dials.simulation.sample_parameters import SampleParameters
+from anacor_dials.simulation.samples import Sample, build_sample, sample_from_meshes
 
 SCENE = Path(__file__).with_name("blender_scene.py")
 TIMEOUT_S = 300

@@ -1,17 +1,18 @@
-"""Moments of projections: what they tell about angles, the sample's motion and the axis' tilt.
+"""Moments of projections, which show errors of angles, motion of the sample and tilt of the axis.
 
-For a sample that stays as it is, is in view at all angles and turns about an axis along the image's
-X, each row x of the projections p = -ln T has (Helgason, Acta Math. 113 (1965) 153; Ludwig, Comm.
-Pure Appl. Math. 19 (1966) 49)
+Consider a sample that does not change, is in view at all angles and turns about an axis along X of
+the image. Each row x of its projections p = -ln T has the moments (Helgason, Acta Math. 113 (1965)
+153; Ludwig, Comm. Pure Appl. Math. 19 (1966) 49)
 
     m0(x, theta) = integral of p du              the same at all angles
     m1(x, theta) = integral of u p du            = m0 (axis + y cos theta - z sin theta)
 
-with (y, z) the row's centre of mass.
+with the centre of mass (y, z) of the row.
 
-Fringes obey neither: they keep the sum of T, not that of -ln T, so that the mass of a plate that is seen edge-on
-came out 5 % too large, and its centre up to 1.5 pixels aside (simulated scans with T up to 3 in the fringes).
-Therefore T is blurred over strong fringes before its logarithm is taken.
+Interference fringes keep the sum of T, not that of -ln T, so they violate both equations. In
+simulated scans with T up to 3 in the fringes, the mass of a plate seen edge-on came out 5 % too
+large, and its centre was wrong by up to 1.5 pixels. Therefore T is blurred over strong fringes
+before its logarithm is taken.
 """
 
 from __future__ import annotations
@@ -26,19 +27,25 @@ from anacor_dials.sample.frames import FloatArray
 from anacor_dials.tomography.beam_level import BeamLevel
 from anacor_dials.tomography.survey import Survey
 
-LEAST_ROWS = 3
-ROW_MASS = 0.05  # of the heaviest row: lighter rows say little
-# standard deviation, in small pixels, of the blur: departures from sines fall to a half from 0 to 2, and no further
+LEAST_ROWS = 3  # with sample, so that moments can be compared
+ROW_MASS = 0.05  # rows with less than this fraction of the largest m0 are not used
+# standard deviation of the blur, in pixels of the survey; a blur of 2 halves the departures from
+# sines, and more does not reduce them further
 FRINGE_BLUR = 2.0
-FRINGES = 1.15  # transmission of the brightest pixels, from which on there are strong fringes
+FRINGES = 1.15  # if the brightest pixels transmit more than this, the fringes are strong
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """m0, m1, m2 (n, kx): of each row of small pixels, u in pixels from the image's middle column.
+    """Moments of each row of images at reduced size; u in pixels from the middle column.
 
-    x: (kx,) where the rows are, in pixels from the image's middle row; rows: (kx,) True for those
-    that hold sample and see air on both sides.
+    Attributes
+    ----------
+    m0, m1, m2 : array (n, kx)
+    x : array (kx,)
+        Where the rows are, in pixels from the middle row of the image.
+    rows : array (kx,) of bool
+        True for rows that hold sample and see air on both sides.
     """
 
     m0: FloatArray
@@ -49,7 +56,7 @@ class Moments:
 
     @property
     def centre(self) -> FloatArray:
-        """The centre of mass (n,) across the axis, in pixels from the image's middle."""
+        """The centre of mass (n,) across the axis, in pixels from the middle of the image."""
         return np.asarray(self.m1[:, self.rows].sum(axis=1) / self.m0[:, self.rows].sum(axis=1))
 
     def only(self, which: NDArray[np.bool_]) -> Moments:
@@ -57,7 +64,7 @@ class Moments:
         return Moments(self.m0[which], self.m1[which], self.m2[which], self.x, self.rows)
 
     def moved_back(self, along: FloatArray, across: FloatArray) -> Moments:
-        """The moments of a sample that had not moved by (n,) pixels along and across the axis."""
+        """The moments without a motion of the sample by (n,) pixels along and across the axis."""
         m0, m1, m2 = (
             np.stack([np.interp(self.x + s, self.x, row) for row, s in zip(m, along, strict=True)])
             for m in (self.m0, self.m1, self.m2)
@@ -69,7 +76,7 @@ class Moments:
 def _without_background(
     attenuation: FloatArray, air: NDArray[np.bool_], u: FloatArray
 ) -> FloatArray:
-    """-ln T (n, kx, ky) less the straight line across that fits it best in air, image by image."""
+    """-ln T (n, kx, ky) less a straight line across each image, fitted to air."""
     where_u = np.broadcast_to(u, air.shape)[air]
     design = np.stack([np.ones_like(where_u), where_u], axis=1)
     inverse = np.linalg.pinv(design)
@@ -78,8 +85,15 @@ def _without_background(
 
 
 def find_moments(survey: Survey, good: NDArray[np.bool_], beam: BeamLevel) -> Moments | None:
-    """The moments of the good projections (n,); None where the sample is not in view from side to
-    side.
+    """The moments of the good projections (n,).
+
+    None if the sample is not in view from side to side.
+
+    Parameters
+    ----------
+    survey : Survey
+    good : array (n,) of bool
+    beam : BeamLevel
     """
     if not beam.seen:
         return None

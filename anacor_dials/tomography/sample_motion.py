@@ -72,7 +72,7 @@ class Course:
 
 
 def harmonics(angles_deg: FloatArray, order: int) -> tuple[FloatArray, FloatArray]:
-    """(n, 3) values 1, cos and sin of `order` times the angles, and their derivatives (per radian)."""
+    """(n, 3) values 1, cos and sin of `order` times the angles; their derivatives per radian."""
     theta = np.deg2rad(angles_deg) * order
     one, zero = np.ones_like(theta), np.zeros_like(theta)
     value = np.stack([one, np.cos(theta), np.sin(theta)], axis=1)

@@ -1,8 +1,7 @@
-"""A scan looked at as a whole before it is used: frames, beam, angles, motion of the sample, tilt
-of the axis.
+"""Checks of a whole scan before it is used: frames, beam, angles, motion and tilt.
 
-What is wrong is put right where that is safe, left out where it concerns a few frames, and refused
-otherwise; what was done is said in :class:`ScanFindings`.
+Errors are corrected where this is safe. A few bad frames are left out. Otherwise the scan is
+refused. :class:`ScanFindings` says what was done.
 """
 
 from __future__ import annotations
@@ -38,27 +37,38 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dials.anacor_dials.tomography.scan_checks")
 
-BAD_LIMIT = 0.1  # of the projections: more bad ones are no accident
-LEVEL_WARNING = 0.02  # of the beam beside the sample from the flats
-# of the angles, in standard deviations, from which on other angles are tried; good scans have 0.1
-# to 1.1
+BAD_LIMIT = 0.1  # of the projections; with more bad ones the scan is refused
+LEVEL_WARNING = 0.02  # relative difference between the beam beside the sample and the flats
+# other angles are tried if the misfit, in standard deviations, is larger; it is 0.1 to 1.1 in good
+# scans
 MISFIT = 1.5
-BETTER = 0.7  # times that misfit: what other angles must do to be believed
-HOPELESS = 8.0  # misfit that no angle, drift or tilt explains; strong fringes in small images make up to 4.3
-LEAST_OFFSET_DEG = 2.0
-TILT_EDGE_PIXELS = 0.12  # what a tilt must move the ends of the sample by, to be minded
-TILT_SIGMAS = 5.0
-LARGEST_TILT_DEG = 3.0  # beyond, the expansion to first order is no longer good
+BETTER = 0.7  # other angles must reduce the misfit to this fraction to be believed
+# a larger misfit is refused if no angle, drift or tilt explains it; strong fringes in small images
+# cause up to 4.3
+HOPELESS = 8.0
+LEAST_OFFSET_DEG = 2.0  # a smaller offset of the angles is not believed
+TILT_EDGE_PIXELS = 0.12  # a tilt that moves the ends of the sample by less does no harm
+TILT_SIGMAS = 5.0  # a tilt within so many standard deviations of zero is not believed
+LARGEST_TILT_DEG = 3.0  # for larger ones the expansion to first order is wrong
 
 
 @dataclass(frozen=True)
 class ScanChecks:
-    """What is looked for in a scan, and put right.
+    """What is looked for in a scan, and corrected.
 
-    frames: leave out frames that are no projections. level: normalise each projection by the beam
-    beside the sample. angles: see whether they fit the images. drift: put back a sample that moves.
-    tilt_deg: of the rotation axis in the upright image, from X towards +Y; None to measure it, 0
-    for none.
+    Parameters
+    ----------
+    frames : bool
+        Whether frames that are no projections are left out.
+    level : bool
+        Whether each projection is normalised by the beam beside the sample.
+    angles : bool
+        Whether it is checked that the angles fit the images.
+    drift : bool
+        Whether a motion of the sample is corrected.
+    tilt_deg : float or None
+        Of the rotation axis in the upright image, from X towards +Y; None to measure it, 0 for
+        none.
     """
 
     frames: bool = True
@@ -79,11 +89,21 @@ class ScanChecks:
 class ScanFindings:
     """What was found in a scan, for the log and the report.
 
-    left_out: (text, number of projections) by reason. level: (median, least, largest) of the beam
-    beside the sample, relative to the flats; None where no air is seen. drift_px: (along, across)
-    the largest less the least, in pixels; tilt_deg: that was corrected, 0 for none. whole: whether
-    the sample is in view from side to side, so that angles, drift and tilt could be looked at.
-    warnings: sentences.
+    Attributes
+    ----------
+    left_out : tuple of (str, int)
+        The reason, and the number of projections.
+    level : (float, float, float) or None
+        Median, least and largest of the beam beside the sample, relative to the flats; None if no
+        air is seen.
+    drift_px : (float, float)
+        Along and across the axis, the largest less the least, in pixels.
+    tilt_deg : float
+        Which was corrected; 0 for none.
+    whole : bool
+        Whether the sample is in view from side to side, which is needed to check angles, drift and
+        tilt.
+    warnings : tuple of str
     """
 
     left_out: tuple[tuple[str, int], ...] = ()
@@ -95,8 +115,9 @@ class ScanFindings:
 
 
 def named(indices: Iterable[int], angles_deg: FloatArray) -> str:
-    """Projections in words: ``3, 12 to 15 (1.00, 5.50 to 7.00 deg)``, counted from 1, at most six
-    runs.
+    """Projections in words: ``3, 12 to 15 (1.00, 5.50 to 7.00 deg)``, counted from 1.
+
+    At most six runs are named.
     """
     places = sorted(indices)
     runs: list[list[int]] = []
@@ -131,7 +152,7 @@ class _Notes:
         logger.warning("%s", text)
 
     def leave_out(self, bad: Iterable[BadFrames]) -> None:
-        """Notes projections that are left out; ValueError where they are more than a tenth of all."""
+        """Notes projections that are left out; ValueError if they are more than a tenth of all."""
         n = len(self.angles_deg)
         bad = list(bad)
         total = sum(n for _, n in self.left_out) + sum(len(b.indices) for b in bad)
@@ -175,7 +196,7 @@ def _check_level(
 def _check_angles(
     c: FloatArray, v: FloatArray, angles: FloatArray, course: Course, notes: _Notes
 ) -> None:
-    """ValueError where other angles than the recorded ones explain the images, or none do."""
+    """ValueError if other angles than the recorded ones explain the images, or if none do."""
     advice = (
         "give the right angles (projections.angles=, .first_angle= and .angle_step=), or set "
         "projections.check_angles=False."
@@ -223,7 +244,7 @@ def _check_motion(
     checks: ScanChecks,
     notes: _Notes,
 ) -> tuple[NDArray[np.bool_], Motion | None, bool]:
-    """(which projections are good still, the motion of all, whether it could be looked at)."""
+    """Which projections are still good, the motion of all, and whether it could be measured."""
     angles, numbers = projections.angles_deg, projections.numbers
     n = len(angles)
     tilt = checks.tilt_deg
@@ -287,7 +308,7 @@ def _check_motion(
 
 
 def _believed_tilt(measured: float, error: float, moments: Moments) -> float:
-    """The tilt where it is certain and does harm, else 0."""
+    """The tilt if it is certain and large enough to matter, else 0."""
     x = moments.x[moments.rows]
     edge = np.deg2rad(abs(measured)) * 0.5 * float(np.ptp(x))
     sure = TILT_SIGMAS * error < abs(measured) <= LARGEST_TILT_DEG
@@ -297,12 +318,21 @@ def _believed_tilt(measured: float, error: float, moments: Moments) -> float:
 def checked_scan(
     projections: Projections, checks: ScanChecks, unusable_limit: float
 ) -> Projections:
-    """The scan without what is no projection, normalised by its beam, its sample put back, with its
-    findings.
+    """The scan without bad frames, normalised by its beam, corrected for motion, with its findings.
 
-    Reads every image once. unusable_limit: the share of unusable pixels from which on a frame is
-    left out. Raises ValueError where more than a tenth of the projections is unusable, or angles
-    contradict the images.
+    Every image is read once.
+
+    Parameters
+    ----------
+    projections : Projections
+    checks : ScanChecks
+    unusable_limit : float
+        A frame with a larger share of unusable pixels is left out.
+
+    Raises
+    ------
+    ValueError
+        If more than a tenth of the projections is unusable, or angles contradict the images.
     """
     if not (checks.frames or checks.level or checks.angles or checks.drift):
         if checks.tilt_deg is None:

@@ -2,8 +2,9 @@
 
 ::
 
-    each crystal    scan -> segment -> labels; labels + all its sweeps -> absorption -> factors each
-    group      symmetry -> scale by every strategy -> compare -> best -> absences -> merge, export
+    each crystal    scan -> segment -> labels; labels + all its sweeps -> absorption -> factors
+    each group      symmetry -> scale by every strategy -> compare -> best -> absences -> merge,
+                    export
 
 What is scaled together is a group: the sweeps of one crystal, as in xia2, or of all crystals.
 Sweeps of several wavelengths are treated as xia2 treats them, too: symmetry and scaling take them

@@ -126,9 +126,7 @@ def _sweep_of_record(
 
 
 def _sweeps_by_name(data: Path) -> list[SweepFiles]:
-    """PROJECT_CRYSTAL_WAVELENGTH_SWEEP; where a name has more parts they are taken for the
-    project's.
-    """
+    """Sweeps named PROJECT_CRYSTAL_WAVELENGTH_SWEEP; further parts count to the project."""
     sweeps = []
     for experiments in sorted(data.glob("*.expt")):
         parts = experiments.stem.rsplit("_", 3)
