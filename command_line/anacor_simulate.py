@@ -52,12 +52,12 @@ from anacor_dials.phil import choice, parse_phil
 from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.report.likeness import log_line, record, sections
 from anacor_dials.report.page import write_html, write_json
+from anacor_dials.sample.devices import chosen_device
 from anacor_dials.sample.output_files import OutputFiles
 from anacor_dials.simulation.batch import SampleRecipe, scan_jobs
 from anacor_dials.simulation.detector import DetectorModel
 from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
 from anacor_dials.simulation.scan import ScanSettings
-from anacor_dials.simulation.wavefield import usable_device
 from anacor_dials.tomography.scan_files import ScanDescription
 
 logger = logging.getLogger("dials.anacor_simulate")
@@ -184,7 +184,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
     try:
         if unhandled:
             raise ValueError(f"What is {' '.join(unhandled)}? Parameters are given as name=value.")
-        device = usable_device(choice(params.device))
+        device = chosen_device(choice(params.device))
         if params.compare is not None:
             compare(params, device)
         else:

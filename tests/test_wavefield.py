@@ -19,7 +19,6 @@ from anacor_dials.simulation.wavefield import (  # noqa: E402
     require_sampling,
     sample_factor,
     transfer_function,
-    usable_device,
     wavelength_um,
 )
 
@@ -206,13 +205,3 @@ def test_impossible_distance(distance: float) -> None:
 def test_flat_of_another_size() -> None:
     with pytest.raises(ValueError, match="The flat has 5 x 6 pixels and the images 8 x 8"):
         WaveGrid.around((8, 8), 1.0, 2, ENERGY, 1.0).refined(np.ones((5, 6)))
-
-
-def test_devices() -> None:
-    assert usable_device("cpu") == "cpu"
-    assert usable_device("auto") in ("cpu", "cuda")
-    with pytest.raises(ValueError, match="device 'tpu' is unknown"):
-        usable_device("tpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="torch finds no NVIDIA GPU"):
-            usable_device("cuda")

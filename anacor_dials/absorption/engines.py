@@ -9,9 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials.absorption import ray_tracing
 from anacor_dials.absorption.attenuating_volume import AttenuatingVolume
+from anacor_dials.sample.devices import chosen_device
 from anacor_dials.sample.frames import FloatArray
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 class Engine(Protocol):
@@ -103,25 +102,12 @@ class CpuEngine:
         return ray_tracing.exact_transmission(volume, points, to_source, exit_directions, weights)
 
 
-def require_device(device: str) -> None:
-    """Raises ValueError if the device is not one of auto, cpu and cuda."""
-    if device not in DEVICES:
-        raise ValueError(f"The device is {device!r}; it is one of {', '.join(DEVICES)}.")
-
-
 def select_engine(device: str) -> Engine:
     """The engine of a device: "auto" (a GPU if CuPy finds one), "cpu" or "cuda".
 
     Raises ValueError if cuda is asked for and is not there.
     """
-    require_device(device)
-    if device == "cpu":
-        return CpuEngine()
     from anacor_dials.absorption.ray_tracing_cuda import CudaEngine, why_unavailable
 
-    reason = why_unavailable()
-    if reason is None:
-        return CudaEngine()
-    if device == "cuda":
-        raise ValueError(f"device=cuda needs CuPy and an NVIDIA GPU: {reason}. Use device=cpu.")
-    return CpuEngine()
+    on_gpu = chosen_device(device, "CuPy", why_unavailable) == "cuda"
+    return CudaEngine() if on_gpu else CpuEngine()

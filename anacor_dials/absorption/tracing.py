@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from anacor_dials.absorption.beam import BeamProfile
-from anacor_dials.absorption.engines import require_device
+from anacor_dials.sample.devices import require_device
 
 METHODS = ("auto", "table", "direct", "exact")
 

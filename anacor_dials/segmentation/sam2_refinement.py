@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from anacor_dials.sample.devices import chosen_device
 from anacor_dials.segmentation.tiles import sample_box
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.sam2_refinement")
@@ -293,14 +294,12 @@ class Sam2Predictor:
         Raises ValueError where sam2 is not installed or the checkpoint cannot be had.
         """
         try:
-            import torch
             from sam2.build_sam import build_sam2_video_predictor, build_sam2_video_predictor_hf
         except ImportError as error:
             raise ValueError(
                 f"SAM-2 was asked for and cannot be imported ({error}): {HOW_TO_GET}."
             ) from None
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = chosen_device(device)
         overrides = [f"++model.image_size={settings.image_size}"]
         name = settings.checkpoint
         try:

@@ -18,6 +18,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from anacor_dials.sample.devices import chosen_device, require_device
 from anacor_dials.sample.memory import require_memory
 from anacor_dials.segmentation.experts import best_explanation, planes_to_look_at
 from anacor_dials.segmentation.fringes import views
@@ -58,8 +59,7 @@ class InferenceSettings:
             or set(self.axes) - set("xyz")
         ):
             raise ValueError(f"The axes are {self.axes!r}; name x, y or z, each once, such as xyz.")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"The device {self.device!r} is unknown; choose auto, cpu or cuda.")
+        require_device(self.device)
 
 
 def sample_box(values: NDArray[np.float32], margin: int = 8) -> tuple[slice, slice, slice]:
@@ -284,10 +284,7 @@ def class_probabilities(
     from anacor_dials.segmentation.network import on_device
 
     settings = settings or InferenceSettings()
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda was asked for and torch sees no GPU; take device=cpu.")
-    cuda = settings.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
+    device = torch.device(chosen_device(settings.device))
     networks = [network] if not isinstance(network, Sequence) else list(network)
     networks = [on_device(one, device).eval() for one in networks]
     n = networks[0].settings.n_classes

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from anacor_dials.sample.devices import chosen_device
 from anacor_dials.segmentation.network import NetworkSettings, has_fast_bfloat16
 from anacor_dials.segmentation.training_data import Augmentation
 
@@ -68,19 +69,16 @@ class TrainingSettings:
             )
         if self.within_minutes is not None and not self.within_minutes > 0:
             raise ValueError(f"within_minutes is {self.within_minutes}; it must be > 0.")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"The device {self.device!r} is unknown; choose auto, cpu or cuda.")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(
                 f"The precision {self.precision!r} is unknown; choose auto, float32 or bfloat16."
             )
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device=cuda was asked for and torch sees no GPU; take device=cpu.")
+        chosen_device(self.device)
 
     @property
     def torch_device(self) -> torch.device:
-        cuda = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
-        return torch.device("cuda" if cuda else "cpu")
+        """The device that the network is trained on."""
+        return torch.device(chosen_device(self.device))
 
     @property
     def mixed_precision(self) -> bool:

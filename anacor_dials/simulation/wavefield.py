@@ -313,19 +313,3 @@ def on_device(values: NDArray[Any], device: str, precision: str) -> torch.Tensor
     """
     dtype = torch.float32 if precision == "single" else torch.float64
     return torch.as_tensor(np.ascontiguousarray(values), dtype=dtype).to(device)
-
-
-def usable_device(device: str) -> str:
-    """ "cpu" or "cuda": the device asked for, or the best there is for "auto".
-
-    Raises ValueError where cuda is asked for and torch finds none.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"The device {device!r} is unknown; choose auto, cpu or cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device=cuda was asked for, but torch finds no NVIDIA GPU here; use device=cpu or auto."
-        )
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device

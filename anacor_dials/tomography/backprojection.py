@@ -26,6 +26,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from anacor_dials.sample.devices import chosen_device
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.tomography.library_backends import algotom_slices, astra_slices, tomopy_slices
 from anacor_dials.tomography.ramp_filter import Sinograms, extended, filtered, ramp_filter
@@ -116,12 +117,12 @@ def _torch_slices(
     weights: FloatArray,
     grid: SliceGrid,
     filter_name: str,
-    device: str | None = None,
+    device: str = "auto",
 ) -> NDArray[np.float32]:
     """mu per pixel (n_slices, ny, nz) by our own code for GPUs."""
     import torch
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(device)
     n_slices, n_angles, n_u = sinograms.shape
     out = np.empty((n_slices, *grid.shape), dtype=np.float32)
     (y_start, z_start), (ny, nz) = grid.start, grid.shape
@@ -181,12 +182,7 @@ def choose_backend(name: str = "auto") -> str:
     Raises ValueError if the backend that was asked for is unknown or not installed.
     """
     if name == "auto":
-        if importlib.util.find_spec("torch") is not None:
-            import torch
-
-            if torch.cuda.is_available():
-                return "torch"
-        return "numba"
+        return "torch" if chosen_device("auto") == "cuda" else "numba"
     if name not in BACKENDS:
         raise ValueError(f"The backend {name!r} is unknown; choose auto or {', '.join(BACKENDS)}.")
     if name not in available_backends():

@@ -1,0 +1,57 @@
+"""Where a computation runs: the one place in which auto, cpu and cuda are decided."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def require_device(device: str) -> None:
+    """Raises ValueError if the device is not one of auto, cpu and cuda."""
+    if device not in DEVICES:
+        raise ValueError(f"The device {device!r} is unknown; choose auto, cpu or cuda.")
+
+
+def why_torch_has_no_gpu() -> str | None:
+    """The reason why torch cannot use a GPU; None if it can."""
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    return None if torch.cuda.is_available() else "torch finds no NVIDIA GPU"
+
+
+def chosen_device(
+    device: str,
+    library: str = "torch",
+    why_not: Callable[[], str | None] = why_torch_has_no_gpu,
+) -> str:
+    """The device on which a library computes: "cpu" or "cuda".
+
+    Parameters
+    ----------
+    device : str
+        What was asked for: "cpu", "cuda", or "auto" for a GPU if there is one.
+    library : str
+        Its name, for messages.
+    why_not : callable
+        Returns the reason why the library cannot use a GPU, or None if it can.
+
+    Raises
+    ------
+    ValueError
+        If the device is unknown, or is cuda and the library cannot use a GPU.
+    """
+    require_device(device)
+    if device == "cpu":
+        return "cpu"
+    reason = why_not()
+    if reason is None:
+        return "cuda"
+    if device == "cuda":
+        raise ValueError(
+            f"device=cuda needs {library} and an NVIDIA GPU: {reason}. Use device=cpu or auto."
+        )
+    return "cpu"
