@@ -2,16 +2,17 @@
 """
 Open a page in the browser on which the labels of a sample are put right.
 
-The page shows three slices and a 3-D view, and steps through the places in which the network is unsure, the
-worst first. Labels are drawn with a brush, a polygon and other tools; "Follow" carries what was drawn into the
-neighbouring slices, and "Learn" lets the network learn from the slices that were put right and label the rest
-anew. What a change is worth in volumes, mu and absorption factors is shown at once.
+The page shows three slices and a 3-D view, and steps through the places in which the network is
+unsure, the worst first. Labels are drawn with a brush, a polygon and other tools; "Follow" carries
+what was drawn into the neighbouring slices, and "Learn" lets the network learn from the slices that
+were put right and label the rest anew. What a change is worth in volumes, mu and absorption factors
+is shown at once.
 
-Every step is saved into the file, with which voxels are by hand, by whom and when. No program changes them
-afterwards. dials.anacor_absorption takes the file as it is.
+Every step is saved into the file, with which voxels are by hand, by whom and when. No program
+changes them afterwards. dials.anacor_absorption takes the file as it is.
 
-The page is served to this machine alone (127.0.0.1), at an address that holds a random token. From another
-machine it is reached through ssh; the line to type is printed. Ctrl-C ends it.
+The page is served to this machine alone (127.0.0.1), at an address that holds a random token. From
+another machine it is reached through ssh; the line to type is printed. Ctrl-C ends it.
 
 Examples::
 
@@ -74,10 +75,11 @@ def how_to_open(server: EditServer) -> list[str]:
 
 @contextmanager
 def opened_in_browser(address: str | None) -> Iterator[None]:
-    """Within the block the page is open in this machine's browser, where there is one; not for None.
+    """Within the block the page is open in this machine's browser, where there is one; not for
+    None.
 
-    The browser is given a file that only the user can read and that leads on to the page, since other
-    users see the arguments of programs.
+    The browser is given a file that only the user can read and that leads on to the page, since
+    other users see the arguments of programs.
     """
     if address is None:
         yield

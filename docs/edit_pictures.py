@@ -1,6 +1,8 @@
-"""Makes the picture of labels.md from the page itself, in Chromium by WebDriver (as tests/test_edit_page.py).
+"""Makes the picture of labels.md from the page itself, in Chromium by WebDriver (as
+tests/test_edit_page.py).
 
-python docs/edit_pictures.py tomo.h5 [http://127.0.0.1:9515]      (with labels and probabilities; it is copied)
+python docs/edit_pictures.py tomo.h5 [http://127.0.0.1:9515]      (with labels and probabilities; it
+is copied)
 """
 
 from __future__ import annotations

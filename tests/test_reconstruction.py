@@ -296,7 +296,7 @@ def test_ellipsoids_are_found_in_place_with_their_mu(
         drift=0.1,
     )
     settings = ReconstructionSettings(
-        rings="off", zinger_threshold=None, filter_name="ramp", beam_centre=23.0
+        rings="off", zinger_threshold=None, filter_name="ramp", beam_centre=23.0, crop="off"
     )
     tomogram, plan = reconstructed(tmp_path, scan, settings)
     assert tomogram.shape == (44, 64, 64)

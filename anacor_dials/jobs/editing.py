@@ -1,4 +1,5 @@
-"""A person puts labels right: what was drawn, undo, what follows from it, and the file that holds it.
+"""A person puts labels right: what was drawn, undo, what follows from it, and the file that holds
+it.
 
 No page and no picture is known here: :mod:`anacor_dials.report.edit_server` shows it in a browser.
 """
@@ -57,8 +58,9 @@ PLANES = {0: (1, 2), 1: (0, 2), 2: (0, 1)}  # the two axes of a slice across an 
 
 @dataclass(frozen=True)
 class EditingSettings:
-    """segmentation: how the network labels the sample anew after it has learned. propagation: how far
-    strokes go. user: who draws; the name of the user if None."""
+    """segmentation: how the network labels the sample anew after it has learned. propagation: how
+    far strokes go. user: who draws; the name of the user if None.
+    """
 
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
     propagation: PropagationSettings = field(default_factory=PropagationSettings)
@@ -79,8 +81,9 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """What the labels are worth: volumes in um^3 and mu in 1/um of the materials, by label, and factors
-    of some directions (n,); before is when the file was opened."""
+    """What the labels are worth: volumes in um^3 and mu in 1/um of the materials, by label, and
+    factors of some directions (n,); before is when the file was opened.
+    """
 
     names: tuple[str, ...]
     volumes_before: FloatArray
@@ -100,10 +103,11 @@ class Effect:
 
 
 class LabelEditor:
-    """The labels of a ``tomo.h5`` while a person puts them right. One thread at a time changes them.
+    """The labels of a ``tomo.h5`` while a person puts them right. One thread at a time changes
+    them.
 
-    Every step is in the file when its method returns. Raises ValueError where the file has no tomogram or
-    no labels, or cannot be written, and (in steps) for what cannot be.
+    Every step is in the file when its method returns. Raises ValueError where the file has no
+    tomogram or no labels, or cannot be written, and (in steps) for what cannot be.
     """
 
     def __init__(
@@ -203,7 +207,9 @@ class LabelEditor:
     # ---- steps -----------------------------------------------------------------------------------
 
     def paint(self, axis: int, index: int, voxels: NDArray[np.integer], label: int) -> int:
-        """Gives voxels of a slice a label, by hand; returns how many. voxels: flat indices within it."""
+        """Gives voxels of a slice a label, by hand; returns how many. voxels: flat indices within
+        it.
+        """
         self._require_label(label)
         where = self._in_volume(axis, index, voxels)
         n = where.size
@@ -242,7 +248,8 @@ class LabelEditor:
         )
 
     def follow(self, axis: int = 0) -> int:
-        """What was drawn in this session goes on into its surroundings; returns how many voxels changed.
+        """What was drawn in this session goes on into its surroundings; returns how many voxels
+        changed.
 
         axis: across which the slices were drawn, for SAM-2.
         """
@@ -283,7 +290,9 @@ class LabelEditor:
         return x, y, z
 
     def learn(self) -> int:
-        """The network learns from what is by hand and labels the rest anew; how many voxels changed."""
+        """The network learns from what is by hand and labels the rest anew; how many voxels
+        changed.
+        """
         source = dataclasses.replace(self.source, hand_made=self.hand_made())
         found = segment_tomogram(
             source, dataclasses.replace(self.settings.segmentation, keep_probabilities=True), True
@@ -380,10 +389,11 @@ class LabelEditor:
     # ---- the file --------------------------------------------------------------------------------
 
     def save(self, where: NDArray[np.int64] | None = None) -> None:
-        """Writes labels, mu and the record into the file: a whole new one takes the place of the old one.
+        """Writes labels, mu and the record into the file: a whole new one takes the place of the
+        old one.
 
-        where: flat indices of what changed; None: everything is written. Raises ValueError where another
-        program has changed the file meanwhile, or it cannot be written.
+        where: flat indices of what changed; None: everything is written. Raises ValueError where
+        another program has changed the file meanwhile, or it cannot be written.
         """
         with self.lock:
             if _stamp(self.path) != self._stamp:

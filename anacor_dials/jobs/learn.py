@@ -37,9 +37,9 @@ logger = logging.getLogger("dials.anacor_dials.jobs.learn")
 class LearningSettings:
     """How a network learns a sample.
 
-    minutes: that it takes at most. others: how many virtual samples it sees beside this one, so that
-    it does not forget what samples look like; voxels: their least and largest number along an edge.
-    seed: of all that is drawn. device: auto, cpu, cuda. progress: whether a bar is shown.
+    minutes: that it takes at most. others: how many virtual samples it sees beside this one, so
+    that it does not forget what samples look like; voxels: their least and largest number along an
+    edge. seed: of all that is drawn. device: auto, cpu, cuda. progress: whether a bar is shown.
     """
 
     minutes: float = 3.0
@@ -61,8 +61,8 @@ def hand_made_of_file(
 ) -> HandMadeLabels:
     """What a person labelled of a tomogram, of a tomo.h5 of dials.anacor_edit or a stack of labels.
 
-    In a stack whole planes count: those across the axis along which the fewest planes hold any label.
-    A tomo.h5 that has no record of what is by hand is read in the same way.
+    In a stack whole planes count: those across the axis along which the fewest planes hold any
+    label. A tomo.h5 that has no record of what is by hand is read in the same way.
 
     Raises
     ------
@@ -137,7 +137,8 @@ def learned_network(
     networks: Sequence[SliceNetwork],
     settings: LearningSettings | None = None,
 ) -> SliceNetwork:
-    """The network that has learned a sample: of several the one that is nearest to what is known of it.
+    """The network that has learned a sample: of several the one that is nearest to what is known of
+    it.
 
     Parameters
     ----------

@@ -1,9 +1,10 @@
 """The page on which a person puts labels right: a small server on this machine alone.
 
-It listens on 127.0.0.1. Every address begins with a random token; without it, from another page or under
-another name of the machine nobody gets anything: requests must name 127.0.0.1 or localhost as their host
-(another name can be made to point here by a hostile page), and a request of a page must come from this
-page itself. The page (templates/edit.html, edit.js) asks for slices as numbers and draws them itself.
+It listens on 127.0.0.1. Every address begins with a random token; without it, from another page or
+under another name of the machine nobody gets anything: requests must name 127.0.0.1 or localhost as
+their host (another name can be made to point here by a hostile page), and a request of a page must
+come from this page itself. The page (templates/edit.html, edit.js) asks for slices as numbers and
+draws them itself.
 """
 
 from __future__ import annotations
@@ -168,7 +169,9 @@ class EditServer:
         )
 
     def _find_effect(self) -> None:
-        """Finds what the labels are worth in a thread of its own; once more where it is asked meanwhile."""
+        """Finds what the labels are worth in a thread of its own; once more where it is asked
+        meanwhile.
+        """
         self._effect_wanted = True
         if not self._finding.acquire(blocking=False):
             return
