@@ -1,4 +1,4 @@
-"""Stacks of images: arrays, HDF5 data sets and TIFF files, read only where asked for."""
+"""Stacks of images: HDF5 data sets and TIFF files; only what is asked for is read."""
 
 from __future__ import annotations
 
@@ -53,34 +53,6 @@ def _runs(numbers: NDArray[np.intp]) -> Iterator[tuple[int, int, int]]:
 
 def _length(window: slice, n: int) -> int:
     return len(range(*window.indices(n)))
-
-
-@dataclass(frozen=True, eq=False)
-class ArrayFrames:
-    """Images (n, rows, columns) in memory."""
-
-    values: NDArray[Any]
-
-    def __post_init__(self) -> None:
-        if self.values.ndim != 3 or 0 in self.values.shape:
-            raise ValueError(
-                f"The scan has the shape {self.values.shape}; it must be (images, rows, columns)."
-            )
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """See :class:`Frames`."""
-        n, rows, columns = self.values.shape
-        return n, rows, columns
-
-    def read(
-        self,
-        numbers: NDArray[np.intp],
-        rows: slice = slice(None),
-        columns: slice = slice(None),
-    ) -> NDArray[Any]:
-        """See :meth:`Frames.read`."""
-        return self.values[numbers, rows, columns]
 
 
 @dataclass(frozen=True)
