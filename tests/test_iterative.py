@@ -13,7 +13,8 @@ from anacor_dials.tomography.iterative import (
     noise_of,
     require_whole_sample,
 )
-from anacor_dials.tomography.reconstruction import ReconstructionSettings, reconstruct_scan
+from anacor_dials.tomography.reconstruction import reconstruct_scan
+from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 from anacor_dials.tomography.scan_files import ScanDescription
 from anacor_dials.tomography.slice_grid import SliceGrid
 

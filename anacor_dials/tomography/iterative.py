@@ -373,7 +373,15 @@ class TotalVariation:
 
 
 def bytes_of_a_batch(n_angles: int, n_u: int, shape: tuple[int, int]) -> float:
-    """What LANES slices of a shape need in memory."""
+    """The memory that LANES slices need.
+
+    Parameters
+    ----------
+    n_angles, n_u : int
+        Of their sinograms.
+    shape : (int, int)
+        Voxels of a slice.
+    """
     return 4.0 * LANES * (8.0 * n_angles * n_u + 7.0 * shape[0] * shape[1])
 
 

@@ -47,6 +47,8 @@ class Layout:
     energy_keV, distance_mm : float or None
     fast_axis, slow_axis : tuple of 3 floats, or None
         Directions in which column and row numbers grow, in the tomo frame.
+    count_time : str or None
+        Path of the count times.
     """
 
     name: str
@@ -232,7 +234,15 @@ def data_exchange(file: h5py.File) -> Layout | None:
 
 
 def count_times(file: h5py.File, name: str | None, n_frames: int) -> FloatArray | None:
-    """The count time (n_frames,) of each frame, in any unit; None where the file does not say it."""
+    """The count time (n_frames,) of each frame, in any unit; None if the file does not say it.
+
+    Parameters
+    ----------
+    file : h5py.File
+    name : str or None
+        Path of the data set.
+    n_frames : int
+    """
     dataset = None if name is None else find_dataset(file, name)
     if dataset is None or dataset.size != n_frames or not np.issubdtype(dataset.dtype, np.number):
         return None

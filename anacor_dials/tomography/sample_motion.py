@@ -291,8 +291,8 @@ def drift_across(shift: FloatArray, angles_deg: FloatArray, time: FloatArray) ->
     steady = np.column_stack([design, powers[:, 0]])
     x = robust_fit(steady, shift, noise)
     left = float(np.std(curves - beside[:, 0] * x[3]))
-    # a constant rate for the whole scan, if it explains what all the curves do within their accuracy;
-    # else a motion there and back would be taken for a steady one, several times as large
+    # a constant rate for the whole scan, if it explains what all the curves do within their
+    # accuracy; else a motion there and back would be taken for a steady one, several times as large
     accuracy = 2 * noise * math.sqrt(6 / len(time))
     if left < max(STEADY * float(np.std(curves)), FLOOR_PIXELS, accuracy):
         return np.asarray(x[3] * powers[:, 0])
