@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from anacor_dials.sample.devices import chosen_device
 from anacor_dials.segmentation.coarse_grid import BIN, context_input
 from anacor_dials.segmentation.context import at_plane, context_probabilities
 from anacor_dials.segmentation.losses import soft_dice
@@ -339,9 +340,7 @@ def adapted_network(
             f"The label {int(labels.max())} was drawn and the network knows {network.settings.n_classes} "
             f"labels: {', '.join(network.settings.names)}."
         )
-    device = torch.device(
-        "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
-    )
+    device = torch.device(chosen_device(settings.device))
     adapted = on_device(copy.deepcopy(network), device).eval()
     threads = torch.get_num_threads()
     if device.type == "cpu":
