@@ -36,7 +36,7 @@ logger = logging.getLogger("dials.anacor_dials.jobs.training_scans")
 POLYIMIDE = Composition.parse("C22H10N2O5", 1.42)
 NYLON = Composition.parse("C6H11NO", 1.14)
 
-# of the flat at most: fringes are up to three times as bright, and a camera of 16 bits ends at 65535
+# of a flat, at most: fringes are up to three times as bright, and 16 bits hold no more than 65535
 MEAN_COUNTS = 20000.0
 
 

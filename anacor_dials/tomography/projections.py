@@ -421,7 +421,8 @@ def _check_flats(path: object, flats: FloatImages) -> None:
 
 def _check_images(projections: Projections) -> None:
     """Raises ValueError if the first, middle or last projection cannot be used."""
-    # images as they were taken: where they are moved back, a pixel beside an unusable one is unknown
+    # images as they were taken; where they are moved back, pixels beside an unusable one are
+    # unknown, too
     projections = replace(projections, motion=None)
     for k in (0, projections.n_angles // 2, projections.n_angles - 1):
         transmission = projections.transmission(slice(k, k + 1))
