@@ -251,7 +251,7 @@ def save_by_faces(correction: FaceCorrection, command: str, params: Any) -> list
             sections = faces_report.sections(correction, command)
             write_html(path(output.html), "Absorption correction", sections, params.faces)
         if output.json:
-            write_json(path(output.json), faces_report.numbers(correction, command))
+            write_json(path(output.json), faces_report.record(correction, command))
         if output.cif:
             path(output.cif).write_text(faces_report.cif_block(correction), encoding="ascii")
         if output.faces:

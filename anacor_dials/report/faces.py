@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anacor_dials import __version__
+from anacor_dials.jobs.records import AbsorptionRecord, MaterialRecord, WavelengthFactorsRecord
 from anacor_dials.report.correction import (
     accuracy_items,
     accuracy_numbers,
@@ -67,29 +68,46 @@ def log_text(correction: FaceCorrection) -> str:
     return "\n".join(lines)
 
 
-def numbers(correction: FaceCorrection, scale_command: str) -> dict[str, Any]:
-    """Everything in numbers, for JSON."""
-    content = correction.content
-    return {
-        "program": {"name": "anacor_dials", "version": __version__},
-        "reflections": {
+def record(correction: FaceCorrection, scale_command: str) -> AbsorptionRecord:
+    """The content of anacor_absorption.json."""
+    content, faces, solid = correction.content, correction.faces, correction.solid
+    listed = zip(faces.indices, faces.distances_um, solid.areas_um2, strict=True)
+    return AbsorptionRecord(
+        program={"name": "anacor_dials", "version": __version__},
+        reflections={
             "rows": len(correction.transmission),
             "with_factor": len(correction.transmissions),
             "without_direction": correction.n_undefined,
         },
-        "transmission": transmission_numbers(correction.transmissions),
-        "crystal": {
+        transmission=transmission_numbers(correction.transmissions),
+        wavelengths=[
+            WavelengthFactorsRecord(
+                wavelength_angstrom=w.wavelength,
+                energy_keV=w.energy_keV,
+                materials=[
+                    MaterialRecord(
+                        label=1,
+                        name=w.materials[1].name,
+                        mu_per_um=w.materials[1].mu_per_um,
+                        mu_per_mm=1e3 * w.materials[1].mu_per_um,
+                        from_=w.materials[1].origin,
+                        volume_um3=solid.volume_um3,
+                        mean_path_um=float(w.factors.mean_path_um[:, 1].mean()),
+                    )
+                ],
+                **accuracy_numbers(w.factors.accuracy),
+            )
+            for w in correction.wavelengths
+        ],
+        warnings=correction.warnings,
+        scale_command=scale_command,
+        crystal={
             "faces": [
                 {"hkl": hkl, "distance_um": distance, "area_um2": area}
-                for hkl, distance, area in zip(
-                    correction.faces.indices,
-                    correction.faces.distances_um,
-                    correction.solid.areas_um2,
-                    strict=True,
-                )
+                for hkl, distance, area in listed
             ],
-            "volume_um3": correction.solid.volume_um3,
-            "size_um": correction.solid.size_um,
+            "volume_um3": solid.volume_um3,
+            "size_um": solid.size_um,
             "content": None
             if content is None
             else {
@@ -99,28 +117,7 @@ def numbers(correction: FaceCorrection, scale_command: str) -> dict[str, Any]:
                 "f000": content.f000,
             },
         },
-        "wavelengths": [
-            {
-                "wavelength_angstrom": w.wavelength,
-                "energy_keV": w.energy_keV,
-                "materials": [
-                    {
-                        "label": 1,
-                        "name": w.materials[1].name,
-                        "mu_per_um": w.materials[1].mu_per_um,
-                        "mu_per_mm": 1e3 * w.materials[1].mu_per_um,
-                        "from": w.materials[1].origin,
-                        "volume_um3": correction.solid.volume_um3,
-                        "mean_path_um": w.factors.mean_path_um[:, 1].mean(),
-                    }
-                ],
-                **accuracy_numbers(w.factors.accuracy),
-            }
-            for w in correction.wavelengths
-        ],
-        "warnings": correction.warnings,
-        "scale_command": scale_command,
-    }
+    )
 
 
 def cif_block(correction: FaceCorrection) -> str:

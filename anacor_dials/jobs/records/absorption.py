@@ -52,9 +52,9 @@ class WavelengthFactorsRecord:
     directions : int
         Directions that rays were traced in.
     rms_error : float
-        Relative error of the factors: traced_error and point_error together.
+        95 % of runs have a smaller relative rms error of the factors.
     expected_error : float
-        The error that 95 % of runs stay below, relative.
+        The expected rms of the relative error, which is compared with the tolerance.
     traced_error : float
         Of rays and grid, against exact tracing of some reflections.
     point_error : float
@@ -200,13 +200,15 @@ class AbsorptionRecord(Record):
         Numbers of rows of the reflection table.
     transmission : {"min", "max", "mean", "percentiles": {"1", "5", "25", "50", "75", "95", "99"}}
         Of the rows with a factor.
-    volume : {"shape", "voxel_size_um", "centre"}
-        Of the labels.
+    volume : {"shape", "voxel_size_um", "centre"} or null
+        Of the labels; null for a crystal that is given by its faces.
+    crystal : {"faces", "volume_um3", "size_um", "content"} or null
+        Of a crystal that is given by its faces, each {"hkl", "distance_um", "area_um2"}.
     wavelengths : [WavelengthFactorsRecord]
     coefficients_from_projections : CoefficientsRecord or null
     alignment : AlignmentRecord or null
         Null if nothing was refined.
-    tomo_to_datum : [[float]]
+    tomo_to_datum : [[float]] or null
         The rotation (3, 3) from the frame of the tomogram to the datum frame.
     factors_uncertainty_from_labels : float or null
         Relative; null if the segmentation did not say.
@@ -219,19 +221,21 @@ class AbsorptionRecord(Record):
     program: Mapping[str, str]
     reflections: Mapping[str, int]
     transmission: Mapping[str, Any]
-    volume: Mapping[str, Any]
     wavelengths: Sequence[WavelengthFactorsRecord]
-    coefficients_from_projections: CoefficientsRecord | None
-    alignment: AlignmentRecord | None
-    tomo_to_datum: Sequence[Sequence[float]]
-    factors_uncertainty_from_labels: float | None
     warnings: Sequence[str]
     scale_command: str
+    volume: Mapping[str, Any] | None = None
+    crystal: Mapping[str, Any] | None = None
+    coefficients_from_projections: CoefficientsRecord | None = None
+    alignment: AlignmentRecord | None = None
+    tomo_to_datum: Sequence[Sequence[float]] | None = None
+    factors_uncertainty_from_labels: float | None = None
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> AbsorptionRecord:
         """The record of what was read."""
-        mu, alignment = content["coefficients_from_projections"], content["alignment"]
+        mu = content.get("coefficients_from_projections")
+        alignment = content.get("alignment")
         parts = {
             "wavelengths": [WavelengthFactorsRecord.of(w) for w in content["wavelengths"]],
             "coefficients_from_projections": mu and made_of(CoefficientsRecord, mu),
