@@ -359,8 +359,9 @@ def row_directions(
 def sweep_axes(experiments: ExperimentList, tomo_to_datum_matrix: FloatArray) -> FloatArray:
     """The rotation axes (n_experiments, 3) of the sweeps in the frame of the tomogram.
 
-    The matrix is (3, 3), or (n_experiments, 3, 3) from another frame of the sample. S R' F turns the sample about F^-1 axis_datum, which is fixed to the sample. Without a
-    goniometer the sample does not move, and any axis will do.
+    The matrix is (3, 3), or (n_experiments, 3, 3) from another frame of the sample. S R' F turns
+    the sample about F^-1 axis_datum, which is fixed to the sample. Without a goniometer the sample
+    does not move, and any axis will do.
     """
     axes = []
     for number, experiment in enumerate(experiments):

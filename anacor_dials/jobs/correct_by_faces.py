@@ -40,8 +40,8 @@ logger = logging.getLogger("dials.anacor_dials.jobs.correct_by_faces")
 
 NAMES = ("background", "crystal")  # of the materials
 AVOGADRO = 0.602214076  # 1e24 / mol: from g/cm3 and A^3 to g/mol
-# Of the number of formula units in the cell from a whole number. Cells at another temperature than the
-# density differ by less; a forgotten molecule of solvent is more.
+# Of the number of formula units in the cell from a whole number. Cells at another temperature than
+# the density differ by less; a forgotten molecule of solvent is more.
 LARGEST_MISFIT_OF_Z = 0.03
 
 

@@ -272,7 +272,9 @@ def _band(x: FloatArray, values: FloatArray, n_bins: int, name: str) -> list[dic
 
 
 def factor_figures(correction: CorrectedReflections) -> list[Item]:
-    """Transmissions against image number, scattering angle and exit direction, and how many there are."""
+    """Transmissions against image number, scattering angle and exit direction, and how many there
+    are.
+    """
     a, directions = correction.transmissions, correction.directions
     to_source, exits, experiment = directions.to_source, directions.exit, directions.experiment
     figures: list[Item] = []

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from anacor_dials.jobs.correct_by_faces import FaceCorrection
 
 UM_PER_MM = 1000.0
-# A crystal whose smallest size is below this fraction of the middle one is called a plate; whose middle
-# size is below it of the largest one, a needle.
+# A crystal whose smallest size is below this fraction of the middle one is called a plate; whose
+# middle size is below it of the largest one, a needle.
 THIN = 0.4
 
 
