@@ -5,15 +5,15 @@ Of all slices ``x >= 0`` that one is found which makes
     1/2 |A x - p|^2 + lambda TV(x)
 
 least: A is the parallel projection by Joseph's method (IEEE Trans. Med. Imaging 1 (1982) 192), p is
--ln T, and TV the sum of the lengths of the gradients (Rudin, Osher & Fatemi, Physica D 60 (1992) 259),
-in three dimensions. The primal-dual method of Chambolle & Pock (J. Math. Imaging Vis. 40 (2011) 120)
-does it, preconditioned by the ramp filter (as Sidky et al., Phys. Med. Biol. 57 (2012) 3065, suggest):
-with it a step is about a filtered back-projection of what the slices do not yet explain, so that some
-tens of steps are enough.
+-ln T, and TV the sum of the lengths of the gradients (Rudin, Osher & Fatemi, Physica D 60 (1992)
+259), in three dimensions. The primal-dual method of Chambolle & Pock (J. Math. Imaging Vis. 40
+(2011) 120) does it, preconditioned by the ramp filter (as Sidky et al., Phys. Med. Biol. 57 (2012)
+3065, suggest): with it a step is about a filtered back-projection of what the slices do not yet
+explain, so that some tens of steps are enough.
 
-A and its transpose are written per voxel: a voxel is seen by the two pixels next to its shadow, with
-the weights that Joseph's interpolation between voxels gives them, and the back-projection reads the
-same pixels with the same weights. So the pair is matched.
+A and its transpose are written per voxel: a voxel is seen by the two pixels next to its shadow,
+with the weights that Joseph's interpolation between voxels gives them, and the back-projection
+reads the same pixels with the same weights. So the pair is matched.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class Geometry:
     grid: SliceGrid
 
     def project(self, slices: Block) -> Block:
-        """A x: sinograms (n_angles, n_u, LANES) of slices (ny, nz, LANES), in voxels times their values."""
+        """A x: sinograms (n_angles, n_u, LANES) of slices (ny, nz, LANES), in voxels times their
+        values.
+        """
         out = np.empty((len(self.cos), self.n_u, LANES), dtype=np.float32)
         _project(slices, self.cos, self.sin, self.axis, *self.grid.start, out)
         return out
@@ -94,10 +96,12 @@ def _shadows(
     left: NDArray[np.float32],
     right: NDArray[np.float32],
 ) -> None:
-    """Of voxels in a row: the padded pixel to the left of each one's shadow, and both pixels' weights.
+    """Of voxels in a row: the padded pixel to the left of each one's shadow, and both pixels'
+    weights.
 
-    u0: the first one's place; step: from one to the next. A shadow is a hat of half width 1 / peak and
-    area 1. Pixels are padded by PADDING on either side; what lies outside falls on the outermost ones.
+    u0: the first one's place; step: from one to the next. A shadow is a hat of half width 1 / peak
+    and area 1. Pixels are padded by PADDING on either side; what lies outside falls on the
+    outermost ones.
     """
     for k in range(len(pixel)):
         u = np.float32(u0 + k * step)
@@ -241,8 +245,8 @@ def _step_dual(
 def noise_of(sinograms: Sinograms) -> float:
     """The standard deviation of the noise of -ln T where the sample absorbs, from pixel to pixel.
 
-    Fourth differences across the rotation axis, which round bodies hardly have, by their median, which
-    edges hardly touch.
+    Fourth differences across the rotation axis, which round bodies hardly have, by their median,
+    which edges hardly touch.
     """
     fourth = np.diff(sinograms, 4, axis=-1)
     inside = sinograms[..., 2:-2] > 0.25 * np.percentile(sinograms, 99.5)
