@@ -191,7 +191,7 @@ def evaluate_weights(given: argparse.Namespace) -> None:
     for weights in given.weights:
         networks = load_networks() if given.shipped else load_network(weights)
         rows = evaluate_samples(networks, tomograms, settings, measured)
-        results[weights.stem + ("" if given.axes == "x" else f" ({given.axes})")] = rows
+        results[weights.stem + ("" if given.axes == "auto" else f" ({given.axes})")] = rows
         if given.card:
             card_file = model_card_path(weights)
             card = json.loads(card_file.read_text(encoding="utf-8"))
@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=6, help="of each shape family")
     parser.add_argument("--weights", type=Path, nargs="+", default=[SHIPPED / SHIPPED_WEIGHTS])
     parser.add_argument("--shipped", action="store_true", help="all shipped weights together")
-    parser.add_argument("--axes", default="x")
+    parser.add_argument("--axes", default="auto")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--card", nargs="?", const="evaluation", default=None, metavar="ENTRY")
     parser.add_argument("--results", type=Path, default=None)

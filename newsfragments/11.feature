@@ -3,3 +3,5 @@
 `dials.anacor_segment` says what its doubt is worth: the uncertainty of the absorption factors from the labels, by label volumes that are as plausible as the one taken. It is stored in `tomo.h5`, is part of `analytical_correction_error`, and warns above 1.5 %. Further warnings: an unsure border of the crystal, several bodies of crystal, no air in the field of view, much noise. Two crystals in a loop are both labelled (`segmentation.one_crystal=True` for the largest alone).
 
 Two sets of weights ship, and that is taken whose labels explain the tomogram best.
+
+`segmentation.axes=auto` is the default: slices across all three axes are labelled and averaged where the box around the sample has up to 24 million voxels.

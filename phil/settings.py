@@ -93,7 +93,7 @@ def tomogram_description(tomogram: Any) -> TomogramDescription:
         unit=tomogram.unit,
         scale=tomogram.scale,
         offset=tomogram.offset,
-        centre=tuple(tomogram.centre) if tomogram.centre else None,
+        centre=tuple(tomogram.origin_voxel) if tomogram.origin_voxel else None,
         left_handed=tomogram.left_handed,
         projections=tomogram.projections,
     )
@@ -108,7 +108,7 @@ def segmentation_settings(params: Any, keep_probabilities: bool) -> Segmentation
             tile=s.tile,
             overlap=s.overlap,
             batch=None if s.batch is libtbx.Auto else s.batch,
-            axes=s.axes,
+            axes=choice(s.axes) or "auto",
             device=choice(params.device),
         ),
         clean_up=s.clean_up,

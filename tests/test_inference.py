@@ -166,12 +166,27 @@ def test_neighbours_run_along_the_slices_normal(axes):
         assert value == pytest.approx(expected, abs=2)
 
 
+def test_all_axes_where_they_take_little_time():
+    """Up to 24 million voxels across all three, beyond across X; what is asked for is done."""
+    auto = InferenceSettings(device="cpu")
+    assert auto.normals((280, 290, 290)) == "xyz"
+    assert auto.normals((300, 290, 290)) == "x"
+    assert auto.normals((1, 290, 290)) == "x"  # one slice has no slices across Y
+    assert InferenceSettings(axes="y", device="cpu").normals((300, 400, 500)) == "y"
+    with pytest.raises(ValueError, match="such as xyz, or auto"):
+        InferenceSettings(axes="xx", device="cpu")
+    _, values = phantom()
+    network = ByValue()
+    class_probabilities(network, values, auto)
+    assert len({shape[2:] for shape in network.seen}) >= 2
+
+
 def test_nothing_but_the_sample_is_looked_at():
     _, values = phantom()
     far = np.zeros((80, 90, 100), dtype=np.float32)
     far[30:70, 20:66, 50:86] = values
     network = ByValue()
-    p = class_probabilities(network, far, InferenceSettings(device="cpu"))
+    p = class_probabilities(network, far, InferenceSettings(axes="x", device="cpu"))
     # 28 voxels of sample each way, and the air around it that the edge of the volume leaves
     around = AIR_AROUND
     assert sum(shape[0] for shape in network.seen) == pytest.approx(28 + 2 * around, abs=6)
@@ -184,7 +199,9 @@ def test_nothing_but_the_sample_is_looked_at():
 
 def test_threads_share_the_slices_and_are_given_back(monkeypatch):
     _, values = phantom()
-    whole = class_probabilities(ByValue(3, "mean"), values, InferenceSettings(device="cpu"))
+    whole = class_probabilities(
+        ByValue(3, "mean"), values, InferenceSettings(axes="x", device="cpu")
+    )
     changes, at_work = [], set()
 
     class Watched(ByValue):
@@ -196,7 +213,9 @@ def test_threads_share_the_slices_and_are_given_back(monkeypatch):
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(torch, "set_num_threads", changes.append)
-    shared = class_probabilities(Watched(3, "mean"), values, InferenceSettings(device="cpu"))
+    shared = class_probabilities(
+        Watched(3, "mean"), values, InferenceSettings(axes="x", device="cpu")
+    )
     np.testing.assert_array_equal(shared, whole)
     assert len(at_work) == 3
     assert changes == [1, 3]

@@ -61,9 +61,6 @@ from anacor_dials.tomography.scan_files import ScanDescription, find_scan
 logger = logging.getLogger("dials.anacor_dials.jobs.segment")
 
 Refiner = Callable[[NDArray[np.float32], NDArray[np.uint8]], NDArray[np.uint8]]
-# voxels; in smaller volumes a network that has learned labels slices across all three axes, which
-# takes three times as long
-THREE_AXES_UP_TO = 8_000_000
 LARGEST_PROBABILITIES = 4e9  # bytes; larger ones are not written
 
 
@@ -245,7 +242,7 @@ def segment_tomogram(
     learn: whether the network first learns from the labels that people made (source.hand_made).
     Their probability is 1 in the result.
     """
-    networks, inference = load_networks(settings.weights), settings.inference
+    networks = load_networks(settings.weights)
     names = networks[0].settings.names
     if learn:
         if source.hand_made is None:
@@ -257,8 +254,6 @@ def segment_tomogram(
             settings.learning, device=settings.inference.device, progress=settings.progress
         )
         networks = [learned_network(source.tomogram, source.hand_made, networks, learning)]
-        if source.tomogram.values.size <= THREE_AXES_UP_TO:
-            inference = dataclasses.replace(inference, axes="xyz")
     refine = sam2_refiner(settings.sam2, names, settings.inference.device)
     if source.hand_made is not None:
         refine = _certain_by_hand(source, source.hand_made, names, refine)
@@ -269,7 +264,7 @@ def segment_tomogram(
     return segment(
         source.tomogram,
         networks,
-        inference,
+        settings.inference,
         settings.cleaning,
         source.energy_keV if source.tomogram.quantitative else None,
         keep,

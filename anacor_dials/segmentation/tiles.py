@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 SAMPLE_LEVEL = 0.3  # of the smoothed, normalised values: what counts as sample
 AIR_AROUND = 16  # voxels of air around the sample that the network sees
+# voxels of the box around the sample, up to which slices across all three axes are labelled: on ten
+# samples left out of training that raised the Dice of crystal, liquor and loop in nearly all
+ALL_AXES_UP_TO = 24_000_000
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,14 @@ class InferenceSettings:
 
     tile: longest edge of what the network sees at once, voxels; overlap: of neighbouring tiles;
     batch: slices at once, None for 16 on a GPU and one on a CPU, where that is fastest. axes: the
-    slices' normals, "x", or "xyz" to average over the three of them. device: auto, cpu, cuda.
+    slices' normals, such as "x", or "xyz" to average over the three of them; "auto" for all three where
+    that takes little time (:meth:`normals`). device: auto, cpu, cuda.
     """
 
     tile: int = 512
     overlap: int = 48
     batch: int | None = None
-    axes: str = "x"
+    axes: str = "auto"
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -53,13 +57,21 @@ class InferenceSettings:
             )
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"The batch is {self.batch}; it must be at least 1.")
-        if (
+        if self.axes != "auto" and (
             not self.axes
             or sorted(set(self.axes)) != sorted(self.axes)
             or set(self.axes) - set("xyz")
         ):
-            raise ValueError(f"The axes are {self.axes!r}; name x, y or z, each once, such as xyz.")
+            raise ValueError(
+                f"The axes are {self.axes!r}; name x, y or z, each once, such as xyz, or auto."
+            )
         require_device(self.device)
+
+    def normals(self, shape: tuple[int, ...]) -> str:
+        """The normals of the slices of a box (nx, ny, nz) of voxels: for auto all three, up to 24 million voxels."""
+        if self.axes != "auto":
+            return self.axes
+        return "xyz" if math.prod(shape) <= ALL_AXES_UP_TO and min(shape) >= 16 else "x"
 
 
 def sample_box(values: NDArray[np.float32], margin: int = 8) -> tuple[slice, slice, slice]:
@@ -288,29 +300,30 @@ def class_probabilities(
     networks = [network] if not isinstance(network, Sequence) else list(network)
     networks = [on_device(one, device).eval() for one in networks]
     n = networks[0].settings.n_classes
-    require_memory(n * values.size * (3 if len(settings.axes) > 1 else 1), "The probabilities")
-    out = np.zeros((n, *values.shape), dtype=np.uint8)
-    out[0] = 255
     box = sample_box(values, AIR_AROUND)
     inside = np.ascontiguousarray(values[box])
+    normals = settings.normals(inside.shape)
+    require_memory(n * values.size * (3 if len(normals) > 1 else 1), "The probabilities")
+    out = np.zeros((n, *values.shape), dtype=np.uint8)
+    out[0] = 255
     if not inside.size:
         return out
     seen = views(inside, np.float16)
     labellers = [_SliceLabeller.of(one, seen, settings) for one in networks]
     labeller = labellers[0] if len(labellers) == 1 else _best_of(labellers)
     total: NDArray[np.uint16] | None = None
-    for axis in settings.axes:
+    for axis in normals:
         order = {"x": (0, 1, 2), "y": (1, 0, 2), "z": (2, 0, 1)}[axis]
         back = tuple(np.argsort(order))
         p = _along_first_axis(
             labeller.turned(order), progress, f"Segmenting slices across {axis.upper()}"
         ).transpose(0, *(1 + k for k in back))
-        if len(settings.axes) == 1:
+        if len(normals) == 1:
             out[(slice(None), *box)] = p
             return out
         total = p.astype(np.uint16) if total is None else total + p
     assert total is not None
-    out[(slice(None), *box)] = np.rint(total / len(settings.axes)).astype(np.uint8)
+    out[(slice(None), *box)] = np.rint(total / len(normals)).astype(np.uint8)
     return out
 
 
