@@ -437,6 +437,7 @@ def test_what_needs_no_segmentation(tmp_path: Path, sample_labels: LabelVolume):
     write_sample_file(tomogram, tomogram=Tomogram(np.zeros((4, 4, 4), np.float32), 1.0))
     write_sample_file(labelled, labels=sample_labels)
     assert [has_labels(path) for path in (scan, tomogram, labelled)] == [False, False, True]
+    np.save(tmp_path / "labels.npy", sample_labels.values)
     assert has_labels(tmp_path / "labels.npy")
     assert not has_labels(tmp_path)
     assert has_labels(tmp_path, StackSettings([0.3]))
