@@ -590,7 +590,7 @@ def test_files_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch
     refused([*INPUT[:2], "absent.h5"], "absent.h5 is neither a parameter nor a file")
     refused(INPUT[:2], "Give one sample: a labelled volume")
     refused(INPUT[2:], "Give the experiments (.expt)")
-    refused([*INPUT, "labels.voxel_size_um=0.3"], "holds its own voxel size")
+    refused([*INPUT, "labels.voxel_size_um=0.3"], "or its own voxel size")
     np.save("labels.npy", two_balls().values)
     refused([*INPUT[:2], "labels.npy"], "give labels.voxel_size_um")
     monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1000)

@@ -810,7 +810,7 @@ def test_beams_that_are_none_are_refused():
         ({"method": "guess"}, "method is 'guess'; it is one of auto, table, direct, exact"),
         ({"memory_gb": 0.01}, r"memory is 0\.01 GB; at least 0\.1 GB"),
         ({"nproc": 0}, "nproc is 0; it must be at least 1"),
-        ({"device": "gpu"}, "device is 'gpu'; it is one of auto, cpu, cuda"),
+        ({"device": "gpu"}, "The device 'gpu' is unknown; choose auto, cpu or cuda"),
         ({"check_reflections": 0}, "0 reflections are to be traced exactly; it must be at least 1"),
     ],
 )

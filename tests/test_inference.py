@@ -453,6 +453,7 @@ def test_scores_by_hand():
     written = json.loads(json.dumps(scores.as_dict()))["classes"]["crystal"]
     assert written["recall"] == recall_of(written) == pytest.approx(3 / 4)
     assert recall_of({"accuracy": 0.5}) == 0.5  # a record of an earlier version
+    assert np.isnan(recall_of({"recall": None}))  # as JSON has it where a sample lacks the class
     with pytest.raises(ValueError, match="same grid"):
         evaluate(LabelVolume(found, np.ones(3)), truth[:, :, :2])
 

@@ -44,7 +44,7 @@ from anacor_dials.tomography.scan_angles import (
 from anacor_dials.tomography.scan_files import ScanDescription
 from anacor_dials.tomography.slice_grid import SliceGrid
 
-EXACT = ReconstructionSettings(rings="off", zinger_threshold=None, filter_name="ramp")
+EXACT = ReconstructionSettings(rings="off", zinger_threshold=None, filter_name="ramp", crop="off")
 
 # ---- slices: disks have closed-form sinograms -----------------------------------------------------
 
@@ -390,7 +390,7 @@ def test_an_interrupted_reconstruction_leaves_nothing(tmp_path, ellipsoid_scan):
 def test_cropping_to_the_sample_keeps_all_of_it_in_place(tmp_path, ellipsoid_scan):
     scan = ellipsoid_scan.at(shape=(80, 128), axis_pixel=60.0, counts=8000.0)
     path = scan.write_nxtomo(tmp_path / "scan.nxs")
-    whole, _ = reconstruct_scan(path, settings=ReconstructionSettings(centre=60.0))
+    whole, _ = reconstruct_scan(path, settings=ReconstructionSettings(centre=60.0, crop="off"))
     cropped, plan = reconstruct_scan(
         path, settings=ReconstructionSettings(centre=60.0, crop="auto")
     )
@@ -471,7 +471,9 @@ def test_centres_that_cannot_be_found_are_refused():
 def test_tooth_has_its_centre_at_295(shared_data):
     pytest.importorskip("algotom")
     tomogram, plan = reconstruct_scan(
-        shared_data / "tooth/tooth.h5", ScanDescription(pixel_size_um=(1.0,))
+        shared_data / "tooth/tooth.h5",
+        ScanDescription(pixel_size_um=(1.0,)),
+        ReconstructionSettings(crop="off"),
     )
     assert plan.diagnostics.centre == pytest.approx(295.0, abs=0.5)
     assert tomogram.shape == (2, 640, 640)
@@ -484,7 +486,7 @@ def test_tooth_has_its_centre_at_295(shared_data):
     rings, _ = reconstruct_scan(
         shared_data / "tooth/tooth.h5",
         ScanDescription(pixel_size_um=(1.0,)),
-        ReconstructionSettings(rings="off", centre=295.0),
+        ReconstructionSettings(rings="off", centre=295.0, crop="off"),
     )
 
     def ring_strength(image):  # scatter of the mean over circles

@@ -152,7 +152,12 @@ def test_the_best_weights_are_kept(volumes, settings, tmp_path, monkeypatch, min
     assert card["validation"]["cross_entropy"] == 0.2
     weights = load_weights(path).state_dict()
     _, best = list(looked_at.values())[-2]
-    assert all(torch.equal(weights[k], best[k]) for k in weights)
+    # the statistics of the normalisations are measured anew
+    assert all(
+        torch.equal(weights[k], best[k])
+        for k in weights
+        if ".running_" not in k and "num_batches" not in k
+    )
 
 
 def test_what_is_written(volumes, settings, tmp_path):

@@ -225,8 +225,12 @@ def evaluate_samples(
 
 
 def recall_of(scores: Mapping[str, Any]) -> float:
-    """The recall in the scores of a class; records of earlier versions call it accuracy."""
-    return float(scores["recall"] if "recall" in scores else scores["accuracy"])
+    """The recall in the scores of a class, NaN where the sample has none of it.
+
+    Records of earlier versions call it accuracy; in JSON files NaN is null.
+    """
+    recall = scores["recall"] if "recall" in scores else scores["accuracy"]
+    return math.nan if recall is None else float(recall)
 
 
 def mean_scores(rows: Sequence[dict[str, Any]], cleaned: bool = True) -> dict[str, Any]:

@@ -32,6 +32,9 @@ ROW_MASS = 0.05  # rows with less than this fraction of the largest m0 are not u
 # standard deviation of the blur, in pixels of the survey; a blur of 2 halves the departures from
 # sines, and more does not reduce them further
 FRINGE_BLUR = 2.0
+# If less is transmitted, -ln T is the noise of the dark; with a larger share of such pixels the
+# moments say nothing.
+OPAQUE, OPAQUE_SHARE = 0.003, 0.001
 FRINGES = 1.15  # if the brightest pixels transmit more than this, the fringes are strong
 
 
@@ -87,7 +90,7 @@ def _without_background(
 def find_moments(survey: Survey, good: NDArray[np.bool_], beam: BeamLevel) -> Moments | None:
     """The moments of the good projections (n,).
 
-    None if the sample is not in view from side to side.
+    None if the sample is not in view from side to side, or is opaque.
 
     Parameters
     ----------
@@ -106,6 +109,8 @@ def find_moments(survey: Survey, good: NDArray[np.bool_], beam: BeamLevel) -> Mo
     x = (np.arange(kx) - (kx - 1) / 2) * bx
     level = np.maximum(beam.level[good], 1e-3)[:, None, None]
     images = np.nan_to_num(survey.images[good] / level, nan=1.0)
+    if np.count_nonzero(images < OPAQUE) > OPAQUE_SHARE * images.size:
+        return None
     air = beam.air
     if np.quantile(images, 0.999) > FRINGES:
         sigma = (0, FRINGE_BLUR, FRINGE_BLUR)

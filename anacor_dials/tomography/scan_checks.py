@@ -253,7 +253,7 @@ def _check_motion(
     if moments is None:
         if beam.seen and (checks.angles or checks.drift or tilt is None):
             logger.info(
-                "The sample is not in view from side to side: angles, drift and tilt are not looked at."
+                "The sample is not in view from side to side, or opaque: angles, drift and tilt are not looked at."
             )
         return good, motion, False
     time = 2.0 * (numbers - numbers[0]) / max(int(numbers[-1] - numbers[0]), 1) - 1.0
