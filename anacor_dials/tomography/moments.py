@@ -30,7 +30,7 @@ from anacor_dials.tomography.survey import Survey
 LEAST_ROWS = 3  # with sample, so that moments can be compared
 ROW_MASS = 0.05  # rows with less than this fraction of the largest m0 are not used
 # standard deviation of the blur, in pixels of the survey; a blur of 2 halves the departures from
-# sines, and more does not reduce them further
+# sines, and more reduces them little further
 FRINGE_BLUR = 2.0
 # If less is transmitted, -ln T is the noise of the dark; with a larger share of such pixels the
 # moments say nothing.
