@@ -383,6 +383,20 @@ def test_a_motion_there_and_back_is_not_taken_for_a_steady_one(n):
         assert np.ptp(drift) * 0.75 < np.ptp(found) < most
 
 
+def test_pixels_beside_unusable_ones_do_not_count_where_images_are_moved_back(tmp_path, scan):
+    """3 % of the pixels are saturated; moved back by parts of a pixel, more than 5 % are not known."""
+    there = np.random.default_rng(3).random(scan.shape) < 0.03
+
+    def spoil(images):
+        images[:, there] = 65535
+
+    moved = displaced(scan.at(axis_pixel=None), across=3.0 * TIME, along=3.0 * TIME)
+    projections = read_projections(written(tmp_path / "scan.nxs", moved, spoil))
+    assert projections.motion is not None
+    unknown = np.isnan(projections.transmission([20])).mean()
+    assert unknown > 0.05 > np.mean(there)
+
+
 def test_what_is_asked_for_by_hand_is_done(tmp_path, scan):
     path = written(tmp_path / "scan.nxs", displaced(scan.at(axis_pixel=None), tilt_deg=0.5))
     by_hand = read_projections(path, ScanDescription(checks=ScanChecks(tilt_deg=0.5)))
