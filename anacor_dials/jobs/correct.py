@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from dials.array_family import flex
 from dxtbx import flumpy
 from dxtbx.model import ExperimentList
+from numpy.typing import NDArray
 
 from anacor_dials.absorption.coefficients import CoefficientFit, materials_from_fit
 from anacor_dials.absorption.directions import Directions
@@ -250,50 +251,114 @@ def correct(
         materials = [_scaled(m, alignment_fit.mu_scale) for m in materials]
         warnings += alignment_fit.warnings
     to_datum = tomo_to_datum(experiments, alignment)
-    beam_axis = axis_of_beam(experiments, alignment, settings.tracing.beam)
-    directions = row_directions(table, experiment_of_row, experiments, to_datum, beam_axis)
-    if not len(directions):
-        raise ValueError("No reflection has a direction: every s1 is zero or no row is indexed.")
-    axes = sweep_axes(experiments, to_datum)
-    transmission, standard_error = np.ones(len(table)), np.zeros(len(table))
-    results = []
-    for (wavelength, members), of_wavelength in zip(groups, materials, strict=True):
-        of_group, places = directions.of_experiments(members, axes)
-        if len(of_group) == 0:
-            continue
-        result = WavelengthFactors(
-            wavelength,
-            of_wavelength,
-            _factors(wavelength, of_wavelength, labels, of_group, settings),
-        )
-        rows = directions.rows[places]
-        transmission[rows] = result.factors.transmission
-        standard_error[rows] = np.hypot(
-            result.factors.standard_error, (from_labels or 0.0) * result.factors.transmission
-        )
-        results.append(result)
-    warnings += warnings_of_factors(transmission[directions.rows], results)
+    found = factors_of_rows(
+        experiments,
+        table,
+        experiment_of_row,
+        to_datum,
+        axis_of_beam(experiments, alignment, settings.tracing.beam),
+        materials,
+        lambda wavelength, of_group, directions: _factors(
+            wavelength, of_group, directions, labels, settings
+        ),
+    )
+    rows, standard_error = found.directions.rows, found.standard_error
+    standard_error[rows] = np.hypot(
+        standard_error[rows], (from_labels or 0.0) * found.transmission[rows]
+    )
     return Correction(
         experiments=experiments,
         table=table,
         labels=labels,
-        transmission=transmission,
+        transmission=found.transmission,
         standard_error=standard_error,
-        directions=directions,
-        wavelengths=results,
+        directions=found.directions,
+        wavelengths=found.wavelengths,
         tomo_to_datum=to_datum,
-        warnings=warnings,
+        warnings=warnings + found.warnings,
         coefficients=coefficients,
         alignment_fit=alignment_fit,
         label_uncertainty=from_labels,
     )
 
 
+@dataclass(frozen=True, eq=False)
+class FactorsOfRows:
+    """The factors of all rows of a table, with what was computed for each wavelength.
+
+    Attributes
+    ----------
+    directions : ReflectionDirections
+        Of the rows that have one.
+    transmission, standard_error : arrays (n_rows,)
+        1 and 0 in rows without a direction.
+    wavelengths : list of WavelengthFactors
+    warnings : list of str
+    """
+
+    directions: ReflectionDirections
+    transmission: FloatArray
+    standard_error: FloatArray
+    wavelengths: list[WavelengthFactors]
+    warnings: list[str]
+
+
+def factors_of_rows(
+    experiments: ExperimentList,
+    table: flex.reflection_table,
+    experiment_of_row: NDArray[np.int64],
+    to_datum: FloatArray,
+    beam_axis: FloatArray | None,
+    materials: Sequence[Sequence[Material]],
+    compute: Callable[[float, Sequence[Material], Directions], AbsorptionFactors],
+) -> FactorsOfRows:
+    """The factors of all rows of a table, wavelength by wavelength.
+
+    Parameters
+    ----------
+    experiments : ExperimentList
+    table : reflection_table
+        Of all experiments.
+    experiment_of_row : array (n_rows,)
+    to_datum : array (3, 3) or (n_experiments, 3, 3)
+        From the frame of the sample to the datum frame.
+    beam_axis : array (3,) or None
+        Of :func:`anacor_dials.diffraction.reflections.axis_of_beam`.
+    materials : sequence of sequences of Material
+        One for each of :func:`anacor_dials.diffraction.wavelengths.wavelength_groups`.
+    compute : function of (wavelength in A, materials, Directions)
+        It returns the factors of these directions.
+
+    Raises
+    ------
+    ValueError
+        If no row has a direction.
+    """
+    directions = row_directions(table, experiment_of_row, experiments, to_datum, beam_axis)
+    if not len(directions):
+        raise ValueError("No reflection has a direction: every s1 is zero or no row is indexed.")
+    axes = sweep_axes(experiments, to_datum)
+    transmission, standard_error = np.ones(len(table)), np.zeros(len(table))
+    results = []
+    groups = wavelength_groups(experiments)
+    for (wavelength, members), of_wavelength in zip(groups, materials, strict=True):
+        of_group, places = directions.of_experiments(members, axes)
+        if len(of_group) == 0:
+            continue
+        factors = compute(wavelength, of_wavelength, of_group)
+        rows = directions.rows[places]
+        transmission[rows] = factors.transmission
+        standard_error[rows] = factors.standard_error
+        results.append(WavelengthFactors(wavelength, tuple(of_wavelength), factors))
+    warnings = warnings_of_factors(transmission[directions.rows], results)
+    return FactorsOfRows(directions, transmission, standard_error, results, warnings)
+
+
 def _factors(
     wavelength: float,
     materials: Sequence[Material],
-    labels: LabelVolume,
     directions: Directions,
+    labels: LabelVolume,
     settings: CorrectionSettings,
 ) -> AbsorptionFactors:
     logger.info(

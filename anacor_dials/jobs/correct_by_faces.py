@@ -11,7 +11,8 @@ from dials.array_family import flex
 from dxtbx.model import ExperimentList
 
 from anacor_dials.absorption.convex_solid import ConvexSolid
-from anacor_dials.absorption.factors import absorption_factors_of_solid
+from anacor_dials.absorption.directions import Directions
+from anacor_dials.absorption.factors import AbsorptionFactors, absorption_factors_of_solid
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.diffraction.crystal_faces import (
     CrystalFaces,
@@ -23,18 +24,15 @@ from anacor_dials.diffraction.reflections import (
     axis_of_beam,
     combined,
     require_columns,
-    row_directions,
-    sweep_axes,
     warnings_for_scaling,
 )
 from anacor_dials.diffraction.wavelengths import wavelength_groups
 from anacor_dials.jobs.correct import (
     CorrectedReflections,
-    WavelengthFactors,
+    factors_of_rows,
     materials_at_wavelengths,
-    warnings_of_factors,
 )
-from anacor_dials.sample.materials import MaterialInput, formula_unit
+from anacor_dials.sample.materials import Material, MaterialInput, formula_unit
 
 logger = logging.getLogger("dials.anacor_dials.jobs.correct_by_faces")
 
@@ -153,38 +151,42 @@ def correct_by_faces(
     logger.info("%r", solid)
     table, experiment_of_row = combined(reflections, experiments)
     alignment = Alignment(reference_experiment=reference, rotation_axis=settings.rotation_axis)
-    beam_axis = axis_of_beam(experiments, alignment, settings.tracing.beam)
-    directions = row_directions(table, experiment_of_row, experiments, to_datum, beam_axis)
-    if not len(directions):
-        raise ValueError("No reflection has a direction: every s1 is zero or no row is indexed.")
-    axes = sweep_axes(experiments, to_datum)
-    transmission, standard_error = np.ones(len(table)), np.zeros(len(table))
-    results = []
-    for (wavelength, members), of_wavelength in zip(groups, materials, strict=True):
-        of_group, places = directions.of_experiments(members, axes)
-        if len(of_group) == 0:
-            continue
-        mu = of_wavelength[1].mu_per_um
-        logger.info("Wavelength %.5f A: mu of the crystal %.6f /um", wavelength, mu)
-        factors = absorption_factors_of_solid(
-            solid, mu, of_group, settings.tracing, progress=settings.progress
-        )
-        rows = directions.rows[places]
-        transmission[rows] = factors.transmission
-        standard_error[rows] = factors.standard_error
-        results.append(WavelengthFactors(wavelength, of_wavelength, factors))
-    warnings += warnings_of_factors(transmission[directions.rows], results)
+    found = factors_of_rows(
+        experiments,
+        table,
+        experiment_of_row,
+        to_datum,
+        axis_of_beam(experiments, alignment, settings.tracing.beam),
+        materials,
+        lambda wavelength, of_group, directions: _factors(
+            wavelength, of_group, directions, solid, settings
+        ),
+    )
     return FaceCorrection(
         experiments=experiments,
         table=table,
-        transmission=transmission,
-        standard_error=standard_error,
-        directions=directions,
-        wavelengths=results,
-        warnings=warnings,
+        transmission=found.transmission,
+        standard_error=found.standard_error,
+        directions=found.directions,
+        wavelengths=found.wavelengths,
+        warnings=warnings + found.warnings,
         faces=faces,
         solid=solid,
         content=content,
+    )
+
+
+def _factors(
+    wavelength: float,
+    materials: Sequence[Material],
+    directions: Directions,
+    solid: ConvexSolid,
+    settings: FaceSettings,
+) -> AbsorptionFactors:
+    mu = materials[1].mu_per_um
+    logger.info("Wavelength %.5f A: mu of the crystal %.6f /um", wavelength, mu)
+    return absorption_factors_of_solid(
+        solid, mu, directions, settings.tracing, progress=settings.progress
     )
 
 
