@@ -6,16 +6,14 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from anacor_dials.sample.hand_made import EditingSession, HandMadeLabels, read_hand_made
 from anacor_dials.sample.label_files import read_label_stack
-from anacor_dials.sample.tomogram_files import read_sample_file
+from anacor_dials.sample.tomogram_files import is_readable_sample, read_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Tomogram
 from anacor_dials.segmentation.fringes import views
 from anacor_dials.segmentation.tiles import AIR_AROUND, sample_box
@@ -68,7 +66,7 @@ def hand_made_of_file(
     ------
     ValueError: the file cannot be read, is on another grid, or holds no label.
     """
-    if _is_sample(path):
+    if is_readable_sample(path):
         sample = read_sample_file(path, tomogram=False)
         if sample.labels is None:
             raise ValueError(f"{path} holds no labels to learn from.")
@@ -84,13 +82,6 @@ def hand_made_of_file(
             f"{' x '.join(map(str, tomogram.shape))}; is labels.axes right?"
         )
     return made
-
-
-def _is_sample(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a tomo.h5, and no stack."""
-    from anacor_dials.jobs.reconstruct import is_sample_path
-
-    return Path(path).is_file() and h5py.is_hdf5(path) and is_sample_path(path)
 
 
 def _whole_planes(path: str | os.PathLike[str], stack: LabelVolume) -> HandMadeLabels:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import h5py
-
 from anacor_dials.jobs.segment import (
     SegmentationSettings,
     SegmentedSample,
@@ -26,6 +24,7 @@ from anacor_dials.sample.hdf5_files import open_hdf5
 from anacor_dials.sample.label_files import read_label_stack
 from anacor_dials.sample.tomogram_files import (
     SampleFile,
+    is_readable_sample,
     is_sample_file,
     read_sample_file,
 )
@@ -149,10 +148,9 @@ def has_labels(
     """
     if is_label_stack(name, stack, tomogram):
         return True
-    path = Path(name)
-    if not path.is_file() or not h5py.is_hdf5(path) or not is_sample_file(path):
+    if not is_readable_sample(name):
         return False
-    with open_hdf5(path) as file:
+    with open_hdf5(name) as file:
         return "entry/segmentation/labels" in file
 
 

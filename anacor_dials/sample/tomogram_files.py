@@ -105,6 +105,11 @@ def is_sample_file(path: str | os.PathLike[str]) -> bool:
         )
 
 
+def is_readable_sample(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file, and it is a tomo.h5; no error for other files."""
+    return Path(path).is_file() and h5py.is_hdf5(path) and is_sample_file(path)
+
+
 def _texts(dataset: h5py.Dataset) -> tuple[str, ...]:
     return tuple(v.decode() if isinstance(v, bytes) else str(v) for v in np.ravel(dataset[()]))
 
