@@ -172,6 +172,19 @@ def test_the_hybrid_gate_multiplies_its_input():
     assert not bool((gate(x)[:, 2] == 0).all())
 
 
+def test_the_gate_is_bounded():
+    """Ten times the input is at most ten times the output, and never above GATE_LIMIT times the input."""
+    torch.manual_seed(2)
+    gate = LargeKernelGate(8, hybrid=True)
+    x = torch.randn(1, 8, 24, 24)
+    assert bool((gate(1e4 * x).abs() <= networks.GATE_LIMIT * 1e4 * x.abs() * (1 + 1e-6)).all())
+    small = 1e-3 * x
+    free = LargeKernelGate(8, hybrid=True, bounded=False)
+    free.load_state_dict(gate.state_dict())
+    torch.testing.assert_close(gate(small), free(small), rtol=5e-3, atol=1e-9)
+    assert float(free(1e4 * x).detach().abs().max()) > 1e6
+
+
 def test_the_reach_of_the_attention():
     """near 5x5 (+-2) then 7x7 with dilation 3 (+-9): a voxel is felt 11 voxels away and no further."""
     torch.manual_seed(3)
@@ -350,6 +363,47 @@ def test_weights_of_version_2_have_no_context(tmp_path, monkeypatch):
     x = torch.randn(1, 3, 20, 20)
     with torch.no_grad():
         torch.testing.assert_close(again(x), network(x))
+
+
+def test_weights_of_version_3_have_no_bound_to_their_gates(tmp_path, monkeypatch):
+    """Their settings do not speak of it; what they compute stays."""
+    torch.manual_seed(2)
+    network = build_network(NetworkSettings(n_slices=1, context=False, bounded_gates=False)).eval()
+    for module in network.modules():
+        if isinstance(module, LargeKernelGate):
+            module.mix.weight.data *= 50  # so that a bound would be felt
+    path = tmp_path / "w.safetensors"
+    as_written = networks.asdict
+
+    def as_then(settings):
+        return {k: v for k, v in as_written(settings).items() if k != "bounded_gates"}
+
+    monkeypatch.setattr(networks, "asdict", as_then)
+    monkeypatch.setattr(networks, "WEIGHTS_VERSION", 3)
+    save_weights(path, network, {})
+    monkeypatch.undo()
+    again = load_weights(path)
+    x = torch.randn(1, 3, 32, 32)
+    bounded = build_network(NetworkSettings(n_slices=1, context=False)).eval()
+    bounded.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), network(x))
+        assert not torch.allclose(bounded(x), network(x), rtol=1e-3)
+
+
+def test_deep_levels_that_grew_without_bound_are_not_taken_over():
+    torch.manual_seed(3)
+    earlier = build_network(NetworkSettings(bounded_gates=False))
+    network = build_network(NetworkSettings())
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    networks.take_over(network, earlier)
+    after, old = network.state_dict(), earlier.state_dict()
+    for name in ("level16.0.0.weight", "level8.1.gate.mix.weight", "join8.join.0.weight"):
+        assert torch.equal(after[name], before[name])
+    for name in ("level4.1.gate.mix.weight", "level1.0.0.weight", "context.head.weight"):
+        assert torch.equal(after[name], old[name])
+    networks.take_over(network, build_network(NetworkSettings()))
+    assert not torch.equal(network.state_dict()["level16.0.0.weight"], before["level16.0.0.weight"])
 
 
 def test_wrong_channel_count(network, tmp_path, monkeypatch):

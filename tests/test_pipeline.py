@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +105,23 @@ def test_a_changed_input_redoes_its_steps_and_a_new_time_alone_none(folder: Path
     assert chain(folder) == []
     (folder / "input.txt").write_text("TEXT")  # as long as before
     assert chain(folder) == ["first", "other", "second"]
+
+
+def test_a_file_written_again_within_a_tick_of_the_clock_is_another(folder: Path):
+    """As long as before, at the same time: the file system's clock has not ticked between."""
+    chain(folder)
+    before = (folder / "input.txt").stat().st_mtime_ns
+    (folder / "input.txt").write_text("TEXT")
+    os.utime(folder / "input.txt", ns=(before, before))
+    assert chain(folder) == ["first", "other", "second"]
+
+
+def test_a_file_that_stays_as_it_is_is_read_once(folder: Path):
+    long_ago = time.time_ns() - 10**12
+    os.utime(folder / "input.txt", ns=(long_ago, long_ago))
+    chain(folder)
+    known = json.loads((folder / "work/steps.json").read_text())["hashes"]
+    assert list(known) == [str(folder / "input.txt")]
 
 
 def test_a_step_whose_result_stays_the_same_redoes_nothing_else(folder: Path):

@@ -414,7 +414,7 @@ def test_ranges_of_optics_and_artefacts():
     assert np.mean([o.missing_wedge_deg > 0 for o in drawn]) == pytest.approx(0.15, abs=0.06)
     usual = [random_optics(np.random.default_rng(s), ENERGY, 1.2, 0.01, False) for s in range(300)]
     assert max(o.noise for o in usual) <= 0.12 * 0.01
-    assert {700 <= o.distance_um <= 15000 for o in usual} == {True}
+    assert {1500 <= o.distance_um <= 25000 for o in usual} == {True}
     assert {140 <= o.n_projections < 900 and not o.missing_wedge_deg for o in usual} == {True}
     local = [random_artefacts(np.random.default_rng(s), True) for s in range(100)]
     plain = [random_artefacts(np.random.default_rng(s), False) for s in range(100)]
@@ -527,7 +527,7 @@ def scanned(tmp_path, photons, distance_um, n_projections, seed=1):
     files = tmp_path / "s.nxs", tmp_path / "t.h5"
     write_scan(*files, sample, settings, np.random.default_rng(seed))
     choices = ReconstructionSettings(
-        centre=39.5, rings="off", zinger_threshold=None, filter_name="ramp"
+        centre=39.5, rings="off", zinger_threshold=None, filter_name="ramp", crop="off"
     )
     made = reconstruct(plan_reconstruction(read_projections(files[0]), choices, pictures=False))
     mu, delta = sample.mu_per_um(ENERGY), sample.delta(ENERGY)

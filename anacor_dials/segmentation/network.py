@@ -13,13 +13,17 @@ name is known)::
     a1, a2 = halves of a's channels
     r = depthwise 7x7, dilation 3 (a1)             rigid: reaches 23 voxels
     d = modulated deformable depthwise 3x3, dilation 3 (a2)     follows what it finds
-    HLKA(x) = x * 1x1 (r, d)                       the gate
+    g = 1x1 (r, d)
+    HLKA(x) = x * 4 tanh(g / 4)                    the gate, bounded
 
 Its ancestors: the large-kernel attention of VAN (Guo et al., Comput. Vis. Media 9 (2023) 733), which is
 HLKA with the rigid half alone; deformable convolution (Dai et al., ICCV 2017; modulated: Zhu et al., CVPR
 2019); D-LKA Net (Azad et al., WACV 2024), which makes every kernel deformable. Here half of the channels
 keep a fixed large kernel, which is cheap and steady, and half may bend along thin curved things such
 as a loop. Offsets begin at zero and modulations at one, so that training begins with a rigid kernel.
+The gate is bounded, here and in the large-kernel attention: a product of two things that both grow
+with x grows as its square, and without a bound the maps of the deepest levels reached 1e4 in
+training and said nothing.
 
 The transformer has no table of positions: a depthwise 3x3 convolution in every layer tells the
 tokens where they are (Chu et al., ICLR 2023), so that slices of any size will do.
@@ -47,8 +51,11 @@ from anacor_dials.segmentation.fringes import N_VIEWS
 logger = logging.getLogger("dials.anacor_dials.segmentation.network")
 
 WEIGHTS_FORMAT = "anacor_dials segmentation"
-WEIGHTS_VERSION = 3
-READABLE_VERSIONS = ("2", "3")  # those of version 2 have no context
+WEIGHTS_VERSION = 4
+# those of version 2 have no context, those of versions 2 and 3 no bound to their gates
+READABLE_VERSIONS = ("2", "3", "4")
+BEFORE = {"context": False, "bounded_gates": False}  # settings that a file does not name
+GATE_LIMIT = 4.0
 LARGEST_WEIGHTS = 16 * 2**20  # bytes
 STRIDE = 16  # slices are padded to multiples of this
 # (value - 1) / window, where 1 is the sample's own level: of the plain view, which is shown as it is, too,
@@ -82,6 +89,7 @@ class NetworkSettings:
     n_slices: int = 5
     names: tuple[str, ...] = DEFAULT_NAMES
     context: bool = True
+    bounded_gates: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -190,8 +198,9 @@ def deformable_depthwise(
 class LargeKernelGate(nn.Module):  # type: ignore[misc]
     """x times its large-kernel attention: rigid (LKA), or half rigid and half deformable (HLKA)."""
 
-    def __init__(self, width: int, hybrid: bool) -> None:
+    def __init__(self, width: int, hybrid: bool, bounded: bool = True) -> None:
         super().__init__()
+        self.bounded = bounded
         self.near = nn.Conv2d(width, width, 5, padding=2, groups=width)
         rigid = width // 2 if hybrid else width
         self.rigid = nn.Conv2d(rigid, rigid, 7, padding=9, dilation=3, groups=rigid)
@@ -202,9 +211,12 @@ class LargeKernelGate(nn.Module):  # type: ignore[misc]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a = self.near(x)
         if self.deformable is None:
-            return x * self.mix(self._rigid(a))
-        r, d = self._rigid(a[:, : self.n_rigid]), self.deformable(a[:, self.n_rigid :])
-        return x * self.mix(torch.cat([r, d], dim=1))
+            seen = self._rigid(a)
+        else:
+            r, d = self._rigid(a[:, : self.n_rigid]), self.deformable(a[:, self.n_rigid :])
+            seen = torch.cat([r, d], dim=1)
+        gate = self.mix(seen)
+        return x * (GATE_LIMIT * torch.tanh(gate / GATE_LIMIT) if self.bounded else gate)
 
     def _rigid(self, a: torch.Tensor) -> torch.Tensor:
         if a.device.type != "cpu":
@@ -218,11 +230,11 @@ class LargeKernelGate(nn.Module):  # type: ignore[misc]
 class AttentionBlock(nn.Module):  # type: ignore[misc]
     """x + 1x1(LKA or HLKA(GELU(1x1 x))), then a feed-forward part with a depthwise 3x3 (as in VAN)."""
 
-    def __init__(self, width: int, hybrid: bool, expansion: int = 2) -> None:
+    def __init__(self, width: int, hybrid: bool, bounded: bool = True, expansion: int = 2) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
         self.before, self.after = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
-        self.gate = LargeKernelGate(width, hybrid)
+        self.gate = LargeKernelGate(width, hybrid, bounded)
         inner = expansion * width
         self.feed_forward = nn.Sequential(
             nn.Conv2d(width, inner, 1),
@@ -332,22 +344,23 @@ class AnACorNet(SliceNetwork):
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__(settings)
         (w1, w2, w4, w8, w16), (n4, n8, n16) = SIZES["anacornet"][settings.size]
+        bounded = settings.bounded_gates
         self.level1 = nn.Sequential(
             _normalised_conv(settings.n_channels, w1), _normalised_conv(w1, w1)
         )
         self.level2 = nn.Sequential(_normalised_conv(w1, w2, 2), _normalised_conv(w2, w2))
         self.level4 = nn.Sequential(
-            _normalised_conv(w2, w4, 2), *(AttentionBlock(w4, hybrid=False) for _ in range(n4))
+            _normalised_conv(w2, w4, 2), *(AttentionBlock(w4, False, bounded) for _ in range(n4))
         )
         self.level8 = nn.Sequential(
-            _normalised_conv(w4, w8, 2), *(AttentionBlock(w8, hybrid=True) for _ in range(n8))
+            _normalised_conv(w4, w8, 2), *(AttentionBlock(w8, True, bounded) for _ in range(n8))
         )
         self.level16 = nn.Sequential(
             _normalised_conv(w8, w16, 2), *(TransformerLayer(w16) for _ in range(n16))
         )
         self.join8, self.join4 = Joined(w16, w8, w8), Joined(w8, w4, w4)
         self.join2, self.join1 = Joined(w4, w2, w2), Joined(w2, w1, w1)
-        self.up8, self.up4 = AttentionBlock(w8, hybrid=True), AttentionBlock(w4, hybrid=True)
+        self.up8, self.up4 = AttentionBlock(w8, True, bounded), AttentionBlock(w4, True, bounded)
 
     def decoded(self, x: torch.Tensor) -> list[torch.Tensor]:
         full = self.level1(x)
@@ -395,20 +408,27 @@ def build_network(settings: NetworkSettings | None = None) -> SliceNetwork:
     return AnACorNet(settings) if settings.architecture == "anacornet" else UNet(settings)
 
 
+# parts of AnACorNet that are taken from no weights whose gates had no bound
+DEEPEST = ("level8.", "level16.", "join8.", "up8.", "join4.reduce.")
+
+
 def take_over(network: SliceNetwork, earlier: SliceNetwork) -> None:
     """Gives a network the weights of an earlier one of the same architecture, size and classes.
 
     Where the earlier one had no context, what the network sees of it counts for nothing at first.
+    Where its gates had no bound, the deepest levels, which said nothing, stay as they are in the network.
     Raises ValueError for networks of another kind.
     """
-    if replace(earlier.settings, context=network.settings.context) != network.settings:
+    new = network.settings
+    if replace(earlier.settings, context=new.context, bounded_gates=new.bounded_gates) != new:
         raise ValueError(
             f"The earlier weights are of {earlier.settings.architecture} {earlier.settings.size}, not "
             "of the network that is to be trained; name other weights, or that network."
         )
+    anew = new.bounded_gates and not earlier.settings.bounded_gates
     state = network.state_dict()
     for name, tensor in earlier.state_dict().items():
-        if name not in state:
+        if name not in state or (anew and name.startswith(DEEPEST)):
             continue
         if state[name].shape == tensor.shape:
             state[name] = tensor
@@ -538,9 +558,7 @@ def load_weights(path: str | os.PathLike[str]) -> SliceNetwork:
             f"{' and '.join(READABLE_VERSIONS)}; train again, or use the program that made them."
         )
     try:
-        network = build_network(
-            NetworkSettings(**{"context": False, **json.loads(metadata["settings"])})
-        )
+        network = build_network(NetworkSettings(**(BEFORE | json.loads(metadata["settings"]))))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} does not say what network it belongs to ({error}).") from None
     expected = network.state_dict()

@@ -45,7 +45,7 @@ Array = NDArray[np.float32]
 
 # of the tomograms have traits wider than life; in the others a person would see the crystal, and
 # from those a network learns most
-WIDE = 0.4
+WIDE = 0.3
 
 # what counts as what in the labels
 LABEL_OF = {
@@ -276,14 +276,14 @@ def random_optics(
     ----------
     mu: of the liquor, 1/um.
     wide: from no fringes to strong ones, from 60 to 900 projections, noise of 1 to 45 % of mu, and
-        missing wedges. Where False, as most scans are: 0.7 to 15 mm of free path, 140 to 900
+        missing wedges. Where False, as most scans are: 1.5 to 25 mm of free path, 140 to 900
         projections, noise of 1 to 12 %.
     """
     binned = rng.random() < 0.3
     wedge = float(rng.uniform(4, 50)) if wide and rng.random() < 0.15 else 0.0
     few = wide and rng.random() < 0.25
     none = wide and rng.random() < 0.15
-    path_mm = _log_uniform(rng, 0.25, 30.0) if wide else _log_uniform(rng, 0.7, 15.0)
+    path_mm = _log_uniform(rng, 0.25, 30.0) if wide else _log_uniform(rng, 1.5, 25.0)
     return Optics(
         energy_keV=energy_keV,
         distance_um=0.0 if none else 1e3 * path_mm,

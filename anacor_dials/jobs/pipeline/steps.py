@@ -37,6 +37,7 @@ logger = logging.getLogger("dials.anacor_dials.jobs.pipeline.steps")
 RECORD = "steps.json"
 PRINTED = "printed.log"
 RESULTS = "DataFiles"
+SETTLED_NS = 2_000_000_000  # the coarsest clock of a file system still in use (FAT) ticks in 2 s
 
 
 class StepError(ValueError):
@@ -403,7 +404,12 @@ class WorkingFolder:
     # ---- the record ------------------------------------------------------------------------------
 
     def _hash(self, path: Path) -> str:
-        """SHA-256 of a file; read again only where its size or time have changed."""
+        """SHA-256 of a file; read again only where its size or time have changed.
+
+        Clocks of file systems tick in steps, so that a file that was written a moment ago may be
+        written once more without a change of its time: its hash is not kept.
+        """
+        now = time.time_ns()
         try:
             status = path.stat()
         except OSError:
@@ -416,7 +422,10 @@ class WorkingFolder:
             while block := file.read(1 << 22):
                 digest.update(block)
         with self._lock:
-            self._hashes[str(path)] = [status.st_size, status.st_mtime_ns, digest.hexdigest()]
+            if abs(now - status.st_mtime_ns) < SETTLED_NS:
+                self._hashes.pop(str(path), None)
+            else:
+                self._hashes[str(path)] = [status.st_size, status.st_mtime_ns, digest.hexdigest()]
         return digest.hexdigest()
 
     def _write(self) -> None:
