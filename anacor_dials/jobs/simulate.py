@@ -70,7 +70,7 @@ def make_diffraction(
     """
     from anacor_dials.simulation.diffraction_data import (
         simulate_diffraction,
-        thaumatin_structure,
+        structure_of,
         write_diffraction,
     )
 
@@ -82,7 +82,7 @@ def make_diffraction(
     sample = job.recipe.sample(job.generators()[0], job.settings if with_scan else None)
     wavelength = settings.wavelength or wavelength_from_energy(job.settings.energy_keV)
     rng = np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=(job.number, 1)))
-    structure = thaumatin_structure(rng)
+    structure = structure_of(sample, rng)
     experiments, reflections = simulate_diffraction(
         sample, rng, replace(settings, wavelength=wavelength), structure
     )

@@ -141,9 +141,7 @@ class SampleRecipe:
                 reason = str(error)
                 largest = max(self.crystal_size_um[0], 0.9 * size)
                 continue
-            return Sample(
-                sample.parts, sample.materials, {**sample.parameters, "materials": record}
-            )
+            return replace(sample, parameters={**sample.parameters, "materials": record})
         raise ValueError(
             f"None of {ATTEMPTS} samples of {self.crystal_size_um[0]:g} to {self.crystal_size_um[1]:g} um "
             f"could be used; the last: {reason}"

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from anacor_dials.sample.frames import rotation_about
@@ -100,4 +100,5 @@ def blender_sample(
             made.setdefault(file.stem.partition("_")[0], []).append(read_stl(file))
     turn = rotation_about((1.0, 0.0, 0.0), p.loop_turn)
     meshes = {name: [m.moved(turn) for m in group] for name, group in made.items()}
-    return sample_from_meshes(meshes, materials, {**plan.parameters, "maker": "blender"})
+    sample = sample_from_meshes(meshes, materials, {**plan.parameters, "maker": "blender"})
+    return replace(sample, lattice=plan.lattice)

@@ -1,8 +1,9 @@
 """Virtual diffraction data of a virtual sample: integrated reflections with known intensities.
 
 The beamline is I23 of Diamond Light Source (:mod:`.i23`). The crystal has the cell and space group
-of thaumatin and random atoms in it, sulfur among them, so that its intensities have Wilson's
-distribution and the anomalous signal of the wavelength.
+of its habit (:mod:`.crystal_habits`), or of thaumatin, and random atoms in it, sulfur among them.
+So its intensities have Wilson's distribution and the anomalous signal of the wavelength. The faces
+of a crystal with a habit are planes of the lattice that diffracts.
 
 A reflection's expected counts are
 
@@ -21,11 +22,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 
 import numpy as np
 from cctbx import crystal, miller, xray
 from dials.array_family import flex
 from dxtbx.model import (
+    Crystal,
     Experiment,
     ExperimentList,
 )
@@ -66,8 +69,32 @@ def thaumatin_structure(rng: np.random.Generator, b_iso: float = 25.0) -> xray.s
     b_iso in A^2. The sulfurs, which cause the anomalous signal, are last.
     """
     symmetry = crystal.symmetry(THAUMATIN_CELL, THAUMATIN_SPACE_GROUP)
+    return _random_atoms(symmetry, THAUMATIN_ATOMS, rng, b_iso)
+
+
+def structure_of(sample: Sample, rng: np.random.Generator) -> xray.structure:
+    """Random atoms in the cell of the sample's crystal; in that of thaumatin if it has none.
+
+    Parameters
+    ----------
+    sample : Sample
+    rng : numpy.random.Generator
+    """
+    if sample.lattice is None:
+        return thaumatin_structure(rng)
+    symmetry = crystal.symmetry(sample.lattice.cell, sample.lattice.space_group)
+    return _random_atoms(symmetry, sample.lattice.atoms, rng)
+
+
+def _random_atoms(
+    symmetry: crystal.symmetry,
+    content: Mapping[str, int],
+    rng: np.random.Generator,
+    b_iso: float = 25.0,
+) -> xray.structure:
+    """Atoms at random places, {element: number}; b_iso in A^2."""
     atoms = xray.structure(crystal_symmetry=symmetry)
-    elements = [e for e, n in THAUMATIN_ATOMS.items() for _ in range(n)]
+    elements = [e for e, n in content.items() for _ in range(n)]
     for element, site in zip(elements, rng.random((len(elements), 3)), strict=True):
         atoms.add_scatterer(
             xray.scatterer(element, site=tuple(site), b=b_iso, scattering_type=element)
@@ -325,13 +352,13 @@ def simulate_diffraction(
     Parameters
     ----------
     sample : Sample
-        In the tomo frame of the first sweep.
+        In the tomo frame of the first sweep. If its crystal has a lattice, the orientation of the
+        experiments is that of this lattice; if not, it is random.
     rng : numpy.random.Generator
     settings : DiffractionSettings, optional
         Wavelength, resolution, sweeps, counts and errors.
     structure : cctbx.xray.structure, optional
-        What is in thaumatin's cell; if not given, :func:`thaumatin_structure`, which is drawn
-        first.
+        What is in the cell; if not given, :func:`structure_of` the sample, which is drawn first.
 
     Raises
     ------
@@ -341,12 +368,16 @@ def simulate_diffraction(
     settings = settings or DiffractionSettings()
     wavelength = USUAL_WAVELENGTH if settings.wavelength is None else settings.wavelength
     energy_keV = energy_from_wavelength(wavelength)
-    structure = thaumatin_structure(rng) if structure is None else structure
+    structure = structure_of(sample, rng) if structure is None else structure
     true = structure_factor_intensities(structure, wavelength, settings.d_min)
     experiments = thaumatin_experiments(
         wavelength, list(settings.sweeps) or [Sweep()], rng, settings.distance_mm
     )
     datum = tomo_to_datum(experiments[0], settings.angle_offset, settings.rotation_sense)
+    if sample.lattice is not None:
+        lattice = sample.lattice.turned(datum)
+        for experiment in experiments:
+            experiment.crystal = Crystal(*map(tuple, lattice.axes.T), lattice.space_group)
     predicted = [
         _predicted(experiment, number, settings.d_min, datum, rng)
         for number, experiment in enumerate(experiments)

@@ -29,6 +29,7 @@ from dxtbx.model import (
 
 from anacor_dials.sample.frames import rotation_about, unit
 from anacor_dials.sample.materials import energy_from_wavelength
+from anacor_dials.simulation.crystal_habits import HABITS
 from anacor_dials.simulation.diffraction_settings import Sweep
 
 # Pilatus 12M: 24 rows of 5 modules of 487 x 195 pixels, 7 pixels between modules
@@ -47,10 +48,9 @@ BEAM_COLUMN = 1080
 CYLINDER_Y_MM = -0.172  # the cylinder's axis in the lab; along -Z it is the detector's distance
 KAPPA_AXIS = (0.6427876096865393, -0.766044443118978, 0.0)
 
-THAUMATIN_CELL = (57.8, 57.8, 150.2, 90.0, 90.0, 90.0)
-THAUMATIN_SPACE_GROUP = "P 41 21 2"
-# atoms of one molecule (207 residues: 16 Cys, 1 Met) without hydrogen
-THAUMATIN_ATOMS = {"C": 981, "N": 273, "O": 298, "S": 17}
+THAUMATIN_CELL = HABITS["thaumatin"].cell
+THAUMATIN_SPACE_GROUP = HABITS["thaumatin"].space_group
+THAUMATIN_ATOMS = HABITS["thaumatin"].atoms
 
 
 def i23_beam(wavelength: float) -> Beam:

@@ -9,9 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from anacor_dials.sample.frames import FloatArray, unit
+from anacor_dials.simulation.crystal_habits import HABITS, random_faces
+from anacor_dials.simulation.meshes import convex_polyhedron
 
-CRYSTAL_SHAPES = ("polyhedron", "needle", "plate", "cluster", "bipyramid")
-SHAPE_FREQUENCIES = (0.45, 0.2, 0.15, 0.1, 0.1)
+# crystals whose faces are lattice planes come last; they are made if they are asked for
+CRYSTAL_SHAPES = ("polyhedron", "needle", "plate", "cluster", "bipyramid", *HABITS)
+SHAPE_FREQUENCIES = (0.45, 0.2, 0.15, 0.1, 0.1) + (0.0,) * len(HABITS)
+BEYOND_ALL_FACES = 1.5  # relative distance of the faces of the box of a crystal that has a habit
 # edge lengths relative to the size that was asked for; other shapes are nearly as long as wide
 CRYSTAL_ASPECTS = {
     "needle": (3.0, 0.7, 0.7),
@@ -35,7 +39,8 @@ class SampleParameters:
         tips of a bipyramid lie in the middles of the faces of the box, so that nearer faces cut
         them off.
     cut_normals : tuple of n - 6 vectors
-        Normals of the further faces.
+        Normals of the further faces. If the shape is one of HABITS, these are all faces, and the
+        axes of the cell lie along those of the box.
     crystal_turn_axis, crystal_turn : tuple of 3 floats, float
         The orientation of the crystal.
     crystal_shift : tuple of 3 floats
@@ -105,6 +110,11 @@ def _random_crystal(
 
     As crystal_size, crystal_distances, cut_normals and cluster of :class:`SampleParameters`.
     """
+    if shape in HABITS:
+        normals, distances = random_faces(HABITS[shape], rng, crystal_size_um)
+        size = 2 * np.abs(convex_polyhedron(normals, distances).vertices).max(axis=0)
+        relative = np.concatenate([np.full(6, BEYOND_ALL_FACES), distances / (size.max() / 2)])
+        return size, relative, normals, []
     aspect = np.array(CRYSTAL_ASPECTS.get(shape, (1.15, 1.0, 0.9)))
     size = crystal_size_um * aspect * rng.uniform(0.8, 1.2, 3)
     n_cuts = int(rng.integers(2, 9))

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from anacor_dials.sample.frames import FloatArray, rotation_about, unit
 from anacor_dials.sample.materials import Composition, protein_crystal
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume
+from anacor_dials.simulation.crystal_habits import HABITS, Lattice
 from anacor_dials.simulation.meshes import (
     Mesh,
     contains,
@@ -84,6 +85,8 @@ class Sample:
         {name: composition} in the order of labels 1, 2, ...; label 0 is the background.
     parameters : mapping
         How the sample was made, for the record.
+    lattice : Lattice, optional
+        That of the crystal, if its faces are planes of it.
 
     Raises
     ------
@@ -94,6 +97,7 @@ class Sample:
     parts: tuple[Part, ...]
     materials: Mapping[str, Composition]
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    lattice: Lattice | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
@@ -275,7 +279,7 @@ def sample_from_meshes(
 
 
 def _crystals(p: SampleParameters) -> list[Mesh]:
-    """The crystals about the origin, turned: boxes with cut edges and corners, or bipyramids."""
+    """The crystals about the origin, turned: cut boxes, bipyramids, and those with a habit."""
     half = np.array(p.crystal_size) / 2
     normals = np.vstack([np.eye(3), -np.eye(3), np.reshape(p.cut_normals, (-1, 3))])
     distances = np.array(p.crystal_distances)
@@ -296,6 +300,15 @@ def _crystals(p: SampleParameters) -> list[Mesh]:
             first.moved(rotation_about(axis, angle) * 0.8, shift * 2 * half).moved(turn)
         )
     return crystals
+
+
+def _lattice(p: SampleParameters) -> Lattice | None:
+    """The lattice of the crystal in the tomo frame; None for a shape without one."""
+    if p.shape not in HABITS:
+        return None
+    loop = rotation_about((1.0, 0.0, 0.0), p.loop_turn)
+    crystal = rotation_about(p.crystal_turn_axis, p.crystal_turn)
+    return HABITS[p.shape].lattice.turned(loop @ crystal)
 
 
 def _drop(p: SampleParameters, subdivisions: int) -> Mesh:
@@ -398,7 +411,8 @@ def build_sample(
     parts += [Part("loop", m, ("liquor",)) for m in loop]
     parts += [Part("crystal", m, ("liquor",)) for m in placed]
     record = {"maker": "built in", **asdict(p), "crystal_scale": factor, "n_bubbles": len(bubbles)}
-    sample = Sample(tuple(parts), {**default_materials(), **(materials or {})}, record)
+    compositions = {**default_materials(), **(materials or {})}
+    sample = Sample(tuple(parts), compositions, record, _lattice(p))
     logger.debug("built %r", sample)
     return sample
 

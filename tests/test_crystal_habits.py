@@ -1,0 +1,87 @@
+"""Crystals whose faces are lattice planes of their cell, against cctbx's reciprocal lattice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from anacor_dials.simulation.crystal_habits import HABITS, tetragonal_form
+from anacor_dials.simulation.samples import random_sample
+
+
+@pytest.mark.parametrize(
+    ("hkl", "number"), [((1, 0, 1), 8), ((1, 1, 0), 4), ((0, 0, 1), 2), ((1, 2, 3), 16)]
+)
+def test_faces_of_tetragonal_forms(hkl: tuple[int, int, int], number: int) -> None:
+    """The numbers of International Tables A, section 3.2.3, for 4/mmm."""
+    members = tetragonal_form(hkl)
+    assert len(members) == len(set(members)) == number
+    assert hkl in members
+
+
+def test_known_angles() -> None:
+    """A {1 0 1} face is inclined to c by atan(a / c), and so are the normals to the plane of a, b."""
+    for habit in HABITS.values():
+        normal = habit.lattice.normals([1, 0, 1])
+        assert np.degrees(np.arctan2(normal[2], normal[0])) == pytest.approx(
+            np.degrees(np.arctan(habit.a / habit.c))
+        )
+
+
+@pytest.mark.parametrize("shape", HABITS)
+def test_a_sample_says_where_its_lattice_lies(shape: str) -> None:
+    """All planes of the mesh are perpendicular to the lattice's own vectors, by the cell's edges."""
+    sample = random_sample(np.random.default_rng(11), 60.0, shape=shape, film=False)
+    assert sample.lattice is not None
+    a, b, c = sample.lattice.axes.T
+    np.testing.assert_allclose(sample.lattice.cell, HABITS[shape].cell, atol=1e-5)
+    assert np.dot(np.cross(a, b), c) > 0
+    (mesh,) = sample.of("crystal")
+    p, q, r = mesh.corners
+    normals = np.cross(q - p, r - p)
+    normals /= np.linalg.norm(normals, axis=1)[:, None]
+    # h = n . a up to one factor for all three: whole numbers of the forms
+    indices = normals @ np.column_stack([a, b, c])
+    indices /= np.abs(indices).max(axis=1)[:, None]
+    forms = {tuple(hkl) for hkl in HABITS[shape].faces()[0]}
+    np.testing.assert_allclose(indices, np.round(indices), atol=1e-6)
+    assert {tuple(hkl) for hkl in np.round(indices)} == forms
+
+
+def test_other_shapes_have_no_lattice() -> None:
+    sample = random_sample(np.random.default_rng(2), 60.0, shape="bipyramid", film=False)
+    assert sample.lattice is None
+
+
+@pytest.mark.parametrize(("offset", "sense"), [(0.0, 1), (7.3, -1), (181.0, 1)])
+def test_diffraction_data_have_the_orientation_of_the_crystal(offset: float, sense: int) -> None:
+    """Normals of the mesh, turned to the datum frame by hand, are along A h of the experiments."""
+    pytest.importorskip("dxtbx", reason="dxtbx is not there")
+    from anacor_dials.simulation.diffraction_data import simulate_diffraction
+    from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
+
+    sample = random_sample(np.random.default_rng(4), 60.0, shape="lysozyme", film=False)
+    settings = DiffractionSettings(
+        d_min=15.0, sweeps=[Sweep(0.0, 20.0, 0.5)], angle_offset=offset, rotation_sense=sense
+    )
+    experiments, _ = simulate_diffraction(sample, np.random.default_rng(1), settings)
+    lattice = experiments[0].crystal
+    assert lattice.get_space_group().type().number() == 96
+    a_matrix = np.reshape(lattice.get_A(), (3, 3))
+    (mesh,) = sample.of("crystal")
+    p, q, r = mesh.corners
+    normals = np.cross(q - p, r - p)
+    normals /= np.linalg.norm(normals, axis=1)[:, None]
+    # the beam of I23 flies along -Z of the lab, and omega turns about +X: at omega = offset the
+    # tomo axes are X, Y, Z of the lab for sense 1, and -X, -Y, Z for sense -1
+    lab = normals * np.array([sense, sense, 1.0])
+    angle = np.deg2rad(-offset)
+    turn = np.array(
+        [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
+    )
+    datum = lab @ turn.T
+    indices = datum @ np.linalg.inv(a_matrix).T
+    indices /= np.abs(indices).max(axis=1)[:, None]
+    np.testing.assert_allclose(indices, np.round(indices), atol=1e-5)
+    forms = {tuple(hkl) for hkl in HABITS["lysozyme"].faces()[0]}
+    assert {tuple(hkl) for hkl in np.round(indices)} == forms
