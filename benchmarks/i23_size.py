@@ -106,20 +106,18 @@ def write_scan(path: Path, n: int, n_projections: int) -> None:
 def write_reflections(folder: Path) -> int:
     """models.expt and observations.refl of a sweep of 180 degrees; how many reflections."""
     from anacor_dials.sample.materials import wavelength_from_energy
-    from anacor_dials.simulation.diffraction_data import (
-        Sweep,
-        simulate_diffraction,
-        write_diffraction,
-    )
+    from anacor_dials.simulation.diffraction_data import simulate_diffraction, write_diffraction
+    from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
     from anacor_dials.simulation.samples import demo_sample
 
-    experiments, reflections = simulate_diffraction(
-        demo_sample(),
-        np.random.default_rng(3),
+    settings = DiffractionSettings(
         wavelength=wavelength_from_energy(ENERGY_KEV),
         d_min=3.0,
-        sweeps=[Sweep(0.0, 180.0, 0.1)],
+        sweeps=[Sweep(omega_start=0, omega_range=180, image_width=0.1)],
         n_points=32,
+    )
+    experiments, reflections = simulate_diffraction(
+        demo_sample(), np.random.default_rng(3), settings
     )
     write_diffraction(
         experiments, reflections, folder / "models.expt", folder / "observations.refl"

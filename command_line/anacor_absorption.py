@@ -143,7 +143,11 @@ def sample_settings(params: Any) -> SampleSettings:
     labels = params.labels
     return SampleSettings(
         StackSettings(
-            labels.voxel_size_um, labels.axes, names_of_labels(labels.names), labels.centre
+            labels.voxel_size_um,
+            labels.axes,
+            names_of_labels(labels.names),
+            labels.centre,
+            labels.left_handed,
         ),
         tomogram_description(params.tomogram),
         scan_description(params.projections),

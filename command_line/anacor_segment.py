@@ -74,7 +74,13 @@ def corrected_labels(labels: Any) -> CorrectedLabels | None:
     """The corrected labels that the PHIL scope ``labels`` names."""
     if labels.file is None and labels.mode != "learn":
         return None
-    return CorrectedLabels(labels.file, labels.axes, names_of_labels(labels.names), labels.mode)
+    return CorrectedLabels(
+        labels.file,
+        labels.axes,
+        names_of_labels(labels.names),
+        labels.mode,
+        labels.left_handed,
+    )
 
 
 def settings_of(params: Any) -> SegmentationSettings:

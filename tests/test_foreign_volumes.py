@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
+from anacor_dials.sample import foreign_volumes
 from anacor_dials.sample.foreign_volumes import (
     decode_rle,
     is_foreign_volume,
@@ -107,6 +109,60 @@ def test_nifti_labels_and_their_size(tmp_path, sample_labels, suffix):
     np.testing.assert_array_equal(labels.values, sample_labels.values)
 
 
+def write_mrc(path, values):
+    mrcfile = pytest.importorskip("mrcfile", reason="mrcfile is not installed")
+    with mrcfile.new(path) as file:
+        file.set_data(values)
+
+
+def write_nrrd_of_numbers(path, values):
+    pytest.importorskip("nrrd", reason="pynrrd is not installed").write(str(path), values)
+
+
+def write_nifti_of_numbers(path, values):
+    nibabel = pytest.importorskip("nibabel", reason="nibabel is not installed")
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+
+
+def write_amira(path, values):
+    text = amira(values.astype(np.uint8), "HxByteRLE")
+    if values.dtype.kind == "f":
+        text = text.replace(b"byte", b"float")
+    path.write_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("x.npy", np.save),
+        ("x.mrc", write_mrc),
+        ("x.nrrd", write_nrrd_of_numbers),
+        ("x.nii.gz", write_nifti_of_numbers),
+        ("x.am", write_amira),
+    ],
+)
+@pytest.mark.parametrize("labels", [True, False])
+def test_labels_are_told_from_tomograms_by_the_header(tmp_path, monkeypatch, name, write, labels):
+    values = np.arange(120).reshape(4, 5, 6) % 4
+    write(tmp_path / name, values.astype(np.uint8) if labels else values.astype(np.float32) + 0.5)
+
+    def must_not(*_args):
+        raise AssertionError("the volume was read")
+
+    for reader in ("_mrc", "_nrrd", "_nifti", "_amira", "read_foreign_volume"):
+        monkeypatch.setattr(foreign_volumes, reader, must_not)
+    assert foreign_volumes.holds_whole_numbers(tmp_path / name) is labels
+
+
+def test_labels_that_nifti_holds_as_floats(tmp_path):
+    values = (np.arange(120).reshape(4, 5, 6) % 4).astype(np.float32)
+    write_nifti_of_numbers(tmp_path / "x.nii", values)
+    assert foreign_volumes.holds_whole_numbers(tmp_path / "x.nii")
+    values[0, 0, 0] = 0.5
+    write_nifti_of_numbers(tmp_path / "x.nii", values)
+    assert not foreign_volumes.holds_whole_numbers(tmp_path / "x.nii")
+
+
 @pytest.mark.parametrize("name", ["x.mrc", "x.nrrd", "x.nii", "x.nii.gz", "x.am"])
 def test_damaged_and_absent_files_give_one_sentence(tmp_path, sample_labels, name):
     path = tmp_path / name
@@ -121,3 +177,5 @@ def test_damaged_and_absent_files_give_one_sentence(tmp_path, sample_labels, nam
         ) as error:
             read_foreign_volume(path)
         assert "\n" not in str(error.value)
+        with suppress(ValueError):  # a header may be whole where the data are not
+            foreign_volumes.holds_whole_numbers(path)

@@ -73,9 +73,12 @@ def test_a_stack_of_two_labels(tmp_path):
     np.testing.assert_array_equal(read.voxel_size_um, [0.3, 0.3, 0.3])
 
 
-def test_mirrored_axes_are_refused(tmp_path, foreign):
-    with pytest.raises(ValueError, match="left-handed: it would mirror the sample"):
-        read_label_stack(write_npy(tmp_path, foreign), 1.0, "z,y,x")
+def test_left_handed_axes_must_be_meant(tmp_path, foreign):
+    path = write_npy(tmp_path, foreign)
+    with pytest.raises(ValueError, match="labels.axes=z,y,x is left-handed.*labels.left_handed=T"):
+        read_label_stack(path, 1.0, "z,y,x")
+    read = read_label_stack(path, 1.0, "z,y,x", left_handed=True)
+    np.testing.assert_array_equal(read.values, foreign.transpose(2, 1, 0))
 
 
 @pytest.mark.parametrize("write", WRITERS)

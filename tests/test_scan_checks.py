@@ -251,6 +251,38 @@ def test_count_times_are_taken_off_where_the_file_has_them(tmp_path, scan, norma
     check(tomogram, scan, value=0.02, place=0.5)
 
 
+@pytest.mark.parametrize(
+    ("named", "says", "relative"),
+    [("Different", True, 0.25), ("Same", True, 1.0), ("Different", False, 1.0)],
+)
+def test_exposure_times_of_data_exchange(tmp_path, scan, named, says, relative):
+    """As the APS writes them: those of the flats count only where they are said to differ."""
+    images, keys, angles = scan.frames()
+    projections = (images[keys == 0] - 100.0) * relative + 100.0
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file["exchange/data"] = np.rint(projections).astype(np.uint16)
+        file["exchange/data_white"] = images[keys == 1]
+        file["exchange/data_dark"] = images[keys == 2]
+        file["exchange/theta"] = angles[keys == 0]
+        file["measurement/instrument/detector/exposure_time"] = np.array([0.1])
+        acquisition = file.create_group("process/acquisition/flat_fields")
+        acquisition["different_flat_exposure"] = np.array([named.encode()])
+        if says:
+            acquisition["flat_exposure_time"] = np.array([0.4])
+    said = ScanDescription(pixel_size_um=(scan.pixel_um,), checks=ScanChecks(level=False))
+    read = read_projections(path, said)
+    if relative == 1.0:
+        assert read.level is None
+    else:
+        np.testing.assert_allclose(read.level, relative)
+    np.testing.assert_allclose(read.transmission([0])[0, :4].mean(), 1.0, atol=0.01)
+    with h5py.File(tmp_path / "flats.h5", "w") as file:
+        file["flats"] = images[keys == 1]
+    elsewhere = replace(said, flats=(f"{tmp_path / 'flats.h5'}:/flats",))
+    assert read_projections(path, elsewhere).level is None  # how long these took, nobody said
+
+
 def test_a_beam_that_decays_and_tops_up(tmp_path, scan):
     factor = np.linspace(1.0, 0.7, N)
     factor[64:] *= 1.4

@@ -55,7 +55,11 @@ class LearningSettings:
 
 
 def hand_made_of_file(
-    path: str | os.PathLike[str], tomogram: Tomogram, axes: str, names: Sequence[str]
+    path: str | os.PathLike[str],
+    tomogram: Tomogram,
+    axes: str,
+    names: Sequence[str],
+    left_handed: bool = False,
 ) -> HandMadeLabels:
     """What a person labelled of a tomogram, of a tomo.h5 of dials.anacor_edit or a stack of labels.
 
@@ -74,7 +78,9 @@ def hand_made_of_file(
         if made is None:
             made = _whole_planes(path, sample.labels)
     else:
-        stack = read_label_stack(path, tomogram.voxel_size_um, axes, names, tomogram.centre)
+        stack = read_label_stack(
+            path, tomogram.voxel_size_um, axes, names, tomogram.centre, left_handed
+        )
         made = _whole_planes(path, stack)
     if made.labels.shape != tomogram.shape:
         raise ValueError(

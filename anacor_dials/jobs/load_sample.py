@@ -16,10 +16,13 @@ from anacor_dials.jobs.segment import (
 )
 from anacor_dials.sample.foreign_tomograms import (
     TomogramDescription,
-    holds_labels,
     is_foreign_tomogram,
 )
-from anacor_dials.sample.foreign_volumes import is_foreign_volume, split_hdf5_name
+from anacor_dials.sample.foreign_volumes import (
+    holds_whole_numbers,
+    is_foreign_volume,
+    split_hdf5_name,
+)
 from anacor_dials.sample.hdf5_files import open_hdf5
 from anacor_dials.sample.label_files import read_label_stack
 from anacor_dials.sample.tomogram_files import (
@@ -49,12 +52,15 @@ class StackSettings:
         Names of the labels 0, 1, 2 ...
     centre : sequence of 3 floats, optional
         Voxel index of the origin; the middle of the volume if not given.
+    left_handed : bool
+        That axes is left-handed on purpose.
     """
 
     voxel_size_um: Sequence[float] | None = None
     axes: str = "x,y,z"
     names: Sequence[str] = DEFAULT_NAMES
     centre: Sequence[float] | None = None
+    left_handed: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ def is_label_stack(
         return False
     has_size = stack is not None and bool(stack.voxel_size_um)
     if is_foreign_volume(text) or text.endswith(".npy") or split_hdf5_name(text) is not None:
-        return has_size or holds_labels(text)
+        return has_size or holds_whole_numbers(text)
     return has_size and (text.endswith((".tif", ".tiff")) or Path(text).is_dir())
 
 
@@ -208,7 +214,12 @@ def _labels_of_stack(name: str, stack: StackSettings) -> LabelVolume:
             f"{name} does not say how large its voxels are; give labels.voxel_size_um=."
         )
     return read_label_stack(
-        name, stack.voxel_size_um or None, stack.axes, stack.names, stack.centre
+        name,
+        stack.voxel_size_um or None,
+        stack.axes,
+        stack.names,
+        stack.centre,
+        stack.left_handed,
     )
 
 

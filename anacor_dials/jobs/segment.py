@@ -116,12 +116,15 @@ class CorrectedLabels:
     mode : str
         "replace": the stack is the result; "merge": only where it is not 0; "learn": the network
         learns from it and labels the rest.
+    left_handed : bool
+        That axes is left-handed on purpose.
     """
 
     file: str | Path | None
     axes: str = "x,y,z"
     names: Sequence[str] = DEFAULT_NAMES
     mode: str = "replace"
+    left_handed: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in ("replace", "merge", "learn"):
@@ -374,7 +377,9 @@ def _with_corrections(source: Reconstruction, corrected: CorrectedLabels) -> Rec
     """The tomogram with the labels that people made in a file beside those of its own."""
     if corrected.file is None:
         return source
-    made = hand_made_of_file(corrected.file, source.tomogram, corrected.axes, corrected.names)
+    made = hand_made_of_file(
+        corrected.file, source.tomogram, corrected.axes, corrected.names, corrected.left_handed
+    )
     return dataclasses.replace(source, hand_made=joined(source.hand_made, made))
 
 
@@ -409,7 +414,12 @@ def _corrected_stack(corrected: CorrectedLabels, tomogram: Tomogram) -> LabelVol
     """The corrected stack, on the tomogram's grid."""
     assert corrected.file is not None  # as of CorrectedLabels
     labels = read_label_stack(
-        corrected.file, tomogram.voxel_size_um, corrected.axes, corrected.names, tomogram.centre
+        corrected.file,
+        tomogram.voxel_size_um,
+        corrected.axes,
+        corrected.names,
+        tomogram.centre,
+        corrected.left_handed,
     )
     if labels.shape != tomogram.shape:
         raise ValueError(

@@ -24,12 +24,11 @@ from anacor_dials.sample.foreign_volumes import (
     split_hdf5_name,
 )
 from anacor_dials.sample.frames import (
-    axis_map_determinant,
     parse_axis_map,
+    require_right_handed,
     sizes_along_axes,
     to_tomo_axes,
 )
-from anacor_dials.sample.hdf5_files import dataset_at, open_hdf5
 from anacor_dials.sample.known_reconstructions import KnownReconstruction, find_reconstruction
 from anacor_dials.sample.memory import require_memory
 from anacor_dials.sample.tomogram_files import ARBITRARY, MU_TO_PER_UM, is_sample_file
@@ -209,12 +208,7 @@ def _axes(
     notes: list[str],
 ) -> str:
     if description.axes is not None:
-        if axis_map_determinant(description.axes) < 0 and not description.left_handed:
-            raise ValueError(
-                f"tomogram.axes={description.axes} is left-handed: if one of its signs is wrong, the "
-                "sample is mirrored. Correct it; or where the file's indices truly run so, say "
-                "tomogram.left_handed=True."
-            )
+        require_right_handed(description.axes, "tomogram", description.left_handed)
         return description.axes
     if known is None:
         raise ValueError(
@@ -304,13 +298,3 @@ def fill_blank(values: NDArray[np.float32], name: str) -> float:
     elif n_missing:
         values[~np.isfinite(values)] = 0.0
     return float(np.count_nonzero(blank)) / values.size
-
-
-def holds_labels(name: str | os.PathLike[str]) -> bool:
-    """Whether the volume of another program holds whole numbers, as labels do."""
-    inside = split_hdf5_name(name)
-    if inside is None:
-        return read_foreign_volume(name).values.dtype.kind in "uib"
-    with open_hdf5(inside[0]) as file:
-        dataset = dataset_at(file, inside[1])
-        return dataset is None or dataset.dtype.kind in "uib"

@@ -27,8 +27,8 @@ AMIRA_TYPES = {
     "byte": "u1", "short": "i2", "ushort": "u2", "int": "i4", "float": "f4", "double": "f8",
 }  # fmt: skip
 
-
 LEAST_UM = 1.5e-4
+LONGEST_HEADER = 2**20  # bytes, of Amira files, whose data follow
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,19 +121,52 @@ def _npy(path: str) -> NDArray[Any]:
     return array
 
 
-def _by_suffix(file: Path) -> ForeignVolume:
-    """The volume of an MRC, NRRD, NIfTI or Amira file."""
+def holds_whole_numbers(path: str | os.PathLike[str]) -> bool:
+    """Whether the values of a volume are whole numbers, as labels are.
+
+    The header says it; values are read only where floats in a NIfTI file may stand for labels.
+
+    Parameters
+    ----------
+    path : path
+        As of :func:`read_foreign_volume`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`read_foreign_volume` does.
+    """
+    text = os.fspath(path)
+    inside = split_hdf5_name(text)
+    if inside is not None:
+        with open_hdf5(inside[0]) as file:
+            dataset = dataset_at(file, inside[1])
+            return dataset is None or dataset.dtype.kind in "uib"
+    if not Path(text).exists():
+        raise ValueError(f"There is no file {text}.")
+    if is_foreign_volume(text):
+        return bool(_by_suffix(Path(text), header_only=True))
+    if text.endswith(".npy"):
+        return _npy(text).dtype.kind in "uib"
+    return read_foreign_volume(text).values.dtype.kind in "uib"
+
+
+def _by_suffix(file: Path, header_only: bool = False) -> Any:
+    """The volume of an MRC, NRRD, NIfTI or Amira file.
+
+    header_only: whether its values are whole numbers, instead.
+    """
     text = str(file).lower()
     if text.endswith((".mrc", ".rec", ".map")):
-        read, package = _mrc, "mrcfile"
+        read, says, package = _mrc, _mrc_is_whole, "mrcfile"
     elif text.endswith((".nrrd", ".nhdr")):
-        read, package = _nrrd, "pynrrd"
+        read, says, package = _nrrd, _nrrd_is_whole, "pynrrd"
     elif text.endswith((".nii", ".nii.gz")):
-        read, package = _nifti, "nibabel"
+        read, says, package = _nifti, _nifti_is_whole, "nibabel"
     else:
-        read, package = _amira, ""
+        read, says, package = _amira, _amira_is_whole, ""
     try:
-        return read(file)
+        return says(file) if header_only else read(file)
     except ImportError:
         raise ValueError(
             f"{file} needs {package}, which is not installed: pip install {package}."
@@ -209,6 +242,19 @@ def _mrc(path: Path) -> ForeignVolume:
         return ForeignVolume(np.array(file.data), _sizes(along))
 
 
+def _mrc_is_whole(path: Path) -> bool:
+    import mrcfile
+
+    with mrcfile.mmap(path, mode="r") as file:
+        return file.data.dtype.kind in "uib"
+
+
+def _nrrd_is_whole(path: Path) -> bool:
+    import nrrd
+
+    return nrrd.read_header(str(path))["type"] not in ("float", "double")
+
+
 def _nrrd(path: Path) -> ForeignVolume:
     import nrrd
 
@@ -225,6 +271,19 @@ def _nrrd(path: Path) -> ForeignVolume:
     units = header.get("space units") or header.get("units") or ["mm"]
     factor = UNITS_TO_UM.get(str(units[0]).strip('"'))
     return ForeignVolume(values, None if factor is None else _sizes(np.asarray(spacings) * factor))
+
+
+def _nifti_is_whole(path: Path) -> bool:
+    import nibabel
+
+    image: Any = nibabel.load(path)
+    plain = image.dataobj.slope == 1 and image.dataobj.inter == 0
+    if plain and image.get_data_dtype().kind in "uib":
+        return True
+    middle = np.asarray(image.dataobj[..., image.shape[-1] // 2])
+    if not np.array_equal(middle, np.rint(middle)):
+        return False
+    return _nifti(path).values.dtype.kind in "uib"
 
 
 def _nifti(path: Path) -> ForeignVolume:
@@ -267,15 +326,28 @@ def decode_rle(content: bytes, size: int) -> bytes:
     return bytes(out)
 
 
-def _amira(path: Path) -> ForeignVolume:
-    content = path.read_bytes()
+def _amira_header(content: bytes) -> tuple[str, re.Match[str], bytes]:
+    """Of an Amira or Avizo file: its header, the kind and packing of its values, and its data."""
     head, found, data = content.partition(b"# Data section follows")
     text = head.decode("latin-1")
     if not found or not re.match(r"# (AmiraMesh|Avizo)", text):
         raise ValueError("it does not begin as an Amira or Avizo file")
-    lattice = re.search(r"define\s+Lattice\s+(\d+)\s+(\d+)\s+(\d+)", text)
     field = re.search(r"Lattice\s*\{\s*(\w+)\s+\w+\s*\}\s*=?\s*@1\s*(?:\((\w+),(\d+)\))?", text)
-    if lattice is None or field is None or field.group(1) not in AMIRA_TYPES:
+    if field is None or field.group(1) not in AMIRA_TYPES:
+        raise ValueError("it has no lattice of numbers")
+    return text, field, data
+
+
+def _amira_is_whole(path: Path) -> bool:
+    with open(path, "rb") as file:
+        _, field, _ = _amira_header(file.read(LONGEST_HEADER))
+    return not AMIRA_TYPES[field.group(1)].startswith("f")
+
+
+def _amira(path: Path) -> ForeignVolume:
+    text, field, data = _amira_header(path.read_bytes())
+    lattice = re.search(r"define\s+Lattice\s+(\d+)\s+(\d+)\s+(\d+)", text)
+    if lattice is None:
         raise ValueError("it has no lattice of numbers")
     nx, ny, nz = (int(n) for n in lattice.groups())
     order = (

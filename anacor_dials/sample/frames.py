@@ -136,6 +136,26 @@ def axis_map_determinant(axis_map: str) -> int:
     return round(float(np.linalg.det(matrix)))
 
 
+def require_right_handed(axis_map: str, scope: str, left_handed: bool) -> None:
+    """Raises ValueError for a left-handed axis map, unless that is what the user says of it.
+
+    Parameters
+    ----------
+    axis_map : str
+        As of :func:`parse_axis_map`.
+    scope : str
+        Of the user's parameters, such as "labels", for the message.
+    left_handed : bool
+        What the user says.
+    """
+    if axis_map_determinant(axis_map) < 0 and not left_handed:
+        raise ValueError(
+            f"{scope}.axes={axis_map} is left-handed: if one of its signs is wrong, the sample is "
+            "mirrored. Correct it; or where the file's indices truly run so, say "
+            f"{scope}.left_handed=True."
+        )
+
+
 def to_tomo_axes(array: NDArray[np.generic], axis_map: str) -> NDArray[np.generic]:
     """A view of a foreign array (3 axes) with its axes along X, Y, Z of the tomo frame.
 

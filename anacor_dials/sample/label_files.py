@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials.sample.foreign_volumes import read_foreign_volume
-from anacor_dials.sample.frames import axis_map_determinant, sizes_along_axes, to_tomo_axes
+from anacor_dials.sample.frames import require_right_handed, sizes_along_axes, to_tomo_axes
 from anacor_dials.sample.memory import require_memory
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume
 
@@ -99,6 +99,7 @@ def read_label_stack(
     axes: str = "x,y,z",
     names: Iterable[str] = DEFAULT_NAMES,
     centre: Sequence[float] | None = None,
+    left_handed: bool = False,
 ) -> LabelVolume:
     """A label volume from the file of another program.
 
@@ -116,16 +117,16 @@ def read_label_stack(
         Names of the labels 0, 1, 2 ...
     centre : three floats, optional
         Voxel index of the origin along X, Y, Z after the axes have been mapped.
+    left_handed : bool
+        That axes is left-handed on purpose.
 
     Raises
     ------
     ValueError
-        If the axes mirror the sample, the file cannot be read, or no size of the voxels is known.
+        If the axes would mirror the sample, the file cannot be read, or no size of the voxels is
+        known.
     """
-    if axis_map_determinant(axes) < 0:
-        raise ValueError(
-            f"The axis map {axes!r} is left-handed: it would mirror the sample. Reverse one axis."
-        )
+    require_right_handed(axes, "labels", left_handed)
     text = os.fspath(path)
     volume = read_foreign_volume(text)
     if voxel_size_um is None:

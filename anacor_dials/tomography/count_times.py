@@ -19,19 +19,25 @@ def relative_exposures(
     Parameters
     ----------
     scan : ScanContents
-        With the count times of its frames.
+        With the count times of its frames, and of flats that are not among them.
     flats : list of arrays
-        The numbers of the frames in each group of flats; None for a group in another file.
+        The numbers of the frames in each group of flats; None for a group that is not among the
+        frames.
 
     Returns
     -------
     tuple or None
         None where a count time is not known, or all are the same.
     """
-    times = scan.count_times
-    if times is None or not flats or any(numbers is None for numbers in flats):
+    times, apart = scan.count_times, scan.flat_count_time
+    if times is None or not flats:
         return None
-    groups = np.array([np.mean(times[numbers]) for numbers in flats])
+    groups = np.array(
+        [
+            np.mean(times[numbers]) if numbers is not None else np.nan if apart is None else apart
+            for numbers in flats
+        ]
+    )
     projections = times[scan.projections]
     every = np.concatenate([groups, projections])
     if not np.all(np.isfinite(every)) or not np.all(every > 0):

@@ -49,6 +49,8 @@ class Layout:
         Directions in which column and row numbers grow, in the tomo frame.
     count_time : str or None
         Path of the count times.
+    flat_count_time : str or None
+        Path of the count time of flats that are not among the images.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Layout:
     fast_axis: tuple[float, ...] | None = None
     slow_axis: tuple[float, ...] | None = None
     count_time: str | None = None
+    flat_count_time: str | None = None
 
 
 def _first(file: h5py.Group, names: Sequence[str]) -> str | None:
@@ -230,7 +233,21 @@ def data_exchange(file: h5py.File) -> Layout | None:
         energy_keV=quantity(
             file, ["measurement/instrument/monochromator/energy"], UNITS_TO_KEV, "kev", "energy"
         ),
+        count_time=_first(file, [f"{detector}/exposure_time"]),
+        flat_count_time=_flat_exposure(file),
     )
+
+
+def _flat_exposure(file: h5py.File) -> str | None:
+    """The path of the flats' exposure time in a Data Exchange file; None if it was not used.
+
+    The APS records it in any case, and whether it differs from that of the projections.
+    """
+    flats = "process/acquisition/flat_fields"
+    differs = find_dataset(file, f"{flats}/different_flat_exposure")
+    if differs is not None and as_text(differs[()]).strip().lower() in ("same", "no", "0"):
+        return _first(file, ["measurement/instrument/detector/exposure_time"])
+    return _first(file, [f"{flats}/flat_exposure_time"])
 
 
 def count_times(file: h5py.File, name: str | None, n_frames: int) -> FloatArray | None:
@@ -240,13 +257,16 @@ def count_times(file: h5py.File, name: str | None, n_frames: int) -> FloatArray 
     ----------
     file : h5py.File
     name : str or None
-        Path of the data set.
+        Path of the data set: one number for each frame, or one for all.
     n_frames : int
     """
     dataset = None if name is None else find_dataset(file, name)
-    if dataset is None or dataset.size != n_frames or not np.issubdtype(dataset.dtype, np.number):
+    if dataset is None or not np.issubdtype(dataset.dtype, np.number):
         return None
-    return np.asarray(dataset[()], dtype=np.float64).ravel()
+    if dataset.size not in (1, n_frames):
+        return None
+    times = np.asarray(dataset[()], dtype=np.float64).ravel()
+    return np.broadcast_to(times, (n_frames,)).copy()
 
 
 def find_layout(file: h5py.File) -> Layout | None:

@@ -148,6 +148,8 @@ class ScanContents:
         See :class:`ScanDescription`.
     count_times : array (n_frames,) or None
         The count time of every frame, in any unit; None if the file does not say it.
+    flat_count_time : float or None
+        The same of flats that are in the file, but not among the frames.
     """
 
     path: Path
@@ -163,6 +165,7 @@ class ScanContents:
     fast_axis: tuple[float, ...] = FAST_AXIS
     slow_axis: tuple[float, ...] = SLOW_AXIS
     count_times: FloatArray | None = None
+    flat_count_time: float | None = None
 
 
 def _angles_of(dataset: h5py.Dataset, units: str | None) -> FloatArray:
@@ -252,11 +255,14 @@ def _from_hdf5(path: Path, description: ScanDescription) -> ScanContents:
             dataset = require_dataset(file, layout.angles, "angles")
             angles = _angles_of(dataset, description.angle_units)
         times = count_times(file, layout.count_time, n)
+        # of flats that the user names from elsewhere nothing is known
+        of_flats = None if description.flats else count_times(file, layout.flat_count_time, 1)
     taken = np.flatnonzero((keys == PROJECTION) | (keys == INVALID))
     places = np.searchsorted(taken, projections)
     places = places - places[:1]
     scan = _assembled(path, layout, description, frames, projections, places, angles, flats, darks)
-    return replace(scan, count_times=times)
+    flat_time = None if of_flats is None else float(of_flats[0])
+    return replace(scan, count_times=times, flat_count_time=flat_time)
 
 
 def _from_tiff(path: Path, description: ScanDescription) -> ScanContents:
