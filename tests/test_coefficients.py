@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from anacor_dials.absorption.coefficients import (
-    UPRIGHT,
     Radiographs,
     absorption_coefficients,
     materials_from_fit,
@@ -26,6 +25,7 @@ from anacor_dials.report.coefficients import (
 )
 from anacor_dials.sample.frames import ImageAxes
 from anacor_dials.sample.materials import Composition, MaterialInput, typical_composition
+from anacor_dials.sample.scan_geometry import ScanGeometry
 from anacor_dials.sample.volumes import LabelVolume
 
 # liquor, in it a loop and a crystal; centres and semi-axes in um. Nothing is symmetric.
@@ -57,13 +57,12 @@ def scan_of_solids(ellipsoid_scan, mu=MU, **changes):
 
 
 def radiographs_of(scan, transmissions=None, centre=None, **more):
+    axes = ImageAxes.from_vectors(scan.fast_axis, scan.slow_axis)
     return Radiographs(
         scan.transmission() if transmissions is None else transmissions,
         np.array(scan.angles_deg),
-        (scan.pixel_um, scan.pixel_um),
-        ImageAxes.from_vectors(scan.fast_axis, scan.slow_axis),
+        ScanGeometry(axes, (scan.pixel_um, scan.pixel_um), **more),
         centre,
-        **more,
     )
 
 
@@ -280,9 +279,8 @@ def wave_scan(energy_keV, distance_mm, orientation, noisy=True):
         flicker = 1 + 0.002 * rng.standard_normal((len(upright), 1, 1))
         upright = rng.poisson(4000.0 * upright * flicker) / flat
     images = np.stack([settings.raw(image) for image in upright])
-    radiographs = Radiographs(
-        images, settings.angles, (0.8, 0.8), settings.axes, None, energy_keV, distance_mm
-    )
+    geometry = ScanGeometry(settings.axes, (0.8, 0.8), energy_keV, distance_mm)
+    radiographs = Radiographs(images, settings.angles, geometry)
     return radiographs, true_labels(sample, settings), sample.mu_per_um(energy_keV)
 
 
@@ -405,7 +403,7 @@ def test_spread_angles():
         ({"angles_deg": np.arange(4.0)}, r"Transmissions of shape \(6, 20, 20\) and angles"),
         ({"angles_deg": np.array([0, 30, 60, 90, np.nan, 150])}, "An angle of the scan is not"),
         ({"angles_deg": np.array([0.0, 180, 0, 180, 90, 90])}, "fewer than three directions"),
-        ({"pixel_size_um": (0.0, 1.0)}, "The pixel size is"),
+        ({"geometry": ScanGeometry()}, "does not say how large a pixel is"),
         ({"transmissions": np.full((6, 20, 20), np.nan)}, "100 % of the transmissions are not"),
         ({"transmissions": np.full((6, 20, 20), 30000.0)}, "The median transmission is 3e"),
         ({"transmissions": np.full((6, 20, 20), -0.1)}, "The median transmission is -0.1"),
@@ -416,8 +414,7 @@ def test_radiographs_that_are_none(change, message):
     content = {
         "transmissions": np.ones((6, 20, 20)),
         "angles_deg": np.arange(0.0, 180.0, 30.0),
-        "pixel_size_um": (1.0, 1.0),
-        "axes": UPRIGHT,
+        "geometry": ScanGeometry(pixel_size_um=(1.0, 1.0)),
         **change,
     }
     with pytest.raises(ValueError, match=message):

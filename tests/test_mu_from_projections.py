@@ -188,7 +188,7 @@ def test_what_the_scan_does_not_say_is_in_the_record_or_given(folder, ellipsoid_
 
     # a pixel size in the record that is wrong by two, and the right one on the command line
     write_tomo([0.0, np.nan, np.nan, np.nan], "projections { pixel_size = 0.5 }")
-    assert read_projections("scan.nxs").pixel_size_um == (1.0, 1.0)
+    assert read_projections("scan.nxs").geometry.pixel_size_um == (1.0, 1.0)
     with pytest.raises(Sorry, match="The absorption coefficient of liquor is nan"):
         run([*INPUT, NO_LOOP])
     assert (

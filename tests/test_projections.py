@@ -40,7 +40,7 @@ def test_nxtomo_gives_the_transmissions_and_all_metadata(tmp_path, ellipsoid_sca
     assert projections.n_angles == 10
     np.testing.assert_allclose(projections.angles_deg, scan.angles_deg)
     assert projections.pixel_xy_um == pytest.approx((1.0, 1.0))
-    assert projections.energy_keV == pytest.approx(3.5)
+    assert projections.geometry.energy_keV == pytest.approx(3.5)
     np.testing.assert_allclose(projections.transmission(), scan.transmission(), atol=QUANTISED)
     assert "NXtomo" in projections.layout
     assert "10 of 12 x 20 pixels" in repr(projections)
@@ -88,9 +88,9 @@ def test_image_axes_that_the_file_says(tmp_path, ellipsoid_scan):
         "instrument/detector/slow_axis": np.array([0, 1.0, 0]),
     }
     path = scan.write_nxtomo(tmp_path / "scan.nxs", **said)
-    assert read_projections(path).axes == ImageAxes(True, -1, 1)
+    assert read_projections(path).geometry.axes == ImageAxes(True, -1, 1)
     by_hand = ScanDescription(fast_axis=(0, 1, 0), slow_axis=(1, 0, 0))
-    assert read_projections(path, by_hand).axes == ImageAxes(False, 1, 1)
+    assert read_projections(path, by_hand).geometry.axes == ImageAxes(False, 1, 1)
 
 
 def test_raw_and_upright_indices_are_each_others_inverse():
@@ -120,7 +120,7 @@ def test_flats_are_interpolated_in_time(tmp_path, ellipsoid_scan):
     # with the first flats alone the beam's drift would remain
     first = Projections(
         projections.frames, projections.numbers, projections.angles_deg, projections.flats[:1],
-        projections.flat_times[:1], projections.dark, (1.0, 1.0), projections.axes,
+        projections.flat_times[:1], projections.dark, projections.geometry,
     )  # fmt: skip
     assert np.abs(first.transmission() - scan.transmission()).max() > 0.02
 
@@ -149,8 +149,8 @@ def test_esrf_layout_units_and_alignment_images(tmp_path, ellipsoid_scan):
     np.testing.assert_allclose(projections.angles_deg, scan.angles_deg)
     np.testing.assert_allclose(projections.transmission(), scan.transmission(), atol=QUANTISED)
     assert projections.pixel_xy_um == pytest.approx((1.0, 1.0))
-    assert projections.energy_keV == pytest.approx(3.5)
-    assert projections.distance_mm == pytest.approx(20.0)
+    assert projections.geometry.energy_keV == pytest.approx(3.5)
+    assert projections.geometry.distance_mm == pytest.approx(20.0)
 
 
 def test_radians_without_units_are_noticed(tmp_path, ellipsoid_scan):
@@ -384,7 +384,7 @@ def test_tooth_reads(shared_data):
     projections = read_projections(shared_data / "tooth/tooth.h5")
     assert projections.layout == "Data Exchange"
     assert (projections.n_angles, projections.nx, projections.ny) == (181, 2, 640)
-    assert projections.pixel_size_um is None
+    assert projections.geometry.pixel_size_um is None
     with pytest.raises(ValueError, match="pixel_size="):
         _ = projections.pixel_xy_um
 

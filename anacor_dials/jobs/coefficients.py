@@ -6,11 +6,10 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from anacor_dials.absorption.coefficients import (
-    UPRIGHT,
     CoefficientFit,
     Radiographs,
     absorption_coefficients,
@@ -19,7 +18,7 @@ from anacor_dials.absorption.coefficients import (
 from anacor_dials.sample.materials import MaterialInput
 from anacor_dials.sample.tomogram_files import SampleFile
 from anacor_dials.sample.volumes import LabelVolume
-from anacor_dials.tomography.projections import Projections, read_projections
+from anacor_dials.tomography.projections import read_projections
 from anacor_dials.tomography.scan_files import ScanDescription
 
 logger = logging.getLogger("dials.anacor_dials.jobs.coefficients")
@@ -167,8 +166,10 @@ def fit_scan(
     """
     scan = read_projections(path, settings.description)
     logger.info("%s: %r", path, scan)
-    energy = scan.energy_keV if scan.energy_keV is not None else sample.energy_keV
-    if energy is None:
+    geometry = scan.geometry.upright()
+    if geometry.energy_keV is None:
+        geometry = replace(geometry, energy_keV=sample.energy_keV)
+    if geometry.energy_keV is None:
         logger.warning(
             "The projections do not say their energy: it is taken as that of the diffraction; give "
             "projections.energy= (keV)."
@@ -179,32 +180,18 @@ def fit_scan(
     if settings.centre is not None:
         middle = (scan.nx - 1) / 2
         centre = (settings.centre, centre[1] if centre else middle)
-    x, y = scan.pixel_xy_um
+    axes = scan.geometry.axes
     compositions = {name: said.composition(name) for name, said in given.items()}
     fit = absorption_coefficients(
         Radiographs(
             scan.transmission(which),
             scan.angles_deg[which],
-            (y, x),
-            UPRIGHT,
-            None if centre is None else _other_way_up(scan, centre),
-            energy,
-            scan.distance_mm,
+            geometry,
+            None if centre is None else axes.upright_centre(centre, scan.shape),
         ),
         labels,
         compositions={name: c for name, c in compositions.items() if c is not None},
         margin_um=settings.margin_um,
     )
-    return ScanCoefficients(fit, path, _other_way_up(scan, fit.centre))
-
-
-def _other_way_up(scan: Projections, centre: tuple[float, float]) -> tuple[float, float]:
-    """Upright pixel numbers (across the rotation axis, along it) from those of the camera, or back.
-
-    To make an image upright reverses its rows or columns, so that the same step leads back.
-    """
-    across, along = centre
-    return (
-        scan.axes.upright_index(across, scan.ny, "y"),
-        scan.axes.upright_index(along, scan.nx, "x"),
-    )
+    # the camera's pixel numbers: the same formula leads back
+    return ScanCoefficients(fit, path, axes.upright_centre(fit.centre, scan.shape))

@@ -10,17 +10,10 @@ import numpy as np
 
 from anacor_dials.jobs.reconstruct import Reconstruction
 from anacor_dials.sample.foreign_tomograms import TomogramDescription, read_foreign_tomogram
-from anacor_dials.sample.frames import ImageAxes
 from anacor_dials.sample.materials import typical_composition
 from anacor_dials.sample.volumes import Tomogram
 from anacor_dials.segmentation.working_grid import intensity_scale
-from anacor_dials.tomography.scan_files import (
-    FAST_AXIS,
-    SLOW_AXIS,
-    ScanContents,
-    ScanDescription,
-    find_scan,
-)
+from anacor_dials.tomography.scan_files import ScanDescription, find_scan, scan_geometry
 
 logger = logging.getLogger("dials.anacor_dials.jobs.foreign_tomogram")
 
@@ -54,11 +47,14 @@ def load_foreign_tomogram(
         If it cannot be read, or its unit is not known and no air is seen.
     """
     scan = scan or ScanDescription()
-    contents = None if tomogram.projections is None else find_scan(tomogram.projections, scan)
-    energy = energy_keV or (scan.energy_keV if contents is None else contents.energy_keV)
-    said = contents or scan
-    camera = (said.fast_axis or FAST_AXIS, said.slow_axis or SLOW_AXIS)
-    found = read_foreign_tomogram(name, tomogram, _pixel_xy_um(contents), camera)
+    if tomogram.projections is None:
+        geometry, pixel_xy_um = scan_geometry(scan), None
+    else:
+        geometry = find_scan(tomogram.projections, scan).geometry
+        pixel_xy_um = geometry.pixel_xy_um
+    energy = energy_keV or geometry.energy_keV
+    camera = geometry.axes.fast_axis, geometry.axes.slow_axis
+    found = read_foreign_tomogram(name, tomogram, pixel_xy_um, camera)
     for note in found.notes:
         logger.info("%s: %s", name, note)
     warnings = list(found.warnings)
@@ -79,15 +75,6 @@ def load_foreign_tomogram(
         None,
         tuple(warnings),
     )
-
-
-def _pixel_xy_um(contents: ScanContents | None) -> tuple[float, float] | None:
-    """A scan's pixels along and across the rotation axis."""
-    if contents is None or contents.pixel_size_um is None:
-        return None
-    fast, slow = contents.pixel_size_um
-    axes = ImageAxes.from_vectors(contents.fast_axis, contents.slow_axis)
-    return (fast, slow) if axes.transposed else (slow, fast)
 
 
 def on_a_scale(tomogram: Tomogram, energy_keV: float | None, name: str) -> Tomogram:

@@ -144,28 +144,28 @@ def _settings_of_scan(
         raise ValueError(
             f"{real.path} is not a scan in even steps, and only those can be compared."
         )
-    asked = settings.scan
+    asked, known = settings.scan, real.geometry
     pixel_size_um = asked.pixel_size_um
-    if real.pixel_size_um is None:
+    if known.pixel_size_um is None:
         logger.warning("The scan does not say how large a pixel is: %g um is taken", pixel_size_um)
     else:
-        pixel_size_um = real.pixel_size_um[0]
+        pixel_size_um = known.pixel_size_um[0]
     middle = (real.ny - 1) / 2
     axis = middle
     if scan_centre is not None:
-        axis = real.axes.upright_index(scan_centre[0], real.ny, "y")
+        axis = known.axes.upright_index(scan_centre[0], real.ny, "y")
     rows, columns = real.frames.shape[1:]
     scan = replace(
         asked,
-        energy_keV=real.energy_keV or asked.energy_keV,
-        distance_mm=asked.distance_mm if real.distance_mm is None else real.distance_mm,
+        energy_keV=known.energy_keV or asked.energy_keV,
+        distance_mm=asked.distance_mm if known.distance_mm is None else known.distance_mm,
         pixel_size_um=pixel_size_um,
         image_shape=(rows, columns),
         n_projections=len(angles),
         first_angle=float(angles[0]),
         angle_range=step * len(angles),
-        fast_axis=real.axes.fast_axis,
-        slow_axis=real.axes.slow_axis,
+        fast_axis=known.axes.fast_axis,
+        slow_axis=known.axes.slow_axis,
         axis_shift_px=axis - middle,
     )
     return scan, stride
@@ -185,7 +185,7 @@ def _sample_of_labels(
     sample = sample_from_labels(segmented.labels, materials)
     if segmented.scan_centre is None:
         return sample
-    beam = real.axes.upright_index(segmented.scan_centre[1], real.nx, "x")
+    beam = real.geometry.axes.upright_index(segmented.scan_centre[1], real.nx, "x")
     shift = ((beam - (real.nx - 1) / 2) * scan.pixel_size_um, 0.0, 0.0)
     parts = [replace(p, mesh=p.mesh.moved(shift_um=shift)) for p in sample.parts]
     return replace(sample, parts=tuple(parts))

@@ -117,7 +117,7 @@ def reconstruct(
         tomogram,
         Path(scan).absolute(),
         plan.scan_centre,
-        plan.projections.energy_keV,
+        plan.projections.geometry.energy_keV,
         plan.settings.paganin_delta_beta,
     )
 

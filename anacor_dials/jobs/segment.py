@@ -221,7 +221,7 @@ def load_source(
         raise ValueError(f"{name} holds no reconstruction, so there is nothing to segment.")
     if energy_keV is None and sample.projections is not None and sample.projections.exists():
         try:
-            energy_keV = find_scan(sample.projections, description).energy_keV
+            energy_keV = find_scan(sample.projections, description).geometry.energy_keV
         except ValueError as error:
             logger.debug("the scan does not tell the energy: %s", error)
     hand_made = read_hand_made(name)

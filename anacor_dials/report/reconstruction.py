@@ -45,7 +45,7 @@ def sections(plan: ReconstructionPlan) -> list[Section]:
     d, p = plan.diagnostics, plan.projections
     drawn = {
         name: Figure(figure["data"], figure["layout"])
-        for name, figure in figures(plan, expected_mu(p.energy_keV)).items()
+        for name, figure in figures(plan, expected_mu(p.geometry.energy_keV)).items()
     }
     rows = [
         ("scan", p.path),
@@ -58,7 +58,10 @@ def sections(plan: ReconstructionPlan) -> list[Section]:
             " and ".join(f"{d:.1f}" for d in p.findings.drift_px) + " pixels, put back",
         ),
         ("tilt of the axis", f"{p.findings.tilt_deg:.2f} deg, put back"),
-        ("energy", "unknown" if p.energy_keV is None else f"{p.energy_keV:g} keV"),
+        (
+            "energy",
+            "unknown" if p.geometry.energy_keV is None else f"{p.geometry.energy_keV:g} keV",
+        ),
         ("voxels", " x ".join(str(n) for n in plan.shape) + " along X, Y, Z"),
         ("voxel size", " x ".join(f"{v:g}" for v in plan.voxel_size_um) + " um"),
         ("origin at voxel", ", ".join(f"{v:.2f}" for v in plan.centre)),
@@ -270,7 +273,7 @@ def record(plan: ReconstructionPlan) -> ReconstructionRecord:
         angles_deg=d.angles_deg,
         largest_gap_deg=d.largest_gap_deg,
         full_turn=d.full_turn,
-        energy_keV=p.energy_keV,
+        energy_keV=p.geometry.energy_keV,
         left_out=[{"projections": n, "why": text} for text, n in p.findings.left_out],
         beam_level=p.findings.level,
         drift_pixels=p.findings.drift_px,

@@ -255,3 +255,20 @@ class ImageAxes:
         """
         sign = self.x_sign if axis == "x" else self.y_sign
         return raw if sign > 0 else n - 1 - raw
+
+    def upright_centre(
+        self, raw: tuple[float, float], shape: tuple[int, int]
+    ) -> tuple[float, float]:
+        """The place of the origin in the upright images, from its place in the raw images.
+
+        Both are (across the rotation axis, along it). The same formula gives the raw numbers of
+        upright ones.
+
+        Parameters
+        ----------
+        raw : (float, float)
+        shape : (int, int)
+            (nx, ny) of the upright images.
+        """
+        across, along = raw
+        return self.upright_index(across, shape[1], "y"), self.upright_index(along, shape[0], "x")

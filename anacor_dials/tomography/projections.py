@@ -21,7 +21,8 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anacor_dials.sample.frames import FloatArray, ImageAxes
+from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.scan_geometry import ScanGeometry
 from anacor_dials.tomography.count_times import relative_exposures
 from anacor_dials.tomography.frame_checks import LEAST_PROJECTIONS
 from anacor_dials.tomography.image_stacks import Frames
@@ -54,12 +55,8 @@ class Projections:
         When each group was taken, as a frame number; ascending.
     dark : array (rows, columns) of float32
         In counts.
-    pixel_size_um : (float, float) or None
-        Along the fast and the slow axis of the image, at the sample; None if unknown.
-    axes : ImageAxes
-        How rows and columns lie in the tomo frame.
-    energy_keV, distance_mm : float or None
-        None if unknown.
+    geometry : ScanGeometry
+        Pixel size, energy, distance and axes of the raw images.
     saturation : float
         A pixel of this raw value or more is unusable; inf if there is no limit.
     path : Path or None
@@ -80,10 +77,7 @@ class Projections:
     flats: FloatImages
     flat_times: FloatArray
     dark: FloatImages
-    pixel_size_um: tuple[float, float] | None
-    axes: ImageAxes
-    energy_keV: float | None = None
-    distance_mm: float | None = None
+    geometry: ScanGeometry
     saturation: float = math.inf
     path: Path | None = None
     layout: str = "array"
@@ -105,22 +99,6 @@ class Projections:
             raise ValueError(
                 f"The dark has {self.dark.shape} pixels; images have {rows} x {columns}."
             )
-        if self.pixel_size_um is not None and not all(
-            math.isfinite(p) and 0 < p < 1e4 for p in self.pixel_size_um
-        ):
-            raise ValueError(
-                f"The pixel size is {self.pixel_size_um[0]:g} x {self.pixel_size_um[1]:g} um; it must "
-                "be between 0 and 10 mm (give pixel_size= in um, at the sample)."
-            )
-        if self.energy_keV is not None and not 0.1 <= self.energy_keV <= 800:
-            raise ValueError(
-                f"The photon energy is {self.energy_keV:g} keV; X-ray tomography is done between 0.1 "
-                "and 800 keV (give energy= in keV)."
-            )
-        if self.distance_mm is not None and not 0 <= self.distance_mm < 1e6:
-            raise ValueError(
-                f"The distance from sample to detector is {self.distance_mm:g} mm; give distance= in mm."
-            )
         if len(self.numbers) < 3 or np.ptp(self.angles_deg) == 0:
             raise ValueError(
                 f"The scan has {len(self.numbers)} projections over "
@@ -136,33 +114,38 @@ class Projections:
         return len(self.numbers)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(nx, ny) of the upright images."""
+        return self.geometry.axes.upright_shape(*self.frames.shape[1:])
+
+    @property
     def nx(self) -> int:
         """Pixels along the rotation axis."""
-        return self.axes.upright_shape(*self.frames.shape[1:])[0]
+        return self.shape[0]
 
     @property
     def ny(self) -> int:
         """Pixels across the rotation axis."""
-        return self.axes.upright_shape(*self.frames.shape[1:])[1]
+        return self.shape[1]
 
     @property
     def pixel_xy_um(self) -> tuple[float, float]:
         """Pixel size along X and Y in um. Raises ValueError where it is unknown."""
-        if self.pixel_size_um is None:
+        size = self.geometry.pixel_xy_um
+        if size is None:
             raise ValueError(
                 f"{self.path or 'The scan'} does not say how large a pixel is; give "
                 "projections.pixel_size= in um, at the sample."
             )
-        fast, slow = self.pixel_size_um
-        return (fast, slow) if self.axes.transposed else (slow, fast)
+        return size
 
     @cached_property
     def _upright_flats(self) -> FloatImages:
-        return np.ascontiguousarray(self.axes.upright(self.flats))
+        return np.ascontiguousarray(self.geometry.axes.upright(self.flats))
 
     @cached_property
     def _upright_dark(self) -> FloatImages:
-        return np.ascontiguousarray(self.axes.upright(self.dark))
+        return np.ascontiguousarray(self.geometry.axes.upright(self.dark))
 
     def transmission(
         self,
@@ -182,7 +165,7 @@ class Projections:
         rows = np.arange(self.nx)[x]
         halo = 0 if self.motion is None else self.motion.halo(self.ny)
         first, stop = max(int(rows.min()) - halo, 0), min(int(rows.max()) + 1 + halo, self.nx)
-        raw = self.frames.read(numbers, *self.axes.raw_window(slice(first, stop), self.nx))
+        raw = self.frames.read(numbers, *self.geometry.axes.raw_window(slice(first, stop), self.nx))
         if self.motion is None:
             images = self.flat_corrected(raw, numbers, first, rows)
         else:
@@ -217,7 +200,7 @@ class Projections:
         rows : array of int, optional
             The pixels along the rotation axis that are wanted; all if not given.
         """
-        raw = self.axes.upright(raw)
+        raw = self.geometry.axes.upright(raw)
         x = slice(None) if rows is None else rows
         if rows is not None and not np.array_equal(rows, first_row + np.arange(raw.shape[1])):
             raw = raw[:, rows - first_row]
@@ -238,13 +221,10 @@ class Projections:
         return out
 
     def __repr__(self) -> str:
-        size = (
-            "unknown"
-            if self.pixel_size_um is None
-            else "{:g} x {:g} um".format(*self.pixel_size_um)
-        )
+        pixel, energy_keV = self.geometry.pixel_size_um, self.geometry.energy_keV
+        size = "unknown" if pixel is None else "{:g} x {:g} um".format(*pixel)
         _, rows, columns = self.frames.shape
-        energy = "" if self.energy_keV is None else f", {self.energy_keV:g} keV"
+        energy = "" if energy_keV is None else f", {energy_keV:g} keV"
         return (
             f"Projections({self.n_angles} of {rows} x {columns} pixels, pixel size {size}, "
             f"{self.angles_deg.min():.2f} to {self.angles_deg.max():.2f} deg, "
@@ -338,7 +318,6 @@ def read_projections(
     """
     description = description or ScanDescription()
     scan = find_scan(path, description)
-    axes = ImageAxes.from_vectors(scan.fast_axis, scan.slow_axis)
     first = scan.frames.read(scan.projections[:1])
     if description.saturation is not None:
         saturation = description.saturation
@@ -385,10 +364,7 @@ def read_projections(
         flats,
         times,
         dark,
-        scan.pixel_size_um,
-        axes,
-        scan.energy_keV,
-        scan.distance_mm,
+        scan.geometry,
         saturation,
         scan.path,
         scan.layout,

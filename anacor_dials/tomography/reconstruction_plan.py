@@ -159,10 +159,7 @@ class ReconstructionPlan:
     def scan_centre(self) -> tuple[float, float]:
         """Pixel numbers in the raw images: of the axis, across it; of the beam, along it."""
         p = self.projections
-        return (
-            p.axes.upright_index(self.axis, p.ny, "y"),
-            p.axes.upright_index(self.beam, p.nx, "x"),
-        )
+        return p.geometry.axes.upright_centre((self.axis, self.beam), p.shape)
 
 
 def thumbnail(image: FloatImages) -> FloatImages:
@@ -187,7 +184,7 @@ def _sweep(sinogram: Sinograms, plan: ReconstructionPlan, x: int, pixel_um: floa
     )  # fmt: skip
     negativity = np.array([-i[i < 0].sum() / max(np.abs(i).sum(), 1e-30) for i in images])
     raw = np.array(
-        [projections.axes.upright_index(plan.axis + float(d), n_u, "y") for d in offsets]
+        [projections.geometry.axes.upright_index(plan.axis + float(d), n_u, "y") for d in offsets]
     )
     order = np.argsort(raw)
     pictures = np.stack([thumbnail(image) for image in images])
@@ -215,7 +212,8 @@ def plan_reconstruction(
     settings = settings or ReconstructionSettings()
     pixel_um = projections.pixel_xy_um[1]
     backend = choose_backend(settings.backend if settings.method == "fbp" else "numba")
-    nx, ny = projections.nx, projections.ny
+    nx, ny = projections.shape
+    upright = projections.geometry.axes.upright_index
     full = is_full_turn(projections.angles_deg)
     diagnostics = Diagnostics(
         backend=backend,
@@ -235,18 +233,12 @@ def plan_reconstruction(
         clean = remove_rings(sinograms.copy(), settings.rings)
         found = find_rotation_centre(clean, projections.angles_deg, settings.centre_method)
     else:
-        found = RotationCentre(
-            projections.axes.upright_index(settings.centre, ny, "y"), "given by hand"
-        )
+        found = RotationCentre(upright(settings.centre, ny, "y"), "given by hand")
     if not 0 <= found.axis <= ny - 1:
         raise ValueError(
             f"The rotation centre {settings.centre} is outside the detector (0 to {ny - 1} pixels)."
         )
-    beam = (
-        (nx - 1) / 2
-        if settings.beam_centre is None
-        else projections.axes.upright_index(settings.beam_centre, nx, "x")
-    )
+    beam = (nx - 1) / 2 if settings.beam_centre is None else upright(settings.beam_centre, nx, "x")
     # a whole turn with the axis aside sees as far as its long side reaches
     reach = max(found.axis, ny - 1 - found.axis)
     wide = full and reach > 0.55 * (ny - 1)
@@ -259,7 +251,6 @@ def plan_reconstruction(
         if not 0 <= x0 < x1 <= nx:
             raise ValueError(f"The crop x = {x0} to {x1} is not within the {nx} slices.")
         x, grid = (x0, x1), SliceGrid(grid.n, (y0, y1), (z0, z1))
-    upright = projections.axes.upright_index
     diagnostics.centre = upright(found.axis, ny, "y")
     diagnostics.centre_method = found.method
     diagnostics.centre_per_slice = tuple(upright(a, ny, "y") for a in found.per_slice)

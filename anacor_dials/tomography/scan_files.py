@@ -19,8 +19,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.frames import FloatArray, ImageAxes
 from anacor_dials.sample.hdf5_files import open_hdf5
+from anacor_dials.sample.scan_geometry import ScanGeometry
 from anacor_dials.tomography.hdf5_items import as_text, require_dataset
 from anacor_dials.tomography.image_stacks import (
     FrameGroup,
@@ -140,12 +141,8 @@ class ScanContents:
         The angle of each projection.
     flats, darks : tuple of (Frames, array, float)
         Groups of images: frames, their numbers, and the time as a frame number.
-    pixel_size_um : (float, float) or None
-        Along the fast and the slow axis.
-    energy_keV, distance_mm : float or None
-        None if unknown.
-    fast_axis, slow_axis : tuple of 3 floats
-        See :class:`ScanDescription`.
+    geometry : ScanGeometry
+        Pixel size, energy, distance and image axes: what the user says, else what the file says.
     count_times : array (n_frames,) or None
         The count time of every frame, in any unit; None if the file does not say it.
     flat_count_time : float or None
@@ -159,11 +156,7 @@ class ScanContents:
     angles_deg: FloatArray
     flats: tuple[FrameGroup, ...]
     darks: tuple[FrameGroup, ...]
-    pixel_size_um: tuple[float, float] | None
-    energy_keV: float | None
-    distance_mm: float | None
-    fast_axis: tuple[float, ...] = FAST_AXIS
-    slow_axis: tuple[float, ...] = SLOW_AXIS
+    geometry: ScanGeometry
     count_times: FloatArray | None = None
     flat_count_time: float | None = None
 
@@ -405,8 +398,6 @@ def _assembled(
             f"{path} has no flats (images without the sample), so transmissions are unknown; name a "
             "file by projections.flat=, or say projections.flat_corrected=True where the images are transmissions."
         )
-    pixel = description.pixel_size_um
-    size = layout.pixel_size_um if pixel is None else (pixel[0], pixel[-1])
     return ScanContents(
         path,
         layout.name,
@@ -415,11 +406,34 @@ def _assembled(
         angles,
         tuple(flats),
         tuple(darks),
-        size,
+        scan_geometry(description, layout),
+    )
+
+
+def scan_geometry(description: ScanDescription, layout: Layout | None = None) -> ScanGeometry:
+    """The geometry of a scan: what the user says comes before what the file says.
+
+    Parameters
+    ----------
+    description : ScanDescription
+    layout : Layout, optional
+        What the file says.
+
+    Raises
+    ------
+    ValueError
+        If the image axes are not those of the tomo frame, or a value cannot be that of a scan.
+    """
+    layout = layout or Layout("", "")
+    pixel = description.pixel_size_um
+    return ScanGeometry(
+        ImageAxes.from_vectors(
+            description.fast_axis or layout.fast_axis or FAST_AXIS,
+            description.slow_axis or layout.slow_axis or SLOW_AXIS,
+        ),
+        layout.pixel_size_um if pixel is None else (pixel[0], pixel[-1]),
         layout.energy_keV if description.energy_keV is None else description.energy_keV,
         layout.distance_mm if description.distance_mm is None else description.distance_mm,
-        description.fast_axis or layout.fast_axis or FAST_AXIS,
-        description.slow_axis or layout.slow_axis or SLOW_AXIS,
     )
 
 

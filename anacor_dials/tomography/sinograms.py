@@ -52,14 +52,13 @@ def _halo(projections: Projections, settings: ReconstructionSettings) -> int:
 def _paganin_length(projections: Projections, settings: ReconstructionSettings) -> float:
     """The length of Paganin's filter, um. Raises ValueError if energy or distance are unknown."""
     assert settings.paganin_delta_beta is not None
-    if projections.energy_keV is None or projections.distance_mm is None:
+    geometry = projections.geometry
+    if geometry.energy_keV is None or geometry.distance_mm is None:
         raise ValueError(
             "Phase retrieval needs the photon energy and the distance from sample to detector; give "
             "projections.energy= (keV) and projections.distance= (mm)."
         )
-    return paganin_length_um(
-        projections.energy_keV, projections.distance_mm, settings.paganin_delta_beta
-    )
+    return paganin_length_um(geometry.energy_keV, geometry.distance_mm, settings.paganin_delta_beta)
 
 
 def _batches(projections: Projections, nx: int) -> Iterator[slice]:

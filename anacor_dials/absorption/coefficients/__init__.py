@@ -8,10 +8,9 @@ from anacor_dials.absorption.coefficients.fit import (
     absorption_coefficients,
 )
 from anacor_dials.absorption.coefficients.materials import materials_from_fit
-from anacor_dials.absorption.coefficients.radiographs import UPRIGHT, Radiographs, spread_angles
+from anacor_dials.absorption.coefficients.radiographs import Radiographs, spread_angles
 
 __all__ = [
-    "UPRIGHT",
     "CoefficientFit",
     "Radiographs",
     "ResidualView",

@@ -279,8 +279,8 @@ def absorption_coefficients(
         raise ValueError(f"The margin is {margin_um} um; it must be a length >= 0.")
     usual = {name: typical_composition(name) for name in labels.names}
     made_of = usual | dict(compositions or {})
-    delta = relative_delta(labels.names, made_of, radiographs.energy_keV)
-    expected = expected_coefficients(labels.names, made_of, radiographs.energy_keV)
+    delta = relative_delta(labels.names, made_of, radiographs.geometry.energy_keV)
+    expected = expected_coefficients(labels.names, made_of, radiographs.geometry.energy_keV)
     origin = radiographs.upright_centre
     if origin is not None:
         fit = _fit(radiographs, labels, origin, delta, margin_um, most_blocks)
@@ -302,7 +302,7 @@ def _fit(
     most_blocks: int,
 ) -> _Fitted:
     pixel = max(radiographs.pixel_xy_um)
-    sigma_um = max(LEAST_SMOOTHING_PIXELS * pixel, radiographs.fresnel_zone_um or 0.0)
+    sigma_um = max(LEAST_SMOOTHING_PIXELS * pixel, radiographs.geometry.fresnel_zone_um or 0.0)
     margin = MARGIN_SIGMAS * sigma_um if margin_um is None else margin_um
     x, y = windows_on(radiographs, labels, origin, max(margin, BESIDE_SIGMAS * sigma_um))
     n_pixels = len(radiographs.angles_deg) * (x[1] - x[0]) * (y[1] - y[0])
@@ -411,7 +411,7 @@ def _described(
         angle_rms=angle_rms,
         centre=radiographs.raw_centre(*origin),
         shift_um=fit.shift_um,
-        energy_keV=radiographs.energy_keV,
+        energy_keV=radiographs.geometry.energy_keV,
         views=_views(fit),
     )
     voxel = max(*radiographs.pixel_xy_um, float(labels.voxel_size_um.max()))

@@ -75,8 +75,9 @@ def known_refraction(radiographs: Radiographs) -> tuple[float, float]:
     It is unknown without the energy and the distance. delta is known to REFRACTION_SPREAD.
     """
     crystal = typical_composition("crystal")
-    if radiographs.energy_keV is None or radiographs.distance_mm is None or crystal is None:
+    energy_keV, distance_mm = radiographs.geometry.energy_keV, radiographs.geometry.distance_mm
+    if energy_keV is None or distance_mm is None or crystal is None:
         return 0.0, 0.0
-    delta = crystal.refractive_index(radiographs.energy_keV)[0]
-    known = delta * radiographs.distance_mm * 1e3
+    delta = crystal.refractive_index(energy_keV)[0]
+    known = delta * distance_mm * 1e3
     return known, CORRELATED_RAYS / max(REFRACTION_SPREAD * known, 0.01) ** 2

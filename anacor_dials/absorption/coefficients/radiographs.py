@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anacor_dials.sample.frames import FloatArray, ImageAxes
-from anacor_dials.sample.materials import wavelength_from_energy
-
-UPRIGHT = ImageAxes(False, 1, 1)
+from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.scan_geometry import ScanGeometry
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,18 +23,12 @@ class Radiographs:
         Corrected for flat and dark images; NaN where unusable.
     angles_deg : array (n_angles,)
         The rotation angles.
-    pixel_size_um : (float, float)
-        Size of a pixel at the sample, along the fast and the slow direction, um.
-    axes : ImageAxes
-        How rows and columns lie in the tomo frame at rotation_angle = 0. Default: upright (rows
-        along X, columns along Y).
+    geometry : ScanGeometry
+        Of these images. The size of the pixels must be known; without energy and distance nothing
+        is known of fringes.
     centre : (float, float), optional
         Row or column number of the rotation axis, across it, and of the centre of the beam, along
         it; None if unknown.
-    energy_keV : float, optional
-        None if unknown.
-    distance_mm : float, optional
-        The distance from the sample to the detector, mm; None if unknown.
 
     Raises
     ------
@@ -46,11 +38,8 @@ class Radiographs:
 
     transmissions: NDArray[Any]
     angles_deg: FloatArray
-    pixel_size_um: tuple[float, float]
-    axes: ImageAxes = UPRIGHT
+    geometry: ScanGeometry
     centre: tuple[float, float] | None = None
-    energy_keV: float | None = None
-    distance_mm: float | None = None
 
     def __post_init__(self) -> None:
         t = np.asarray(self.transmissions)
@@ -69,9 +58,9 @@ class Radiographs:
                 f"The transmissions are of {len(angles)} views along fewer than three directions; "
                 "absorption coefficients need views from all around."
             )
-        if not all(math.isfinite(p) and p > 0 for p in self.pixel_size_um):
+        if self.geometry.pixel_size_um is None:
             raise ValueError(
-                f"The pixel size is {self.pixel_size_um} um; give projections.pixel_size= in um, at "
+                "The scan does not say how large a pixel is; give projections.pixel_size= in um, at "
                 "the sample."
             )
         usable = np.isfinite(t)
@@ -92,40 +81,34 @@ class Radiographs:
     @property
     def upright(self) -> NDArray[Any]:
         """The images with upright axes (n_angles, nx, ny): X, then Y at rotation_angle = 0."""
-        return self.axes.upright(self.transmissions)
+        return self.geometry.axes.upright(self.transmissions)
 
     @property
     def pixel_xy_um(self) -> tuple[float, float]:
         """The size of a pixel along X and along Y, um."""
-        fast, slow = self.pixel_size_um
-        return (fast, slow) if self.axes.transposed else (slow, fast)
+        size = self.geometry.pixel_xy_um
+        assert size is not None
+        return size
 
     @property
     def upright_centre(self) -> tuple[float, float] | None:
         """The index of the upright images, along X and Y, of the origin; None if unknown."""
         if self.centre is None:
             return None
-        across, along = self.centre
         _, nx, ny = self.upright.shape
-        return self.axes.upright_index(along, nx, "x"), self.axes.upright_index(across, ny, "y")
+        across, along = self.geometry.axes.upright_centre(self.centre, (nx, ny))
+        return along, across
 
     def raw_centre(self, x: float, y: float) -> tuple[float, float]:
         """An index of the upright images as a raw one: across the rotation axis, along it."""
         _, nx, ny = self.upright.shape
-        return self.axes.upright_index(y, ny, "y"), self.axes.upright_index(x, nx, "x")
-
-    @property
-    def fresnel_zone_um(self) -> float | None:
-        """sqrt(lambda z), the width of the first fringe, um; None if it is unknown."""
-        if self.energy_keV is None or self.distance_mm is None:
-            return None
-        return math.sqrt(wavelength_from_energy(self.energy_keV) * 1e-4 * self.distance_mm * 1e3)
+        return self.geometry.axes.upright_centre((y, x), (nx, ny))
 
     def __repr__(self) -> str:
         n, rows, columns = self.transmissions.shape
-        fast, slow = self.pixel_size_um
+        x, y = self.pixel_xy_um
         return (
-            f"Radiographs({n} of {rows} x {columns} pixels of {fast:g} x {slow:g} um, "
+            f"Radiographs({n} of {rows} x {columns} pixels, {x:g} um along X and {y:g} um along Y, "
             f"{self.angles_deg.min():g} to {self.angles_deg.max():g} deg)"
         )
 
