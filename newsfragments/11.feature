@@ -5,3 +5,5 @@
 Two sets of weights ship, and that is taken whose labels explain the tomogram best.
 
 `segmentation.axes=auto` is the default: slices across all three axes are labelled and averaged where the box around the sample has up to 24 million voxels.
+
+Surfaces of materials are moved from where the network puts them to the steepest rise in the tomogram, less what refraction moves it outwards at long wavelengths (a micrometre at 10 mm and 3.5 keV), where energy and distance of the scan are known (``segmentation.edges``). The tomo.h5 holds both now.

@@ -112,6 +112,7 @@ def segmentation_settings(params: Any, keep_probabilities: bool) -> Segmentation
             device=choice(params.device),
         ),
         clean_up=s.clean_up,
+        edges=None if s.edges is libtbx.Auto else s.edges,
         uncertainty=s.uncertainty,
         cleaning=CleaningSettings(
             s.one_crystal,

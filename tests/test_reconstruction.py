@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anacor_dials.sample.tomogram_files import new_tomogram_file, read_sample_file
+from anacor_dials.sample.tomogram_files import (
+    SampleFile,
+    new_tomogram_file,
+    read_sample_file,
+)
 from anacor_dials.tomography import reconstruction, sinograms
 from anacor_dials.tomography.backprojection import (
     BACKENDS,
@@ -351,7 +355,7 @@ def test_slabs_and_files_give_the_same_tomogram(tmp_path, ellipsoid_scan, monkey
     plan = plan_reconstruction(read_projections(path))
     with new_tomogram_file(
         tmp_path / "tomo.h5", plan.shape, plan.voxel_size_um, plan.centre,
-        projections=path, scan_centre=plan.scan_centre,
+        SampleFile(path, projections=path, scan_centre=plan.scan_centre),
     ) as dataset:  # fmt: skip
         assert reconstruct(plan, dataset) is None
     contents = read_sample_file(tmp_path / "tomo.h5")

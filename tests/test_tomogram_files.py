@@ -9,6 +9,7 @@ import pytest
 from anacor_dials.sample import memory
 from anacor_dials.sample.hdf5_files import open_hdf5
 from anacor_dials.sample.tomogram_files import (
+    SampleFile,
     is_sample_file,
     new_tomogram_file,
     read_sample_file,
@@ -109,8 +110,13 @@ def test_a_tomogram_written_slab_by_slab(tmp_path, tomogram):
         tomogram.shape,
         tomogram.voxel_size_um,
         tomogram.centre,
-        tmp_path / "scan.nxs",
-        (11.25, 9.0),
+        SampleFile(
+            path,
+            projections=tmp_path / "scan.nxs",
+            scan_centre=(11.25, 9.0),
+            scan_energy_keV=3.75,
+            scan_distance_mm=12.5,
+        ),
     ) as data:
         for start in range(0, 20, 7):
             data[start : start + 7] = tomogram.values[start : start + 7]
@@ -119,6 +125,7 @@ def test_a_tomogram_written_slab_by_slab(tmp_path, tomogram):
     same_grid(read.tomogram, tomogram)
     assert read.projections == (tmp_path / "scan.nxs").resolve()
     assert read.scan_centre == (11.25, 9.0)
+    assert (read.scan_energy_keV, read.scan_distance_mm) == (3.75, 12.5)
 
 
 def test_a_failure_while_writing_leaves_the_earlier_file(sample_file, tomogram):

@@ -74,6 +74,7 @@ def load_foreign_tomogram(
         energy,
         None,
         tuple(warnings),
+        distance_mm=geometry.distance_mm,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anacor_dials.sample.hand_made import HandMadeLabels
-from anacor_dials.sample.tomogram_files import is_sample_file, new_tomogram_file
+from anacor_dials.sample.tomogram_files import SampleFile, is_sample_file, new_tomogram_file
 from anacor_dials.sample.volumes import Tomogram
 from anacor_dials.tomography import reconstruction, reconstruction_plan
 from anacor_dials.tomography.projections import read_projections
@@ -40,6 +40,8 @@ class Reconstruction:
         Sentences on a tomogram of another program.
     hand_made : HandMadeLabels, optional
         Labels that people made on this tomogram. No program changes them.
+    distance_mm : float, optional
+        From the sample to the detector, in the scan.
     """
 
     tomogram: Tomogram
@@ -49,6 +51,7 @@ class Reconstruction:
     paganin_delta_beta: float | None = None
     warnings: tuple[str, ...] = ()
     hand_made: HandMadeLabels | None = None
+    distance_mm: float | None = None
 
 
 def is_sample_path(name: str | os.PathLike[str]) -> bool:
@@ -119,6 +122,7 @@ def reconstruct(
         plan.scan_centre,
         plan.projections.geometry.energy_keV,
         plan.settings.paganin_delta_beta,
+        distance_mm=plan.projections.geometry.distance_mm,
     )
 
 
@@ -148,9 +152,14 @@ def write_reconstruction(
         plan.shape,
         plan.voxel_size_um,
         plan.centre,
-        projections=Path(scan).absolute(),
-        scan_centre=plan.scan_centre,
-        parameters=parameters,
-        paganin_delta_beta=plan.settings.paganin_delta_beta,
+        SampleFile(
+            Path(path),
+            projections=Path(scan).absolute(),
+            scan_centre=plan.scan_centre,
+            paganin_delta_beta=plan.settings.paganin_delta_beta,
+            scan_energy_keV=plan.projections.geometry.energy_keV,
+            scan_distance_mm=plan.projections.geometry.distance_mm,
+        ),
+        parameters,
     ) as dataset:
         reconstruction.reconstruct(plan, dataset)

@@ -39,6 +39,7 @@ from anacor_dials.sample.tomogram_files import (
 )
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
 from anacor_dials.segmentation.clean_up import CleaningSettings
+from anacor_dials.segmentation.edges import EdgeSettings, moved_to_edges
 from anacor_dials.segmentation.evaluation import Evaluation, evaluate
 from anacor_dials.segmentation.inference import (
     Segmentation,
@@ -76,6 +77,9 @@ class SegmentationSettings:
         How slices are taken through the network.
     clean_up : bool
         Whether the steps of `cleaning` follow.
+    edges : bool or None
+        Whether surfaces are moved to the edges in the tomogram; None: where it is known by how much
+        refraction shows them outside.
     uncertainty : bool
         Whether plausible labels are drawn to find how uncertain the factors are.
     cleaning : CleaningSettings
@@ -92,6 +96,7 @@ class SegmentationSettings:
     weights: str | Path | None = None
     inference: InferenceSettings = field(default_factory=InferenceSettings)
     clean_up: bool = True
+    edges: bool | None = None
     uncertainty: bool = True
     cleaning: CleaningSettings = field(default_factory=CleaningSettings)
     sam2: Sam2Settings = field(default_factory=Sam2Settings)
@@ -219,9 +224,17 @@ def load_source(
     sample = read_sample_file(name, labels=False)
     if sample.tomogram is None:
         raise ValueError(f"{name} holds no reconstruction, so there is nothing to segment.")
-    if energy_keV is None and sample.projections is not None and sample.projections.exists():
+    energy_keV = energy_keV or sample.scan_energy_keV
+    distance_mm = sample.scan_distance_mm
+    if description is not None:  # what the user says counts more
+        energy_keV = description.energy_keV or energy_keV
+        distance_mm = description.distance_mm or distance_mm
+    known = energy_keV is not None and distance_mm is not None
+    if not known and sample.projections is not None and sample.projections.exists():
         try:
-            energy_keV = find_scan(sample.projections, description).geometry.energy_keV
+            geometry = find_scan(sample.projections, description).geometry
+            energy_keV = energy_keV or geometry.energy_keV
+            distance_mm = distance_mm or geometry.distance_mm
         except ValueError as error:
             logger.debug("the scan does not tell the energy: %s", error)
     hand_made = read_hand_made(name)
@@ -234,6 +247,7 @@ def load_source(
         energy_keV,
         sample.paganin_delta_beta,
         hand_made=hand_made,
+        distance_mm=distance_mm,
     )
 
 
@@ -257,7 +271,9 @@ def segment_tomogram(
             settings.learning, device=settings.inference.device, progress=settings.progress
         )
         networks = [learned_network(source.tomogram, source.hand_made, networks, learning)]
-    refine = sam2_refiner(settings.sam2, names, settings.inference.device)
+    refine = _at_edges(
+        source, names, settings.edges, sam2_refiner(settings.sam2, names, settings.inference.device)
+    )
     if source.hand_made is not None:
         refine = _certain_by_hand(source, source.hand_made, names, refine)
     n_bytes = float(source.tomogram.values.size) * len(names)
@@ -275,6 +291,26 @@ def segment_tomogram(
         refine,
         progress=settings.progress,
     )
+
+
+def _at_edges(
+    source: Reconstruction, names: Sequence[str], edges: bool | None, refine: Refiner | None
+) -> Refiner:
+    """A step after the network (and SAM-2) that moves surfaces to the edges in the tomogram."""
+    known = EdgeSettings(
+        edges, source.energy_keV, source.distance_mm, source.paganin_delta_beta is not None
+    )
+    tomogram = source.tomogram
+    voxel_size_um = tomogram.voxel_size_um * bin_factors(tomogram.voxel_size_um)
+
+    def at_edges(
+        values: NDArray[np.float32], probabilities: NDArray[np.uint8]
+    ) -> NDArray[np.uint8]:
+        if refine is not None:
+            probabilities = refine(values, probabilities)
+        return moved_to_edges(values, probabilities, names, float(voxel_size_um.mean()), known)
+
+    return at_edges
 
 
 def _certain_by_hand(
@@ -503,5 +539,7 @@ def write_segmented(
         source.paganin_delta_beta,
         sample.factors_uncertainty,
         sample.hand_made,
+        source.energy_keV,
+        source.distance_mm,
     )
     write_sample(path, contents, parameters)

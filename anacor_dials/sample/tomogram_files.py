@@ -13,6 +13,8 @@
                                          centre, along it                                (optional)
     /entry/reconstruction/@paganin_delta_beta  float64  of phase retrieval; then the values show
                                          materials, but are no absorption coefficients   (optional)
+    /entry/reconstruction/@energy_keV, @distance_mm  float64  of the scan, the distance from the
+                                         sample to the detector                          (optional)
     /entry/segmentation/labels           uint8 (nx, ny, nz)                              (optional)
     /entry/segmentation/names            strings (n,)       names[label]
     /entry/segmentation/mu               float64 (n,)  1/um, NaN where unknown; @energy_keV
@@ -82,6 +84,8 @@ class SampleFile:
     hand_made : HandMadeLabels, optional
         Which of the labels people made. They are written, but only
         :func:`anacor_dials.sample.hand_made.read_hand_made` reads them.
+    scan_energy_keV, scan_distance_mm : float, optional
+        Of the scan that the tomogram was made from.
     """
 
     path: Path
@@ -95,6 +99,8 @@ class SampleFile:
     paganin_delta_beta: float | None = None
     factors_uncertainty: float | None = None
     hand_made: HandMadeLabels | None = None
+    scan_energy_keV: float | None = None
+    scan_distance_mm: float | None = None
 
 
 def is_sample_file(path: str | os.PathLike[str]) -> bool:
@@ -174,12 +180,15 @@ def read_sample_file(
         voxel_size = _read_voxel_size(file, path)
         centre_dataset = dataset_at(file, "entry/frame/centre")
         centre = None if centre_dataset is None else np.asarray(centre_dataset[()], np.float64)
-        scan = scan_centre = paganin = None
+        scan = scan_centre = paganin = scan_energy = scan_distance = None
         try:
             volume = None
             whole = file.get("entry/reconstruction")
             if isinstance(whole, h5py.Group) and "paganin_delta_beta" in whole.attrs:
                 paganin = float(whole.attrs["paganin_delta_beta"])
+            if isinstance(whole, h5py.Group):
+                scan_energy = _positive(whole, "energy_keV")
+                scan_distance = _positive(whole, "distance_mm")
             if isinstance(whole, h5py.Group) and "projections" in whole.attrs:
                 scan = (Path(path).parent / str(whole.attrs["projections"])).resolve()
             if isinstance(whole, h5py.Group) and "scan_centre" in whole.attrs:
@@ -231,7 +240,19 @@ def read_sample_file(
         scan_centre,
         paganin,
         uncertainty,
+        scan_energy_keV=scan_energy,
+        scan_distance_mm=scan_distance,
     )
+
+
+def _positive(group: h5py.Group, name: str) -> float | None:
+    """A number above zero among a group's attributes, or None. Raises ValueError for others."""
+    if name not in group.attrs:
+        return None
+    value = float(group.attrs[name])
+    if not (np.isfinite(value) and value > 0):
+        raise ValueError(f"{name} of the reconstruction is {value}; it must be above 0")
+    return value
 
 
 def _create(group: h5py.Group, name: str, values: NDArray[Any]) -> h5py.Dataset:
@@ -263,23 +284,24 @@ def _write_frame(
     return entry
 
 
-def _reconstruction_group(
-    entry: h5py.Group,
-    folder: Path,
-    projections: str | os.PathLike[str] | None,
-    scan_centre: tuple[float, float] | None,
-    paganin_delta_beta: float | None,
-) -> h5py.Group:
+def _reconstruction_group(entry: h5py.Group, folder: Path, source: SampleFile | None) -> h5py.Group:
     """The group of the tomogram, without its data; folder: where the file will lie."""
     group = entry.create_group("reconstruction")
     group.attrs["NX_class"] = "NXdata"
     group.attrs["signal"] = "data"
-    if projections is not None:
-        group.attrs["projections"] = os.path.relpath(projections, folder)
-    if scan_centre is not None:
-        group.attrs["scan_centre"] = np.asarray(scan_centre, dtype=np.float64)
-    if paganin_delta_beta is not None:
-        group.attrs["paganin_delta_beta"] = float(paganin_delta_beta)
+    if source is None:
+        return group
+    if source.projections is not None:
+        group.attrs["projections"] = os.path.relpath(source.projections, folder)
+    if source.scan_centre is not None:
+        group.attrs["scan_centre"] = np.asarray(source.scan_centre, dtype=np.float64)
+    for name, value in (
+        ("paganin_delta_beta", source.paganin_delta_beta),
+        ("energy_keV", source.scan_energy_keV),
+        ("distance_mm", source.scan_distance_mm),
+    ):
+        if value is not None:
+            group.attrs[name] = float(value)
     return group
 
 
@@ -289,10 +311,8 @@ def new_tomogram_file(
     shape: tuple[int, int, int],
     voxel_size_um: ArrayLike,
     centre: ArrayLike,
-    projections: str | os.PathLike[str] | None = None,
-    scan_centre: tuple[float, float] | None = None,
+    source: SampleFile | None = None,
     parameters: str = "",
-    paganin_delta_beta: float | None = None,
 ) -> Iterator[h5py.Dataset]:
     """The data set float32 (nx, ny, nz), in 1/um, of a new ``tomo.h5``, to be filled slab by slab.
 
@@ -305,17 +325,16 @@ def new_tomogram_file(
     shape : (int, int, int)
     voxel_size_um, centre : array (3,)
         As in :class:`Tomogram`.
-    projections : path, optional
-        The raw scan; its path is stored relative to the file.
-    scan_centre, paganin_delta_beta : optional
-        As in :class:`SampleFile`.
+    source : SampleFile, optional
+        What it says of the scan and of the reconstruction is stored; the path of the scan relative
+        to the file.
     parameters : str
         PHIL text for the record.
     """
     with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
         entry = _write_frame(file, voxel_size_um, centre, parameters)
         folder = Path(path).absolute().parent
-        group = _reconstruction_group(entry, folder, projections, scan_centre, paganin_delta_beta)
+        group = _reconstruction_group(entry, folder, source)
         dataset = group.create_dataset(
             "data",
             shape,
@@ -359,9 +378,7 @@ def write_sample(path: str | os.PathLike[str], sample: SampleFile, parameters: s
     with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
         entry = _write_frame(file, volume.voxel_size_um, volume.centre, parameters)
         if tomogram is not None:
-            group = _reconstruction_group(
-                entry, folder, sample.projections, sample.scan_centre, sample.paganin_delta_beta
-            )
+            group = _reconstruction_group(entry, folder, sample)
             units = "1/um" if tomogram.quantitative else ARBITRARY
             _create(group, "data", tomogram.values).attrs["units"] = units
         if labels is not None:

@@ -22,9 +22,11 @@ from numpy.typing import ArrayLike, NDArray
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.tomogram_files import read_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Volume
+from anacor_dials.segmentation.edges import EdgeSettings, moved_to_edges
 from anacor_dials.segmentation.inference import Segmentation, at_full_size, segment
 from anacor_dials.segmentation.tiles import InferenceSettings
 from anacor_dials.segmentation.training_data import TOMO, TRUTH, labels_on_grid, read_record
+from anacor_dials.segmentation.working_grid import bin_factors
 
 if TYPE_CHECKING:
     from anacor_dials.segmentation.network import SliceNetwork
@@ -175,26 +177,40 @@ def evaluate_samples(
     """Scores of samples NAME.tomo.h5 with NAME.truth.h5 beside them; the worst crystal first.
     Plain values.
 
-    "classes" are the scores of the network alone, "cleaned" those after the clean-up;
+    "classes" are the scores of the network alone, "cleaned" those after surfaces were moved to the
+    edges (:mod:`.edges`) and after the clean-up;
     "calibration" is the expected calibration error of each class. measure: further figures of
     (segmentation, tomogram, true labels, mu by label), which the record takes in. A sample in
     which no crystal is found counts with recall and Dice zero.
     """
     rows = []
+    names = (network[0] if isinstance(network, Sequence) else network).settings.names
     for path in tomograms:
         name = path.name.removesuffix(TOMO)
-        tomogram = read_sample_file(path).tomogram
+        sample = read_sample_file(path)
+        tomogram = sample.tomogram
         file = read_sample_file(path.with_name(name + TRUTH), tomogram=False)
         if tomogram is None or file.labels is None:
             raise ValueError(f"{path} has no reconstruction, or no labels in {name + TRUTH}.")
         truth = labels_on_grid(file.labels, tomogram)
         raw: list[NDArray[np.uint8]] = []
+        edges = EdgeSettings(
+            None,
+            sample.scan_energy_keV,
+            sample.scan_distance_mm,
+            sample.paganin_delta_beta is not None,
+        )
+        size = tomogram.voxel_size_um * bin_factors(tomogram.voxel_size_um)
 
         def kept(
-            _: NDArray[np.float32], p: NDArray[np.uint8], raw: list[NDArray[np.uint8]] = raw
+            values: NDArray[np.float32],
+            p: NDArray[np.uint8],
+            raw: list[NDArray[np.uint8]] = raw,
+            edges: EdgeSettings = edges,
+            voxel_size_um: float = float(size.mean()),
         ) -> NDArray[np.uint8]:
             raw.append(p.copy())
-            return p
+            return moved_to_edges(values, p, names, voxel_size_um, edges)
 
         found = segment(
             tomogram, network, settings, keep_probabilities=True, refine=kept, need_crystal=False
