@@ -126,6 +126,7 @@ def label_uncertainty(
     tracing = tracing or Tracing(TOLERANCE, check_reflections=8)
     mu = np.array(mu_per_um, dtype=np.float64)
     mu[0] = 0.0 if not np.isfinite(mu[0]) else max(mu[0], 0.0)
+    mu[1:][mu[1:] < 0] = np.nan  # a median within a dark fringe
     known = mu[1:][np.isfinite(mu[1:])]
     if not known.size:
         return None

@@ -134,7 +134,8 @@ def at_full_size(
 def mean_mu(values: NDArray[Any], labels: LabelVolume) -> FloatArray:
     """Medians (n,) of mu in 1/um within each material, two voxels off its surface where it is thick enough.
 
-    NaN for materials of fewer than 20 voxels. Fresnel fringes lie at surfaces; the median is of the inside.
+    NaN for materials of fewer than 20 voxels, or so thin that the median is that of a dark fringe,
+    below zero. Fresnel fringes lie at surfaces; the median is of the inside.
     """
     out = np.full(len(labels.names), np.nan)
     objects = scipy.ndimage.find_objects(labels.values + np.uint8(1), len(labels.names))
@@ -150,7 +151,9 @@ def mean_mu(values: NDArray[Any], labels: LabelVolume) -> FloatArray:
         for depth in (2, 1, 0):
             inside = scipy.ndimage.binary_erosion(there, CROSS, depth) if depth else there
             if np.count_nonzero(inside) >= 20:
-                out[label] = float(np.median(part[inside]))
+                median = float(np.median(part[inside]))
+                if label == 0 or median > 0:
+                    out[label] = median
                 break
     return out
 
