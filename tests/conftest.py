@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -283,3 +283,30 @@ def network_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
             return -100.0 * (slices[:, :1] - levels) ** 2
 
     monkeypatch.setattr(segment, "load_networks", lambda weights: [ByValue()])
+
+
+# ---- a detector that only counts ------------------------------------------------------------------
+
+
+@pytest.fixture
+def perfect_detector() -> Callable[..., Any]:
+    """Makes detectors without blur, read noise and drift, with equal pixels; choices override."""
+    absent = (
+        "read_noise",
+        "psf_um",
+        "source_blur_um",
+        "response_spread",
+        "ring_strength",
+        "zinger_rate",
+        "beam_drift",
+        "flat_shift_px",
+    )
+
+    pytest.importorskip("torch", reason="the virtual detector needs torch")
+    from anacor_dials.simulation.detector import DetectorModel
+
+    def make(photons: float = 4000.0, **choices: float) -> DetectorModel:
+        settings: dict[str, Any] = dict.fromkeys(absent, 0.0)
+        return DetectorModel(photons=photons, **{**settings, **choices})
+
+    return make

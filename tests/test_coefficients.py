@@ -245,10 +245,10 @@ def test_a_material_without_usable_rays_is_said_to_be_undetermined(ellipsoid_sca
 # ---- fringes and noise of the simulation -----------------------------------------------------------
 
 
-def wave_scan(energy_keV, distance_mm, orientation, noisy=True):
+def wave_scan(energy_keV, distance_mm, orientation, detector=None):
     """(Radiographs, labels, mu) of a virtual scan: a drop, a crystal and a bead of loop in it."""
     pytest.importorskip("torch", reason="virtual scans need torch")
-    from anacor_dials.simulation.detector import DetectorModel, perfect_detector
+    from anacor_dials.simulation.detector import DetectorModel
     from anacor_dials.simulation.meshes import box, sphere
     from anacor_dials.simulation.samples import sample_from_meshes
     from anacor_dials.simulation.scan import ScanSettings, VirtualScan, true_labels
@@ -261,7 +261,8 @@ def wave_scan(energy_keV, distance_mm, orientation, noisy=True):
         }
     )
     rng = np.random.default_rng(11)
-    detector = DetectorModel() if noisy else perfect_detector()
+    noisy = detector is None
+    detector = detector or DetectorModel()
     settings = ScanSettings(
         energy_keV=energy_keV,
         distance_mm=distance_mm,
@@ -305,9 +306,9 @@ def test_fringes_and_noise(energy_keV, distance_mm, orientation):
     assert not fit.not_told_apart
 
 
-def test_refraction_would_be_taken_for_absorption(monkeypatch):
+def test_refraction_would_be_taken_for_absorption(monkeypatch, perfect_detector):
     """Without the term for refraction the bead is wrong by more than a tenth."""
-    radiographs, labels, mu = wave_scan(4.5, 10.0, {}, noisy=False)
+    radiographs, labels, mu = wave_scan(4.5, 10.0, {}, perfect_detector())
     assert absorption_coefficients(radiographs, labels).mu_per_um[2] == pytest.approx(
         mu[2], rel=0.05
     )

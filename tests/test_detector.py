@@ -14,7 +14,6 @@ from anacor_dials.simulation.detector import (  # noqa: E402
     binned,
     binning_kernel,
     flats_for_scan,
-    perfect_detector,
     read_flats,
     synthetic_flats,
 )
@@ -47,7 +46,7 @@ def test_blur_has_its_width_and_keeps_the_sum() -> None:
     assert float(binned(point, (36, 36), (12, 12), 1, 3.0).sum()) == pytest.approx(1.0)
 
 
-def test_counts_have_poisson_mean_and_variance(rng, generator) -> None:
+def test_counts_have_poisson_mean_and_variance(rng, generator, perfect_detector) -> None:
     model = perfect_detector(500.0, gain=2.0, dark_level=50.0, read_noise=7.0)
     sensor = Sensor.drawn(model, (300, 300), rng)
     counts = sensor.counts(torch.full((300, 300), 0.8), generator) - sensor.dark
@@ -68,14 +67,14 @@ def test_pixels_respond_differently_but_alike_in_flats_and_projections(rng) -> N
     assert sensor.response.std() == pytest.approx(0.02, rel=0.05)
 
 
-def test_zingers_are_few_and_bright(rng, generator) -> None:
+def test_zingers_are_few_and_bright(rng, generator, perfect_detector) -> None:
     model = perfect_detector(100.0, gain=1.0, zinger_rate=1e-3)
     sensor = Sensor.drawn(model, (400, 400), rng)
     dark = sensor.counts(None, generator)
     assert 100 < np.sum(dark > 125) < 230
 
 
-def test_nothing_exceeds_the_type(rng, generator) -> None:
+def test_nothing_exceeds_the_type(rng, generator, perfect_detector) -> None:
     model = perfect_detector(1000.0, gain=3.0, bits=12)
     counts = Sensor.drawn(model, (50, 50), rng).counts(torch.full((50, 50), 9.0), generator)
     assert counts.dtype == np.uint16

@@ -25,6 +25,7 @@ from anacor_dials.segmentation.evaluation import (  # noqa: E402
 )
 from anacor_dials.segmentation.inference import (  # noqa: E402
     SHIPPED_WEIGHTS,
+    LabellingSettings,
     at_full_size,
     load_network,
     mean_mu,
@@ -470,6 +471,10 @@ def test_cross_entropy_by_hand():
 # ---- the whole ------------------------------------------------------------------------------------
 
 
+def on_cpu(**changes):
+    return LabellingSettings(InferenceSettings(device="cpu"), **changes)
+
+
 @pytest.mark.parametrize(("voxel", "scale"), [(1.2, 0.013), (0.6, 0.002)])
 def test_a_tomogram_is_labelled(voxel, scale):
     labels, values = phantom(48)
@@ -477,7 +482,7 @@ def test_a_tomogram_is_labelled(voxel, scale):
     fine = np.repeat(np.repeat(np.repeat(values, factor, 0), factor, 1), factor, 2)
     truth = np.repeat(np.repeat(np.repeat(labels, factor, 0), factor, 1), factor, 2)
     tomogram = Tomogram(scale * fine, voxel, np.array([3.0, 4.0, 5.0]))
-    result = segment(tomogram, ByValue(), InferenceSettings(device="cpu"), keep_probabilities=True)
+    result = segment(tomogram, ByValue(), on_cpu(keep_probabilities=True))
     assert result.factors == (factor,) * 3
     np.testing.assert_array_equal(result.labels.centre, tomogram.centre)
     scores = evaluate(result.labels, truth, result.probabilities)
@@ -491,11 +496,11 @@ def test_a_tomogram_is_labelled(voxel, scale):
 def test_warnings():
     labels, values = phantom(48)
     cut = Tomogram(0.013 * values[24:], 1.2)
-    result = segment(cut, ByValue(), InferenceSettings(device="cpu"), energy_keV=12.0)
+    result = segment(cut, ByValue(), on_cpu(), energy_keV=12.0)
     text = " ".join(result.warnings)
     assert "touches the edge" in text
     assert "mu of the crystal" in text
-    coarse = segment(Tomogram(0.013 * values, 4.0), ByValue(), InferenceSettings(device="cpu"))
+    coarse = segment(Tomogram(0.013 * values, 4.0), ByValue(), on_cpu())
     assert "trained on at most" in " ".join(coarse.warnings)
 
 
@@ -524,10 +529,9 @@ def test_refinement_comes_before_the_clean_up():
         return better
 
     tomogram = Tomogram(0.013 * values, 1.2)
-    settings = InferenceSettings(device="cpu")
-    result = segment(tomogram, ByValue(), settings, clean_up=False, refine=refine)
+    result = segment(tomogram, ByValue(), on_cpu(clean_up=False), refine=refine)
     assert result.labels.values[30, 30, 30] == 2
-    cleaned = segment(tomogram, ByValue(), settings, refine=refine)
+    cleaned = segment(tomogram, ByValue(), on_cpu(), refine=refine)
     assert cleaned.labels.values[30, 30, 30] == 1
 
 

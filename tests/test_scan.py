@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="virtual scans need torch")
 
 from anacor_dials.sample.materials import Composition  # noqa: E402
 from anacor_dials.sample.tomogram_files import read_sample_file  # noqa: E402
-from anacor_dials.simulation.detector import DetectorModel, perfect_detector  # noqa: E402
+from anacor_dials.simulation.detector import DetectorModel  # noqa: E402
 from anacor_dials.simulation.meshes import box, sphere  # noqa: E402
 from anacor_dials.simulation.samples import Sample, demo_sample, sample_from_meshes  # noqa: E402
 from anacor_dials.simulation.scan import (  # noqa: E402
@@ -107,7 +107,7 @@ def test_the_same_seed_makes_the_same_scan(tmp_path, small_sample) -> None:
     np.testing.assert_array_equal(*images)
 
 
-def test_shadow_is_where_the_sample_is(small_sample) -> None:
+def test_shadow_is_where_the_sample_is(small_sample, perfect_detector) -> None:
     """A point (x, y, z) appears at (x, y cos(angle) - z sin(angle))."""
     metal = Sample(
         small_sample.parts, {**small_sample.materials, "liquor": Composition.parse("H2O", 1e-6)}
@@ -148,7 +148,7 @@ def test_no_sample_in_the_beam_leaves_the_flat(small_sample) -> None:
     np.testing.assert_allclose(scan.transmission(30.0), 1.0, atol=1e-5)
 
 
-def test_thick_even_places_absorb_as_they_should(small_sample) -> None:
+def test_thick_even_places_absorb_as_they_should(small_sample, perfect_detector) -> None:
     """Without free propagation the image is exp(-mu T); here at the middle of a slab."""
     slab = sample_from_meshes({"crystal": box((30, 30, 16))})
     scan = VirtualScan(
@@ -180,7 +180,9 @@ def test_slices_change_little_and_keep_the_thickness(small_sample) -> None:
     assert 0 < np.sqrt(np.mean((a - b) ** 2)) < 0.01
 
 
-def test_flats_differ_between_projection_and_correction(tmp_path, small_sample) -> None:
+def test_flats_differ_between_projection_and_correction(
+    tmp_path, small_sample, perfect_detector
+) -> None:
     """A beam that moves leaves a pattern that the flats do not take away."""
 
     def spread(shift: float) -> float:
@@ -196,7 +198,7 @@ def test_flats_differ_between_projection_and_correction(tmp_path, small_sample) 
     assert spread(3.0) > 1.5 * spread(0.0)
 
 
-def test_real_flats_make_the_beam(tmp_path, small_sample) -> None:
+def test_real_flats_make_the_beam(tmp_path, small_sample, perfect_detector) -> None:
     """Turned with the images, never the same for a projection and for its correction."""
     pattern = 1 + 0.3 * np.linspace(-1, 1, 48)[:, None] * np.ones((1, 56))
     flats = np.stack([pattern + 0.001 * k for k in range(6)])

@@ -494,11 +494,10 @@ SHIFT, SIDES = np.array([3.0, -4.0, 5.0]), np.array([20.0, 16.0, 24.0])
 RADIUS, PIXEL = 26.0, 1.0
 
 
-def scanned(tmp_path, photons, distance_um, n_projections, seed=1):
+def scanned(tmp_path, detector, distance_um, n_projections, seed=1):
     """(tomogram, mu and delta by material) of a full scan: a box of crystal in a sphere of liquor."""
     pytest.importorskip("torch", reason="virtual scans need torch")
     from anacor_dials.sample.frames import rotation_about
-    from anacor_dials.simulation.detector import perfect_detector
     from anacor_dials.simulation.meshes import box, sphere
     from anacor_dials.simulation.samples import sample_from_meshes
     from anacor_dials.simulation.scan import ScanSettings, write_scan
@@ -522,7 +521,7 @@ def scanned(tmp_path, photons, distance_um, n_projections, seed=1):
         n_projections=n_projections,
         n_flats=40,
         n_darks=4,
-        detector=perfect_detector(photons, gain=min(4.0, 40000.0 / photons), psf_um=1.5),
+        detector=detector,
     )
     files = tmp_path / "s.nxs", tmp_path / "t.h5"
     write_scan(*files, sample, settings, np.random.default_rng(seed))
@@ -550,13 +549,14 @@ def twin(levels, turn, shape, choices, seed=1):
 @pytest.mark.parametrize(
     ("distance", "fringes"), [(400.0, (0.9, 1.1)), (2500.0, (1.0, 1.8)), (8000.0, (1.0, 3.0))]
 )
-def test_the_sample_looks_as_in_a_full_scan(tmp_path, distance, fringes):
+def test_the_sample_looks_as_in_a_full_scan(tmp_path, distance, fringes, perfect_detector):
     """Of -ln T of wave optics, back-projected, and of the model: the same levels, the same edges.
 
     fringes: how many times as strong those of the model may be in single voxels; -ln T saturates, and the
     model does not.
     """
-    scan, levels, turn, settings = scanned(tmp_path, 50000.0, distance, 180)
+    detector = perfect_detector(50000.0, gain=0.8, psf_um=1.5)
+    scan, levels, turn, settings = scanned(tmp_path, detector, distance, 180)
     blur = np.hypot(settings.detector.blur_sigma_um, 0.3 * PIXEL)  # 0.3: of interpolation
     choices = optics(distance_um=distance, blur_um=blur, bin_um=PIXEL, n_projections=180)
     model, labels = twin(levels, turn, scan.shape, choices)
@@ -583,7 +583,7 @@ def test_the_sample_looks_as_in_a_full_scan(tmp_path, distance, fringes):
 
 
 @pytest.mark.slow
-def test_the_noise_looks_as_in_a_full_scan(tmp_path):
+def test_the_noise_looks_as_in_a_full_scan(tmp_path, perfect_detector):
     """The same shape of spectrum, across X and along it, of scans that differ in their noise alone.
 
     The reconstruction interpolates linearly, which takes as much of the high frequencies as a noise_cut of 0.45.
@@ -592,7 +592,8 @@ def test_the_noise_looks_as_in_a_full_scan(tmp_path):
     for seed in (1, 2):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        both.append(scanned(folder, 500.0, 400.0, 240, seed)[0])
+        detector = perfect_detector(500.0, gain=4.0, psf_um=1.5)
+        both.append(scanned(folder, detector, 400.0, 240, seed)[0])
     scan = (both[0] - both[1]) / np.sqrt(2)
     # no further than the field of view's circle
     y, z = np.indices(scan.shape[1:]) - (np.array(scan.shape[1:]) - 1)[:, None, None] / 2

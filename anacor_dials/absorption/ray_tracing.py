@@ -228,22 +228,6 @@ def _exact_depths(labels, lower, upper, points, gradients, mu, depths, lengths):
         )
 
 
-def exact_optical_depth(
-    volume: AttenuatingVolume, points: ArrayLike, directions: ArrayLike
-) -> FloatArray:
-    """Integrals of mu (n_directions, n_points), float64, by exact voxel traversal.
-
-    Parameters
-    ----------
-    volume : AttenuatingVolume
-    points : array (n_points, 3)
-        Where the rays start, voxel indices.
-    directions : array (n_directions, 3)
-        Unit vectors of the tomo frame, away from the point.
-    """
-    return exact_path_lengths(volume, points, directions, n_labels=0)[0]
-
-
 def exact_path_lengths(
     volume: AttenuatingVolume, points: ArrayLike, directions: ArrayLike, n_labels: int
 ) -> tuple[FloatArray, FloatArray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,17 +38,17 @@ from anacor_dials.sample.tomogram_files import (
     write_sample,
 )
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
-from anacor_dials.segmentation.clean_up import CleaningSettings
 from anacor_dials.segmentation.edges import EdgeSettings, moved_to_edges
 from anacor_dials.segmentation.evaluation import Evaluation, evaluate
 from anacor_dials.segmentation.inference import (
+    LabellingSettings,
+    Refiner,
     Segmentation,
     load_networks,
     mean_mu,
     segment,
 )
 from anacor_dials.segmentation.sam2_refinement import Sam2Settings, sam2_refiner
-from anacor_dials.segmentation.tiles import InferenceSettings
 from anacor_dials.segmentation.training_data import labels_on_grid
 from anacor_dials.segmentation.working_grid import (
     UNKNOWN,
@@ -61,48 +61,35 @@ from anacor_dials.tomography.scan_files import ScanDescription, find_scan
 
 logger = logging.getLogger("dials.anacor_dials.jobs.segment")
 
-Refiner = Callable[[NDArray[np.float32], NDArray[np.uint8]], NDArray[np.uint8]]
 LARGEST_PROBABILITIES = 4e9  # bytes; larger ones are not written
 
 
 @dataclass(frozen=True)
-class SegmentationSettings:
-    """How a tomogram is segmented.
+class SegmentationSettings(LabellingSettings):
+    """How a tomogram is segmented: by the network, and by what comes before and after it.
 
     Parameters
     ----------
     weights : path, optional
         A .safetensors file; the weights that ship with the package if not given.
-    inference : InferenceSettings
-        How slices are taken through the network.
-    clean_up : bool
-        Whether the steps of `cleaning` follow.
     edges : bool or None
         Whether surfaces are moved to the edges in the tomogram; None: where it is known by how much
         refraction shows them outside.
     uncertainty : bool
         Whether plausible labels are drawn to find how uncertain the factors are.
-    cleaning : CleaningSettings
     sam2 : Sam2Settings
         The refinement by SAM-2; it is left out if no checkpoint is named.
     learning : LearningSettings
         How the network learns the sample, if that is asked for.
-    keep_probabilities : bool
-        Whether the result holds the probabilities.
-    progress : bool
-        Whether progress bars are shown.
+    inference, clean_up, cleaning, keep_probabilities, progress
+        As of :class:`anacor_dials.segmentation.inference.LabellingSettings`.
     """
 
     weights: str | Path | None = None
-    inference: InferenceSettings = field(default_factory=InferenceSettings)
-    clean_up: bool = True
     edges: bool | None = None
     uncertainty: bool = True
-    cleaning: CleaningSettings = field(default_factory=CleaningSettings)
     sam2: Sam2Settings = field(default_factory=Sam2Settings)
     learning: LearningSettings = field(default_factory=LearningSettings)
-    keep_probabilities: bool = False
-    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -283,13 +270,9 @@ def segment_tomogram(
     return segment(
         source.tomogram,
         networks,
-        settings.inference,
-        settings.cleaning,
+        dataclasses.replace(settings, keep_probabilities=keep),
         source.energy_keV if source.tomogram.quantitative else None,
-        keep,
-        settings.clean_up,
         refine,
-        progress=settings.progress,
     )
 
 

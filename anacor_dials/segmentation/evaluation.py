@@ -23,7 +23,12 @@ from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.tomogram_files import read_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Volume
 from anacor_dials.segmentation.edges import EdgeSettings, moved_to_edges
-from anacor_dials.segmentation.inference import Segmentation, at_full_size, segment
+from anacor_dials.segmentation.inference import (
+    LabellingSettings,
+    Segmentation,
+    at_full_size,
+    segment,
+)
 from anacor_dials.segmentation.tiles import InferenceSettings
 from anacor_dials.segmentation.training_data import TOMO, TRUTH, labels_on_grid, read_record
 from anacor_dials.segmentation.working_grid import bin_factors
@@ -183,6 +188,7 @@ def evaluate_samples(
     (segmentation, tomogram, true labels, mu by label), which the record takes in. A sample in
     which no crystal is found counts with recall and Dice zero.
     """
+    labelling = LabellingSettings(settings or InferenceSettings(), keep_probabilities=True)
     rows = []
     names = (network[0] if isinstance(network, Sequence) else network).settings.names
     for path in tomograms:
@@ -212,9 +218,7 @@ def evaluate_samples(
             raw.append(p.copy())
             return moved_to_edges(values, p, names, voxel_size_um, edges)
 
-        found = segment(
-            tomogram, network, settings, keep_probabilities=True, refine=kept, need_crystal=False
-        )
+        found = segment(tomogram, network, labelling, refine=kept, need_crystal=False)
         labels, chances = at_full_size(raw[0], found.factors, tomogram.shape, keep=True)
         assert chances is not None
         plain = LabelVolume(labels, tomogram.voxel_size_um, tomogram.centre, found.labels.names)

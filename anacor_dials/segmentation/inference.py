@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.inference")
 
+Refiner = Callable[[NDArray[np.float32], NDArray[np.uint8]], NDArray[np.uint8]]
+
 # trained on all families of samples; and on crystals within large drops alone, by full scans
 SHIPPED_WEIGHTS = "anacornet-tiny.safetensors"
 SHIPPED_FOR_DROPS = "anacornet-tiny-drops.safetensors"
@@ -70,6 +72,30 @@ def load_networks(weights: str | Path | None = None) -> list[SliceNetwork]:
         return [load_network(weights)]
     folder = files("anacor_dials") / "segmentation" / "weights"
     return [load_network(), load_network(str(folder / SHIPPED_FOR_DROPS))]
+
+
+@dataclass(frozen=True)
+class LabellingSettings:
+    """How the network labels a tomogram.
+
+    Parameters
+    ----------
+    inference : InferenceSettings
+        How slices are taken through the network.
+    clean_up : bool
+        Whether the steps of `cleaning` follow.
+    cleaning : CleaningSettings
+    keep_probabilities : bool
+        Whether the result holds the probabilities.
+    progress : bool
+        Whether progress bars are shown.
+    """
+
+    inference: InferenceSettings = field(default_factory=InferenceSettings)
+    clean_up: bool = True
+    cleaning: CleaningSettings = field(default_factory=CleaningSettings)
+    keep_probabilities: bool = False
+    progress: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,22 +187,36 @@ def mean_mu(values: NDArray[Any], labels: LabelVolume) -> FloatArray:
 def segment(
     tomogram: Tomogram | Volume,
     network: SliceNetwork | Sequence[SliceNetwork],
-    settings: InferenceSettings | None = None,
-    cleaning: CleaningSettings | None = None,
+    settings: LabellingSettings | None = None,
     energy_keV: float | None = None,
-    keep_probabilities: bool = False,
-    clean_up: bool = True,
-    refine: Callable[[NDArray[np.float32], NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+    refine: Refiner | None = None,
     need_crystal: bool = True,
-    progress: bool = False,
 ) -> Segmentation:
     """Labels of a tomogram of mu in 1/um.
 
-    network: of :func:`load_network`, or several, of which the one is taken whose labels explain the
-    tomogram best. refine: a function of (normalised values, probabilities) on the
-    working grid that returns better probabilities (SAM-2). Raises ValueError for a volume of air, for
-    values that are no numbers, absurd voxels, and (need_crystal) where no crystal is found.
+    Parameters
+    ----------
+    tomogram : Tomogram or Volume
+    network : SliceNetwork or sequence of them
+        Of :func:`load_network`. If there are several, the one is taken whose labels explain the
+        tomogram best.
+    settings : LabellingSettings, optional
+    energy_keV : float, optional
+        The energy of the scan. If it is known, the mu of the materials are compared with those of
+        typical compositions.
+    refine : callable, optional
+        Makes better probabilities of (normalised values, probabilities) on the working grid, before
+        the clean-up: SAM-2, or labels that are certain.
+    need_crystal : bool
+        Whether a tomogram without a crystal is refused.
+
+    Raises
+    ------
+    ValueError
+        If the tomogram holds no sample or values that are no numbers, its voxels cannot be those of
+        a sample, or no crystal is found.
     """
+    settings = settings or LabellingSettings()
     times: dict[str, float] = {}
     start = time.perf_counter()
     factors = bin_factors(tomogram.voxel_size_um)
@@ -194,7 +234,7 @@ def segment(
     )
     times["preparation"] = time.perf_counter() - start
     start = time.perf_counter()
-    probabilities = class_probabilities(network, values, settings, progress)
+    probabilities = class_probabilities(network, values, settings.inference, settings.progress)
     times["network"] = time.perf_counter() - start
     if refine is not None:
         start = time.perf_counter()
@@ -202,12 +242,12 @@ def segment(
         times["refinement"] = time.perf_counter() - start
     start = time.perf_counter()
     steps: list[CleaningStep] = []
-    if clean_up:
-        _, steps = clean(probabilities, names, grid.voxel_volume_um3, cleaning)
+    if settings.clean_up:
+        _, steps = clean(probabilities, names, grid.voxel_volume_um3, settings.cleaning)
         for step in steps:
             if step.changed_um3:
                 logger.info("%s: %.0f um^3", step.name, step.total_um3)
-    found, fine = at_full_size(probabilities, factors, tomogram.shape, keep_probabilities)
+    found, fine = at_full_size(probabilities, factors, tomogram.shape, settings.keep_probabilities)
     labels = LabelVolume(found, tomogram.voxel_size_um, tomogram.centre, names)
     if need_crystal and not np.any(found == labels.label("crystal")):
         raise ValueError(

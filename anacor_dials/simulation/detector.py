@@ -116,26 +116,6 @@ class DetectorModel:
         return math.ceil(4 * self.blur_sigma_um / step_um) if step_um > 0 else 0
 
 
-def perfect_detector(photons: float = 4000.0, **choices: float) -> DetectorModel:
-    """A detector that only counts: no blur, no read noise, no drift, equal pixels; choices
-    override.
-    """
-    settings: dict[str, Any] = dict.fromkeys(
-        (
-            "read_noise",
-            "psf_um",
-            "source_blur_um",
-            "response_spread",
-            "ring_strength",
-            "zinger_rate",
-            "beam_drift",
-            "flat_shift_px",
-        ),
-        0.0,
-    )
-    return DetectorModel(photons=photons, **{**settings, **choices})
-
-
 def binning_kernel(sigma_points: float, reach: int, oversampling: int) -> FloatArray:
     """Weights (oversampling + 2 reach,) of the points in and around a pixel; their sum is one.
 
