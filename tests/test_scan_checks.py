@@ -399,6 +399,18 @@ def test_fringes_are_no_motion():
 
 
 @pytest.mark.parametrize("n", [120, 900])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 9])
+def test_small_samples_with_strong_fringes_are_not_refused(tmp_path, number):
+    """Scans by wave optics whose centres of mass depart from sines by half a pixel, as fringes do."""
+    pytest.importorskip("torch", reason="virtual scans need torch")
+    from anacor_dials.jobs.training_scans import ScanRanges, write_training_scan
+
+    ranges = ScanRanges(solids=True, distance_mm=(1.0, 20.0), energy_keV=(2.5, 5.5))
+    write_training_scan(tmp_path, "small", (43, number), ranges)
+    assert (tmp_path / "small.tomo.h5").is_file()
+
+
 def test_a_motion_there_and_back_is_not_taken_for_a_steady_one(n):
     """Centres of mass of half a turn: a drift that goes as a sine of the angle is the place of the sample."""
     rng = np.random.default_rng(3)

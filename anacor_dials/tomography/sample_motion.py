@@ -21,11 +21,10 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import FloatArray
-from anacor_dials.tomography.moments import Moments
+from anacor_dials.tomography.moments import PIXEL_ERROR, Moments
 
 BANDS = 12  # of rows along the axis, of about equal mass
-FLOOR_PIXELS = 0.03  # error of a centre of mass by pixels and sampling, besides noise
-FLOOR_VARIANCE = 0.01  # the same of a variance, relative to it
+FLOOR_VARIANCE = 0.01  # error of a variance by pixels and sampling, besides noise, relative to it
 SIGMAS = 6.0  # larger departures are no accident
 EDGE_PIXELS = 0.7  # errors that move the edge of the sample by less are left alone
 FEW = 0.1  # of the projections: so many may have wrong angles and be left out
@@ -119,12 +118,23 @@ def in_bands(moments: Moments) -> tuple[FloatArray, FloatArray]:
     return np.stack(c, axis=1), np.stack(v, axis=1)
 
 
+def _floors(v: FloatArray, error_px: float, bands: int) -> tuple[FloatArray, FloatArray]:
+    """Errors (bands,) of the centres of mass and of the variances that are no noise.
+
+    Where the images show edges displaced by e, the centre of mass is wrong by as much at most, and
+    the variance r^2 by 2 r e. Variances below one pixel squared say nothing.
+    """
+    r2 = np.median(v, axis=0)
+    of_v = np.maximum(FLOOR_VARIANCE * r2, 2 * error_px * np.sqrt(np.maximum(r2, 0.0)))
+    return np.full(bands, error_px), np.where(r2 > 1.0, of_v, 1e3 * np.maximum(np.abs(v).max(), 1))
+
+
 def _departures(
-    c: FloatArray, v: FloatArray, angles_deg: FloatArray
+    c: FloatArray, v: FloatArray, angles_deg: FloatArray, error_px: float
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Departures (n, 2 bands) of c and v from their curves, their slopes, and sigmas (2 bands,)."""
     r, g, s = [], [], []
-    floors = np.full(c.shape[1], FLOOR_PIXELS), FLOOR_VARIANCE * np.median(v, axis=0)
+    floors = _floors(v, error_px, c.shape[1])
     for values, order, floor in ((c, 1, floors[0]), (v, 2, floors[1])):
         design, slope = harmonics(angles_deg, order)
         for column, least in zip(values.T, floor, strict=True):
@@ -136,7 +146,13 @@ def _departures(
     return np.stack(r, axis=1), np.stack(g, axis=1), np.array(s)
 
 
-def follow(c: FloatArray, v: FloatArray, angles_deg: FloatArray, time: FloatArray) -> Course:
+def follow(
+    c: FloatArray,
+    v: FloatArray,
+    angles_deg: FloatArray,
+    time: FloatArray,
+    error_px: float = PIXEL_ERROR,
+) -> Course:
     """What the moments say about angles and motion.
 
     A smooth drift is subtracted first. If a projection still departs from the curves, either its
@@ -151,17 +167,19 @@ def follow(c: FloatArray, v: FloatArray, angles_deg: FloatArray, time: FloatArra
     angles_deg : array (n,)
     time : array (n,)
         From -1 to 1 over the scan.
+    error_px : float
+        Of edges in the images, see :class:`.moments.Moments`.
     """
     n, bands = c.shape
     one = np.concatenate([np.ones(bands), np.zeros(bands)])
     drift = np.zeros(n)
     for _ in range(2):
-        r, g, s = _departures(c - drift[:, None], v, angles_deg)
+        r, g, s = _departures(c - drift[:, None], v, angles_deg, error_px)
         w = 1 / s**2
         shift = (r * one) @ w / (w @ one)
         found = drift_across(shift + drift, angles_deg, time)
         drift = np.zeros(n) if found is None else found
-    r, g, s = _departures(c - drift[:, None], v, angles_deg)
+    r, g, s = _departures(c - drift[:, None], v, angles_deg, error_px)
     w = 1 / s**2
     shift = (r * one) @ w / (w @ one)
     strength = np.maximum((g * g) @ w, 1e-9)
@@ -183,7 +201,7 @@ def follow(c: FloatArray, v: FloatArray, angles_deg: FloatArray, time: FloatArra
     doubtful = departs & far_off & ~angle_better & ~shift_better
     wrong = angle_better | (doubtful & _unevenly_spaced(angles_deg))
     shifted = departs & far_aside & ~wrong & (np.abs(shift) > EDGE_PIXELS)
-    misfit = misfit_of(c - drift[:, None], v, angles_deg)
+    misfit = misfit_of(c - drift[:, None], v, angles_deg, error_px)
     return Course(drift, np.rad2deg(delta), shift, wrong, shifted, misfit)
 
 
@@ -200,7 +218,9 @@ def _unevenly_spaced(angles_deg: FloatArray) -> NDArray[np.bool_]:
     return np.append(odd, False) | np.append(False, odd)
 
 
-def misfit_of(c: FloatArray, v: FloatArray, angles_deg: FloatArray) -> float:
+def misfit_of(
+    c: FloatArray, v: FloatArray, angles_deg: FloatArray, error_px: float = PIXEL_ERROR
+) -> float:
     """The rms departure of c and v from their curves, in standard deviations.
 
     Departures are first averaged over a twentieth of the scan, since errors of many angles in a row
@@ -211,10 +231,12 @@ def misfit_of(c: FloatArray, v: FloatArray, angles_deg: FloatArray) -> float:
     c, v : array (n, bands)
         Centre of mass and variance, see :func:`in_bands`.
     angles_deg : array (n,)
+    error_px : float
+        Of edges in the images, see :class:`.moments.Moments`.
     """
     total = 0.0
     width = max(1, len(c) // 20)
-    floors = np.full(c.shape[1], FLOOR_PIXELS), FLOOR_VARIANCE * np.median(v, axis=0)
+    floors = _floors(v, error_px, c.shape[1])
     for values, order, floor in ((c, 1, floors[0]), (v, 2, floors[1])):
         design, _ = harmonics(angles_deg, order)
         x = np.linalg.lstsq(design, values, rcond=None)[0]
@@ -225,7 +247,7 @@ def misfit_of(c: FloatArray, v: FloatArray, angles_deg: FloatArray) -> float:
 
 
 def offset_between(
-    c: FloatArray, v: FloatArray, angles_deg: FloatArray
+    c: FloatArray, v: FloatArray, angles_deg: FloatArray, error_px: float = PIXEL_ERROR
 ) -> tuple[int, float, float]:
     """The offset, of all angles from some frame on, that fits best: (first frame, degrees, misfit).
 
@@ -234,15 +256,18 @@ def offset_between(
     c, v : array (n, bands)
         Centre of mass and variance, see :func:`in_bands`.
     angles_deg : array (n,)
+    error_px : float
+        Of edges in the images, see :class:`.moments.Moments`.
     """
     n = len(angles_deg)
-    best = (0, 0.0, misfit_of(c, v, angles_deg))
+    best = (0, 0.0, misfit_of(c, v, angles_deg, error_px))
     jumps = np.unique(np.linspace(0.05 * n, 0.95 * n, JUMPS).astype(int))
     offsets = np.concatenate([-np.geomspace(1, 90, 14), np.geomspace(1, 90, 14)])
     for _ in range(3):
         for jump in jumps:
             for offset in offsets:
-                misfit = misfit_of(c, v, angles_deg + offset * (np.arange(n) >= jump))
+                tried = angles_deg + offset * (np.arange(n) >= jump)
+                misfit = misfit_of(c, v, tried, error_px)
                 if misfit < best[2]:
                     best = (int(jump), float(offset), misfit)
         width = max(1, int(np.diff(jumps).max()) // 4) if len(jumps) > 1 else 1
@@ -294,7 +319,7 @@ def drift_across(shift: FloatArray, angles_deg: FloatArray, time: FloatArray) ->
     # a constant rate for the whole scan, if it explains what all the curves do within their
     # accuracy; else a motion there and back would be taken for a steady one, several times as large
     accuracy = 2 * noise * math.sqrt(6 / len(time))
-    if left < max(STEADY * float(np.std(curves)), FLOOR_PIXELS, accuracy):
+    if left < max(STEADY * float(np.std(curves)), PIXEL_ERROR, accuracy):
         return np.asarray(x[3] * powers[:, 0])
     return np.asarray(curves - curves.mean())
 

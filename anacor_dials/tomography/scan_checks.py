@@ -193,17 +193,17 @@ def _check_level(
         )
 
 
-def _check_angles(
-    c: FloatArray, v: FloatArray, angles: FloatArray, course: Course, notes: _Notes
-) -> None:
+def _check_angles(moments: Moments, angles: FloatArray, course: Course, notes: _Notes) -> None:
     """ValueError if other angles than the recorded ones explain the images, or if none do."""
     advice = (
         "give the right angles (projections.angles=, .first_angle= and .angle_step=), or set "
         "projections.check_angles=False."
     )
-    recorded = misfit_of(c, v, angles)
+    c, v = in_bands(moments)
+    error = moments.error_px
+    recorded = misfit_of(c, v, angles, error)
     if recorded > MISFIT:
-        misfits = {name: misfit_of(c, v, angles * scale) for name, scale in UNITS.items()}
+        misfits = {name: misfit_of(c, v, angles * scale, error) for name, scale in UNITS.items()}
         name = min(misfits, key=lambda name: misfits[name])
         if misfits[name] < 0.5 * recorded:
             unit = " (projections.angle_units=)" if "taken" in name else ""
@@ -215,7 +215,7 @@ def _check_angles(
         return
     c = c - course.drift[:, None]
     few = course.wrong_angle.mean() <= BAD_LIMIT
-    jump, offset, misfit = offset_between(c, v, angles)
+    jump, offset, misfit = offset_between(c, v, angles, error)
     if (
         misfit < BETTER * course.misfit
         and abs(offset) > LEAST_OFFSET_DEG
@@ -228,7 +228,7 @@ def _check_angles(
     left = course.misfit
     if few and course.wrong_angle.any():
         keep = ~course.wrong_angle
-        left = misfit_of(c[keep], v[keep], angles[keep])
+        left = misfit_of(c[keep], v[keep], angles[keep], error)
     if left > HOPELESS:
         raise ValueError(
             f"{notes.path}: the recorded angles contradict the images: the sample's centre of mass, which must follow a "
@@ -262,9 +262,9 @@ def _check_motion(
     along = drift_along(moments, time[places])
     moments = moments.moved_back(still if along is None else along, still)
     c, v = in_bands(moments)
-    course = follow(c, v, angles[places], time[places])
+    course = follow(c, v, angles[places], time[places], moments.error_px)
     if checks.angles:
-        _check_angles(c, v, angles[places], course, notes)
+        _check_angles(moments, angles[places], course, notes)
         wrong = standing_still(angles[places], course.wrong_angle)
         if wrong.any():
             reason = "the recorded angle contradicts the image"
@@ -275,7 +275,7 @@ def _check_motion(
             places, still, along = places[keep], still[keep], None if along is None else along[keep]
             moments = moments.only(keep)
             c, v = in_bands(moments)
-            course = follow(c, v, angles[places], time[places])
+            course = follow(c, v, angles[places], time[places], moments.error_px)
     across = course.drift + np.where(course.shifted, course.shift, 0.0)
     moments = moments.moved_back(still, across)
     measured, error = axis_tilt(moments, angles[places])
