@@ -26,6 +26,12 @@ of its own wavelength. Crystals are scaled one by one (scaling.crystals=together
 To combine crystals by xia2.multiplex give it the scaled files in DataFiles; it keeps the correction
 of scaled data, and ignores it in others.
 
+Several crystals are worked on side by side, within nproc or by the workers of a Dask cluster
+(dask.scheduler=, or dask.cluster=slurm). One that fails leaves the others. anacor.html begins with
+a table of all crystals, those that need a look first; anacor.csv has it too.
+
+watch=FOLDER waits for xia2 directories and scans, and works on each crystal when both are there.
+
 Examples::
 
   xia2.anacor /data/xia2 tomography=scan.nxs
@@ -36,6 +42,10 @@ Examples::
   xia2.anacor integrated.expt integrated.refl tomography=tomo.h5 selection.strategy=analytical
 
   xia2.anacor image=data_0001.cbf:1:1800 tomography=scan.nxs
+
+  xia2.anacor crystals/*/xia2 tomography.A=A.nxs tomography.B=B.nxs dask.scheduler=tcp://node1:8786
+
+  xia2.anacor watch=/dls/i23/visit watch.xia2="CRYSTAL/xia2" watch.tomography="tomo/CRYSTAL.nxs"
 """
 
 from __future__ import annotations
@@ -43,7 +53,10 @@ from __future__ import annotations
 import logging
 import re
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,11 +65,11 @@ import libtbx
 from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser
 from dials.util.system import CPU_COUNT
-from dials.util.version import dials_version
 
-from anacor_dials import __version__
 from anacor_dials.command_line import begin_log
-from anacor_dials.jobs.pipeline import stages
+from anacor_dials.diffraction.commands import program_versions
+from anacor_dials.jobs.pipeline import crystals as side_by_side
+from anacor_dials.jobs.pipeline import stages, watching
 from anacor_dials.jobs.pipeline.inputs import (
     Crystal,
     SweepFiles,
@@ -67,11 +80,13 @@ from anacor_dials.jobs.pipeline.inputs import (
 )
 from anacor_dials.jobs.pipeline.results import PipelineResult
 from anacor_dials.jobs.pipeline.settings import PipelineSettings, refuse_unknown_crystals
-from anacor_dials.jobs.pipeline.steps import Step, WorkingFolder
+from anacor_dials.jobs.pipeline.steps import Step, Workers, WorkingFolder
+from anacor_dials.jobs.pipeline.workers import DaskSettings, LocalWorkers, dask_workers
 from anacor_dials.jobs.records import PipelineRecord
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.report import comparison
+from anacor_dials.report.crystals import rows_of, write_csv
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.report.pipeline import record, sections, table_text
 from anacor_dials.sample.input_files import is_pickle, refuse_pickled_table
@@ -156,7 +171,44 @@ def settings_from(params: Any, nproc: int) -> PipelineSettings:
         scaling_options=tuple(scaling),
         merging_options=words(params.merging.options),
         nproc=nproc,
+        crystals_at_a_time=None
+        if params.crystals_at_a_time is libtbx.Auto
+        else params.crystals_at_a_time,
     )
+
+
+def dask_settings(d: Any) -> DaskSettings:
+    """What the PHIL scope ``dask`` asks for."""
+    return DaskSettings(
+        scheduler=d.scheduler,
+        cluster=d.cluster,
+        workers=d.workers,
+        cores=d.cores,
+        memory=d.memory,
+        walltime=d.walltime,
+        queue=d.queue,
+        account=d.account,
+        directives=tuple(line for line in d.directives if line),
+    )
+
+
+def cores_of(nproc: Any, dask: DaskSettings) -> int:
+    """The cores of this machine, or those that a step has on a worker of a cluster."""
+    if dask.cluster:
+        return dask.cores
+    if nproc is not libtbx.Auto:
+        return int(nproc)
+    return 1 if dask.scheduler else CPU_COUNT
+
+
+@contextmanager
+def workers_for(dask: DaskSettings, versions: dict[str, str]) -> Iterator[Workers]:
+    """Who carries out the steps."""
+    if not dask.is_used:
+        yield LocalWorkers()
+        return
+    with dask_workers(dask, versions, program_versions) as workers:
+        yield workers
 
 
 def find_sweeps(given: list[str], crystals: list[str]) -> list[SweepFiles]:
@@ -217,10 +269,12 @@ class Input:
 
 
 def save(result: PipelineResult, work: WorkingFolder, record: PipelineRecord, output: Any) -> None:
-    """Writes the report and its numbers into the working folder."""
-    crystals = ", ".join(one.crystal.name for one in result.corrections)
+    """Writes the report, its numbers and the table of all crystals into the working folder."""
+    names = [one.crystal.name for one in result.corrections]
+    crystals = ", ".join([*names, *(one.crystal.name for one in result.failed)])
     with OutputFiles() as outputs:
         write_json(outputs.path(work.path / output.json), record)
+        write_csv(outputs.path(work.path / output.csv), rows_of(result))
         write_html(
             outputs.path(work.path / output.html),
             "Absorption correction by tomography",
@@ -251,6 +305,68 @@ def log_result(result: PipelineResult) -> None:
         logger.info("Written: %s, %s", group.experiments, group.reflections.name)
 
 
+def run_watch(
+    params: Any, settings: PipelineSettings, work: WorkingFolder, arguments: list[str], changed: str
+) -> PipelineResult:
+    """Works on each crystal when its data are there, and keeps the report current.
+
+    SIGTERM ends it as Ctrl-C does: what runs is ended, and the next run goes on there.
+    """
+    rule = watching.NamingRule(
+        Path(params.watch.folder).absolute(), params.watch.xia2, params.watch.tomography
+    )
+    idle = params.watch.until_idle
+    patience = watching.Patience(
+        params.watch.settled, params.watch.every, None if idle is None else 60 * idle
+    )
+
+    def keep(result: PipelineResult) -> None:
+        save(result, work, record(result, work, settings, arguments, changed), params.output)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return watching.watch(rule, patience, settings, work, comparison.write, keep)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def start_of(params: Any, given: list[str]) -> Input:
+    """Where the data come from. Raises ValueError for what does not go together."""
+    images = [image for image in params.image if image]
+    in_order = [scan for scan in params.tomography.scan if scan]
+    named = by_crystal(params.tomography, "scan")
+    if images and given:
+        raise ValueError(f"Images and {given[0]} were given; give one or the other.")
+    others = [*given, *images, *in_order, *map(str, named.values())]
+    if params.watch.folder is not None and others:
+        raise ValueError(
+            f"The folder {params.watch.folder} is to be watched and {others[0]} was given; give one or the "
+            "other."
+        )
+    return Input(given, images, in_order, named)
+
+
+def process(
+    start: Input, settings: PipelineSettings, work: WorkingFolder, integrate: Step | None
+) -> PipelineResult:
+    """The result for crystals whose data are there, or whose images are integrated first."""
+    if integrate is None:
+        crystals = start.crystals(settings)
+    else:
+        sweeps = sweeps_of_directories([work.run(integrate).folder])
+        crystals = start.assigned(sweeps, settings)
+    for crystal in crystals:
+        n, tomography = len(crystal.sweeps), crystal.tomography
+        logger.info("%s: %d integrated files, tomography %s", crystal.name, n, tomography)
+        for sweep in crystal.sweeps:
+            if is_pickle(sweep.reflections):
+                refuse_pickled_table(sweep.reflections)
+    return side_by_side.process(crystals, settings, work, comparison.write)
+
+
 @show_mail_handle_errors()
 def run(args: list[str] | None = None, phil: Any = None) -> None:
     """Run xia2.anacor as from the command line."""
@@ -260,6 +376,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
     # faces take the place of a scan
     args = [re.sub(r"^faces\s*=", "tomography.scan=", argument) for argument in args]
     args = [re.sub(r"^faces\.(\w+)\s*=", r"tomography.\1=", argument) for argument in args]
+    args = [re.sub(r"^watch\s*=", "watch.folder=", argument) for argument in args]
     parser = ArgumentParser(
         usage="xia2.anacor [options] XIA2_DIRECTORY tomography=scan.nxs | faces=faces.txt",
         phil=phil or phil_scope_for(args),
@@ -267,52 +384,50 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
         epilog=__doc__,
     )
     params, options, given = parse_arguments(parser, args, reads_files=False)
-    images = [image for image in params.image if image]
-    if not given and not images:
+    if not given and not any(params.image) and params.watch.folder is None:
         parser.print_help()
         sys.exit(1)
 
     changed = begin_log(logger, parser, options, params.output.log)
 
     try:
-        nproc = CPU_COUNT if params.nproc is libtbx.Auto else params.nproc
-        settings = settings_from(params, nproc)
-        if images and given:
-            raise ValueError(f"Images and {given[0]} were given; give one or the other.")
-        in_order = [scan for scan in params.tomography.scan if scan]
-        start = Input(given, images, in_order, by_crystal(params.tomography, "scan"))
+        dask = dask_settings(params.dask)
+        settings = settings_from(params, cores_of(params.nproc, dask))
+        start = start_of(params, given)
         # what is wrong with the input is said before anything is written
-        if images:
-            integrate = start.integration(words(params.xia2.options), nproc)
-        else:
-            crystals = start.crystals(settings)
-        versions = {"anacor_dials": __version__, "dials": dials_version()}
-        work = WorkingFolder(params.output.directory, versions, params.redo or (), logger.info)
-        with work.locked():
-            if images:
-                sweeps = sweeps_of_directories([work.run(integrate).folder])
-                crystals = start.assigned(sweeps, settings)
-            for crystal in crystals:
-                logger.info(
-                    "%s: %d integrated files, tomography %s",
-                    crystal.name,
-                    len(crystal.sweeps),
-                    crystal.tomography,
-                )
-                for sweep in crystal.sweeps:
-                    if is_pickle(sweep.reflections):
-                        refuse_pickled_table(sweep.reflections)
-            result = stages.process(crystals, settings, work, comparison.write)
-            save(result, work, record(result, work, settings, args, changed), params.output)
+        integrate = None
+        if start.images:
+            integrate = start.integration(words(params.xia2.options), settings.nproc)
+        elif params.watch.folder is None:
+            start.crystals(settings)
+        versions = program_versions()
+        with workers_for(dask, versions) as workers:
+            work = WorkingFolder(
+                params.output.directory, versions, params.redo or (), logger.info, workers
+            )
+            with work.locked():
+                if params.watch.folder is not None:
+                    result = run_watch(params, settings, work, args, changed)
+                else:
+                    result = process(start, settings, work, integrate)
+                save(result, work, record(result, work, settings, args, changed), params.output)
     except ValueError as error:
         raise Sorry(error) from None
+    except KeyboardInterrupt:
+        raise Sorry("Stopped; the same command goes on from here.") from None
 
     unknown = sorted(work.redo - {step.name for step in work.finished})
     if unknown:
         logger.warning("redo: no step is called %s", ", ".join(unknown))
     log_result(result)
-    for name in (params.output.html, params.output.json):
+    for name in (params.output.html, params.output.json, params.output.csv):
         logger.info("Written: %s", work.path / name)
+    if result.failed:
+        n = len(result.failed) + len(result.corrections)
+        raise Sorry(
+            f"{len(result.failed)} of {n} crystals failed, the others are done. "
+            f"{side_by_side.failures(result.failed)}"
+        )
 
 
 if __name__ == "__main__":

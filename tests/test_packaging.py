@@ -37,6 +37,7 @@ DISTRIBUTION = {
     "astra": "astra-toolbox",
     "cupy": "cupy-cuda12x",
     "nrrd": "pynrrd",
+    "PIL": "pillow",
     "skimage": "scikit-image",
 }
 # what no registry of Python packages has: DIALS and what comes with it, Blender's own module,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from dxtbx.model import BeamFactory, Crystal, Experiment, ExperimentList
 
 from anacor_dials.jobs.load_sample import StackSettings, has_labels
 from anacor_dials.jobs.pipeline import inputs, stages, steps
+from anacor_dials.jobs.pipeline.crystals import process
 from anacor_dials.jobs.pipeline.inputs import (
     Crystal as CrystalFiles,
 )
@@ -33,7 +35,7 @@ from anacor_dials.jobs.pipeline.inputs import (
     sweeps_of_xia2,
 )
 from anacor_dials.jobs.pipeline.settings import PipelineSettings
-from anacor_dials.jobs.pipeline.stages import integration, process, wavelength_names
+from anacor_dials.jobs.pipeline.stages import integration, wavelength_names
 from anacor_dials.jobs.pipeline.steps import Step, StepError, WorkingFolder
 from anacor_dials.jobs.records import ComparisonRecord, SameObservationsRecord, StrategyRecord
 from anacor_dials.report.page import write_json
@@ -670,7 +672,7 @@ def test_what_is_run_on_what(tmp_path: Path, mad: list, programs: Programs):
         "X2/absences/symmetrized.expt", "X2/absences/symmetrized.refl",
     ]  # fmt: skip
     assert programs.ran() == [
-        "anacor_segment", "anacor_absorption", "anacor_absorption", *X1_STEPS, *X2_STEPS,
+        "anacor_segment", "anacor_absorption", *X1_STEPS, "anacor_absorption", *X2_STEPS,
     ]  # fmt: skip
 
     x1, x2 = result.groups
@@ -735,7 +737,7 @@ def test_faces_take_the_place_of_a_tomogram(tmp_path: Path, mad: list, programs:
     crystals = [replace(mad[0], tomography=faces), mad[1]]
     process(crystals, SETTINGS, work_in(tmp_path), write_report)
     assert f"faces={faces}" in programs.command("dials.anacor_absorption")
-    assert programs.ran()[:2] == ["anacor_absorption", "anacor_absorption"]
+    assert programs.ran()[:2] == ["anacor_absorption", X1_STEPS[0]]
     process(crystals, SETTINGS, work_in(tmp_path), write_report)
     assert programs.ran() == []
     faces.write_text("1 0 0 11")
@@ -744,15 +746,47 @@ def test_faces_take_the_place_of_a_tomogram(tmp_path: Path, mad: list, programs:
 
 
 def test_a_failure_is_gone_on_from(tmp_path: Path, mad: list, programs: Programs):
+    """It leaves the other crystal, and the next run does what is lacking."""
     programs.failing = "dials.cosym"
-    with pytest.raises(ValueError, match=r"cosym ended with status 1: so; log: .*symmetry.failed"):
-        process(mad, SETTINGS, work_in(tmp_path), write_report)
+    result = process(mad, SETTINGS, work_in(tmp_path), write_report)
+    (failed,) = result.failed
+    assert failed.crystal.name == "X1"
+    assert re.match(
+        r"dials.cosym ended with status 1: so; log: .*symmetry.failed.log$", failed.reason
+    )
+    assert [group.name for group in result.groups] == ["X2"]
+    assert (tmp_path / "work/DataFiles/X2_scaled.mtz").is_file()
     assert (tmp_path / "work/X1/symmetry.failed.log").read_text() == "dials.cosym says"
     assert not list((tmp_path / "work").rglob("half.expt"))
     programs.ran()
     programs.failing = None
     process(mad, SETTINGS, work_in(tmp_path), write_report)
-    assert programs.ran() == [*X1_STEPS, *X2_STEPS]
+    assert programs.ran() == X1_STEPS
+
+
+def test_nothing_is_left_where_every_crystal_fails(tmp_path: Path, mad: list, programs: Programs):
+    programs.failing = "dials.anacor_absorption"
+    with pytest.raises(ValueError, match=r"Every crystal failed. X1: .* status 1: so; .*; X2: .*"):
+        process(mad, SETTINGS, work_in(tmp_path), write_report)
+    with pytest.raises(ValueError, match=r"^dials.anacor_absorption ended with status 1: so; log"):
+        process(mad[:1], SETTINGS, work_in(tmp_path), write_report)
+
+
+def test_crystals_that_fail_are_left_out_of_those_together(
+    tmp_path: Path, mad: list, programs: Programs, monkeypatch: pytest.MonkeyPatch
+):
+    """And the report says so."""
+    settings = PipelineSettings(strategies=("analytical",), together=True, space_group="P41212")
+
+    def fails_for_x2(command: Sequence[str], folder: Path) -> None:
+        if command[0] == "dials.anacor_absorption" and str(tmp_path / "tomo.h5") in command:
+            raise StepError("no memory")
+        programs(command, folder)
+
+    monkeypatch.setattr(steps, "run_step_command", fails_for_x2)
+    (group,) = process(mad, settings, work_in(tmp_path), write_report).groups
+    assert group.crystals == ("X1",)
+    assert group.warning == "Scaled without what failed. X2: no memory."
 
 
 def test_a_strategy_that_fails_is_left_out(tmp_path: Path, mad: list, programs: Programs):
@@ -799,8 +833,8 @@ def test_results_of_two_runs_are_not_mixed(tmp_path: Path, mad: list, programs: 
             for kind in (f"_{w}.mtz", f"_unmerged_{w}.mtz", f"_unmerged_{w}.mmcif")
         ),
     }  # fmt: skip
-    with pytest.raises(ValueError, match=r"X2_scaled.mtz was changed .*; move it elsewhere"):
-        process(mad, SETTINGS, work_in(tmp_path), write_report)
+    (failed,) = process(mad, SETTINGS, work_in(tmp_path), write_report).failed
+    assert re.search(r"X2_scaled.mtz was changed .*; move it elsewhere", failed.reason)
     assert (data / "X2_scaled.mtz").read_text() == "edited"
 
 

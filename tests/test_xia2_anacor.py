@@ -31,7 +31,7 @@ from anacor_dials.command_line.xia2_anacor import run
 from anacor_dials.diffraction.merging import compare_merging_statistics
 from anacor_dials.diffraction.scaling import STRATEGIES, corrections, scale
 from anacor_dials.diffraction.selection import Selection
-from anacor_dials.jobs.pipeline import stages
+from anacor_dials.jobs.pipeline import crystals as side_by_side
 from anacor_dials.jobs.pipeline.inputs import sweeps_of_xia2
 from anacor_dials.jobs.pipeline.results import (
     CorrectedCrystal,
@@ -533,7 +533,7 @@ def virtual_xia2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_report_and_record(virtual_xia2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "process", made_up_result)
+    monkeypatch.setattr(side_by_side, "process", made_up_result)
     run(["xia2", "tomography=tomo.h5", "d_min=2.5"])
     html = Path("anacor/anacor.html").read_text()
     assert '<td class="marked">0.040 (0.1)</td>' in html
@@ -578,7 +578,7 @@ def test_parameters_reach_the_pipeline(virtual_xia2: Path, monkeypatch: pytest.M
         seen.append((crystals, settings, work))
         return made_up_result(crystals, settings, work, write_report)
 
-    monkeypatch.setattr(stages, "process", process)
+    monkeypatch.setattr(side_by_side, "process", process)
     Path("a.phil").write_text(
         'tomography {\n  X1 = tomo.h5\n}\nabsorption.options = "device=cpu"\n'
         "absorption.X1 = \"alignment.angle_offset=3 materials.liquor.formula='0.7 H2O'\"\n"
@@ -671,7 +671,7 @@ def test_images_go_through_xia2(virtual_xia2: Path, monkeypatch: pytest.MonkeyPa
         seen.append((crystals, [step.why for step in work.finished]))
         return made_up_result(crystals, settings, work, write_report)
 
-    monkeypatch.setattr(stages, "process", process)
+    monkeypatch.setattr(side_by_side, "process", process)
     program = virtual_xia2 / "xia2.sh"
     program.write_text(
         f'#!/bin/sh\n/bin/cp -r {virtual_xia2}/xia2/. . && echo "$@" > arguments.txt\n'

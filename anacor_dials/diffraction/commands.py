@@ -11,6 +11,8 @@ from pathlib import Path
 
 import procrunner
 
+from anacor_dials import __version__
+
 # where the commands of a program on no PATH are found as modules
 MODULES = (
     ("dials.anacor_", "anacor_dials.command_line.anacor_"),
@@ -70,6 +72,13 @@ def run_command(
         )
     printed: bytes = result.stdout + b"\n" + result.stderr
     return result.returncode, printed.decode("utf-8", "replace").strip()
+
+
+def program_versions() -> dict[str, str]:
+    """{program: version} of anacor_dials and DIALS in this process."""
+    from dials.util.version import dials_version
+
+    return {"anacor_dials": __version__, "dials": dials_version()}
 
 
 def last_words(printed: str) -> str:

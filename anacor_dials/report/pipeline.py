@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from markupsafe import Markup
-
 from anacor_dials.diffraction.statistics import STATISTICS
 from anacor_dials.jobs.pipeline.results import COMPARISON_HTML
 from anacor_dials.jobs.records import (
@@ -16,6 +14,8 @@ from anacor_dials.jobs.records import (
     SelectionRecord,
     WavelengthRecord,
 )
+from anacor_dials.report import crystals
+from anacor_dials.report.links import link, links
 from anacor_dials.report.page import Item, Section, Table, Text
 
 if TYPE_CHECKING:
@@ -27,29 +27,6 @@ if TYPE_CHECKING:
     )
     from anacor_dials.jobs.pipeline.settings import PipelineSettings
     from anacor_dials.jobs.pipeline.steps import FinishedStep, WorkingFolder
-
-
-def link(path: Path, root: Path, text: str = "") -> Markup:
-    """A link to a file, by its path from the folder of the report.
-
-    Parameters
-    ----------
-    path : Path
-    root : Path
-        The folder of the report.
-    text : str
-        What is shown; the name of the file if not given.
-    """
-    relative = path.relative_to(root)
-    return Markup('<a href="{}">{}</a>').format(relative.as_posix(), text or relative.name)
-
-
-def links(folder: Path, root: Path) -> Markup:
-    """Links to the reports and logs in a step's folder."""
-    files = sorted(
-        (*folder.glob("*.html"), *folder.glob("*.log")), key=lambda p: (p.suffix, p.name)
-    )
-    return Markup(", ").join(link(path, root) for path in files)
 
 
 def main_table(group: GroupResult, of: WavelengthResult) -> Table:
@@ -97,6 +74,27 @@ def main_table(group: GroupResult, of: WavelengthResult) -> Table:
 def sections(result: PipelineResult, work: WorkingFolder) -> list[Section]:
     """The sections of anacor.html."""
     root = work.path
+    overview = crystals.section(result, crystals.rows_of(result), root)
+    steps = [
+        (step.name, f"{step.seconds:.0f} s", step.finished, links(step.folder, root))
+        for step in work.finished
+    ]
+    commands = [
+        Text(f"{step.name}:\n{step.command_line}")
+        for step in work.finished
+        if step.path(COMPARISON_HTML).name not in step.outputs
+    ]
+    return [
+        overview,
+        *_statistics_sections(result, root),
+        Section("Absorption factors", _factor_items(result, root)),
+        Section("Steps", [Table(steps, ("step", "time", "finished (UTC)", "reports and logs"))]),
+        Section("Command lines", commands),
+    ]
+
+
+def _statistics_sections(result: PipelineResult, root: Path) -> list[Section]:
+    """Merging statistics of every group, and the files that were made of it."""
     statistics: list[Item] = []
     files = []
     for group in result.groups:
@@ -126,6 +124,14 @@ def sections(result: PipelineResult, work: WorkingFolder) -> list[Section]:
         statistics += [
             Text(f"{name} failed: {reason}", "warning") for name, reason in group.failed.items()
         ]
+    return [
+        Section("Merging statistics", statistics),
+        Section("Results", [Table(files, ("", "wavelength (Å)", "", "file"))]),
+    ]
+
+
+def _factor_items(result: PipelineResult, root: Path) -> list[Item]:
+    """The factors of every crystal, and the warnings."""
     factors: list[Item] = []
     rows = []
     for corrected in result.corrections:
@@ -151,22 +157,7 @@ def sections(result: PipelineResult, work: WorkingFolder) -> list[Section]:
     factors.insert(
         0, Table(rows, ("crystal", "files", "labels", "mu (1/mm)", "transmission of reflections"))
     )
-    steps = [
-        (step.name, f"{step.seconds:.0f} s", step.finished, links(step.folder, root))
-        for step in work.finished
-    ]
-    commands = [
-        Text(f"{step.name}:\n{step.command_line}")
-        for step in work.finished
-        if step.path(COMPARISON_HTML).name not in step.outputs
-    ]
-    return [
-        Section("Merging statistics", statistics),
-        Section("Results", [Table(files, ("", "wavelength (Å)", "", "file"))]),
-        Section("Absorption factors", factors),
-        Section("Steps", [Table(steps, ("step", "time", "finished (UTC)", "reports and logs"))]),
-        Section("Command lines", commands),
-    ]
+    return factors
 
 
 def record(
@@ -200,6 +191,11 @@ def record(
         },
         crystals=[_crystal_record(one) for one in result.corrections],
         groups=[_group_record(group, settings.margin) for group in result.groups],
+        overview=crystals.rows_of(result),
+        failed=[
+            {"crystal": one.crystal.name, "reason": one.reason, "log": one.log}
+            for one in result.failed
+        ],
         steps=[
             {
                 "name": step.name,

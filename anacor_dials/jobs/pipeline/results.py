@@ -112,11 +112,36 @@ class GroupResult:
 
 
 @dataclass(frozen=True)
+class FailedCrystal:
+    """A crystal that one of its steps failed on.
+
+    Attributes
+    ----------
+    crystal : Crystal
+    reason : str
+    log : Path or None
+        What the step had printed.
+    """
+
+    crystal: Crystal
+    reason: str
+    log: Path | None = None
+
+
+@dataclass(frozen=True)
 class PipelineResult:
-    """All that the pipeline made."""
+    """All that the pipeline made.
+
+    Attributes
+    ----------
+    corrections : tuple of CorrectedCrystal
+    groups : tuple of GroupResult
+    failed : tuple of FailedCrystal
+    """
 
     corrections: tuple[CorrectedCrystal, ...]
     groups: tuple[GroupResult, ...]
+    failed: tuple[FailedCrystal, ...] = ()
 
 
 def same_observations(comparison: FinishedStep) -> dict[str, Mapping[str, float | None]]:

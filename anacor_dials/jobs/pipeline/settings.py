@@ -42,7 +42,10 @@ class PipelineSettings:
     symmetry_options, scaling_options, merging_options : tuple of str
         Further arguments of these programs.
     nproc : int
-        The number of processes.
+        The number of processes: on this machine, or on each worker of a cluster.
+    crystals_at_a_time : int, optional
+        How many crystals at most are worked on side by side. If not given: as many as cores and
+        memory allow.
 
     Raises
     ------
@@ -67,6 +70,7 @@ class PipelineSettings:
     scaling_options: tuple[str, ...] = ()
     merging_options: tuple[str, ...] = ()
     nproc: int = 1
+    crystals_at_a_time: int | None = None
 
     def __post_init__(self) -> None:
         for name in (*self.strategies, *([self.strategy] if self.strategy else [])):

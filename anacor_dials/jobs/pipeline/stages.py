@@ -1,4 +1,4 @@
-"""The stages of the pipeline: factors, symmetry, scaling, comparison, merging and export."""
+"""The stages of one crystal or group: factors, symmetry, scaling, comparison, merging, export."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from anacor_dials.jobs.pipeline.results import (
     COMPARISON_JSON,
     CorrectedCrystal,
     GroupResult,
-    PipelineResult,
     WavelengthResult,
     same_observations,
 )
@@ -72,41 +71,6 @@ def integration(images: Sequence[str], options: Sequence[str], nproc: int = 1) -
         ("xia2.json",),
         (f"nproc={nproc}",),
     )
-
-
-def process(
-    crystals: Sequence[Crystal],
-    settings: PipelineSettings,
-    work: WorkingFolder,
-    write_report: WriteReport,
-) -> PipelineResult:
-    """All steps from the integrated sweeps on. Steps that are done already are not repeated.
-
-    Parameters
-    ----------
-    crystals : sequence of Crystal
-    settings : PipelineSettings
-    work : WorkingFolder
-    write_report : callable
-        Writes page and numbers of a comparison into a folder, as
-        :func:`anacor_dials.report.comparison.write` does.
-
-    Raises
-    ------
-    ValueError
-        If a step fails; the message names the log. A strategy of scaling that fails is left out,
-        unless it is the one to take.
-    """
-    names = [file_name(crystal.name, "crystal") for crystal in crystals]
-    if len(set(names)) != len(names) or "all" in names and settings.together:
-        raise ValueError(
-            f"The crystals {', '.join(names)} have no names of their own; rename them."
-        )
-    corrections = tuple(correct(crystal, settings, work) for crystal in crystals)
-    groups = [corrections] if settings.together else [(one,) for one in corrections]
-    reduced = tuple(reduce_group(group, settings, work, write_report) for group in groups)
-    work.remove_old_results()
-    return PipelineResult(corrections, reduced)
 
 
 def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -> CorrectedCrystal:
@@ -177,7 +141,7 @@ def reduce_group(
     work : WorkingFolder
         It runs the steps.
     write_report : callable
-        As of :func:`process`.
+        As of :func:`anacor_dials.jobs.pipeline.crystals.process`.
     """
     crystals = tuple(one.crystal.name for one in corrections)
     name = "all" if settings.together else file_name(crystals[0], "crystal")
@@ -310,7 +274,7 @@ def scale_by_strategies(
     if settings.d_min is not None:
         options = (f"cut_data.d_min={settings.d_min:g}", *options)
     strategies = settings.chosen_strategies()
-    at_a_time = max(1, min(settings.nproc, len(strategies)))
+    at_a_time, threads = work.workers.share(len(strategies), settings.nproc)
     jobs, steps = [], []
     for strategy in strategies:
         job = ScalingJob(
@@ -329,7 +293,7 @@ def scale_by_strategies(
                 job.command(),
                 (*experiments, *reflections),
                 ("scaled.expt", "scaled.refl", "dials.scale.log"),
-                perform=partial(_scale, job, max(1, settings.nproc // at_a_time)),
+                perform=partial(_scale, job, threads),
             )
         )
     outcomes: list[tuple[ScaledData | FailedScaling, FinishedStep | None]] = []
@@ -379,7 +343,7 @@ def compare_wavelengths(
     work : WorkingFolder
         It runs the steps.
     write_report : callable
-        As of :func:`process`.
+        As of :func:`anacor_dials.jobs.pipeline.crystals.process`.
     """
     first = next(o for o, _ in outcomes if isinstance(o, ScaledData))
     models = _read_models(first.experiments)

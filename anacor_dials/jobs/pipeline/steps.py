@@ -8,6 +8,10 @@ the steps that depend on it are repeated.
 
 A step runs in a folder of another name, which is renamed when all outputs are there. So the folders
 of steps are always complete. If a step fails, only its log is kept, as ``STEP.failed.log``.
+
+Where a step runs is the matter of :mod:`anacor_dials.jobs.pipeline.workers`: on this machine, or on
+a worker of a cluster that sees the same folders. Every attempt has a folder of its own, so that
+what is left of an attempt whose worker was lost can never be taken for a result.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shlex
 import shutil
 import threading
@@ -27,7 +32,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from anacor_dials.diffraction.commands import last_words, run_command
 from anacor_dials.sample.output_files import whole_file
@@ -46,6 +51,9 @@ class StepError(ValueError):
     def __init__(self, reason: str, log: Path | None = None) -> None:
         super().__init__(reason)
         self.log = log
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.log)  # the log comes along from another process
 
 
 @dataclass(frozen=True)
@@ -144,8 +152,69 @@ class FinishedStep:
         }
 
 
+class Workers(Protocol):
+    """Who carries out the steps: see :mod:`anacor_dials.jobs.pipeline.workers`."""
+
+    def share(self, n: int, cores: int, memory_bytes: float = 0.0) -> tuple[int, int]:
+        """(how many of n things run side by side, cores of each).
+
+        Parameters
+        ----------
+        n : int
+        cores : int
+            Of this machine, or of each worker of a cluster.
+        memory_bytes : float
+            That each needs.
+        """
+        ...
+
+    def carry_out(self, step: Step, folder: Path) -> Path:
+        """The folder in `folder` that holds what the step wrote. Raises StepError."""
+        ...
+
+    def stop(self) -> None:
+        """No further step begins, and nobody waits for those that run."""
+        ...
+
+
+class CallingThread:
+    """Steps are carried out by the thread that runs them."""
+
+    def share(self, n: int, cores: int, memory_bytes: float = 0.0) -> tuple[int, int]:
+        """See :class:`Workers`."""
+        at_a_time = max(1, min(n, cores))
+        return at_a_time, max(1, cores // at_a_time)
+
+    def carry_out(self, step: Step, folder: Path) -> Path:
+        """See :class:`Workers`."""
+        return attempt(step, folder)
+
+    def stop(self) -> None:
+        """Nothing runs that could be stopped."""
+
+
+def attempt(step: Step, folder: Path) -> Path:
+    """The folder, new and in `folder`, in which the step was carried out.
+
+    Raises StepError with the reason; its log, if there is one, lies in that folder.
+    """
+    place = folder / secrets.token_hex(4)
+    place.mkdir()
+    try:
+        if step.perform is None:
+            run_step_command((*step.command, *step.free), place)
+        else:
+            step.perform(place)
+    except ValueError as error:
+        log = getattr(error, "log", None)
+        raise StepError(str(error), None if log is None else Path(log)) from None
+    return place
+
+
 class WorkingFolder:
     """The folder of a pipeline. It runs the steps, and knows which of them are done.
+
+    Steps may be run from several threads at once.
 
     Parameters
     ----------
@@ -156,6 +225,8 @@ class WorkingFolder:
         Names of steps that are made again in any case.
     tell : callable
         Called with each line for the user.
+    workers : Workers, optional
+        Who carries out the steps; the calling thread if not given.
 
     Raises
     ------
@@ -169,13 +240,15 @@ class WorkingFolder:
         versions: Mapping[str, str],
         redo: Sequence[str] = (),
         tell: Callable[[str], None] = logger.info,
+        workers: Workers | None = None,
     ) -> None:
         self.path = Path(path).absolute()
         self.versions = dict(versions)
         self.redo = set(redo)
         self.tell = tell
-        self.finished: list[FinishedStep] = []
-        self._lock = threading.Lock()
+        self.workers = workers or CallingThread()
+        self._finished: dict[str, FinishedStep] = {}
+        self._lock = threading.RLock()
         self._records: dict[str, dict[str, Any]] = {}
         self._hashes: dict[str, list[Any]] = {}
         self._published: dict[str, str] = {}  # of earlier runs and of this one: SHA-256 by name
@@ -233,8 +306,31 @@ class WorkingFolder:
     def run(self, step: Step) -> FinishedStep:
         """The step's outputs, made now or before. Raises StepError with the reason and the log."""
         done = self._run(step)
-        self.finished.append(done)
+        with self._lock:
+            self._finished.pop(step.name, None)
+            self._finished[step.name] = done
         return done
+
+    @property
+    def finished(self) -> list[FinishedStep]:
+        """The steps that were run, or found done, in this order."""
+        with self._lock:
+            return list(self._finished.values())
+
+    def put_in_order(self, folders: Sequence[str]) -> None:
+        """Sorts the finished steps: those in these folders one folder after the other.
+
+        Steps in no folder come first, those in other folders last.
+        """
+        place = {name: i for i, name in enumerate(folders)}
+
+        def key(step: FinishedStep) -> int:
+            folder, slash, _ = step.name.partition("/")
+            return place.get(folder, len(place)) if slash else -1
+
+        with self._lock:
+            in_order = sorted(self._finished.values(), key=key)
+            self._finished = {step.name: step for step in in_order}
 
     def _run(self, step: Step) -> FinishedStep:
         inputs = {str(path): self._hash(path) for path in step.inputs}
@@ -268,7 +364,8 @@ class WorkingFolder:
             except BaseException:
                 executor.shutdown(wait=False, cancel_futures=True)
                 raise
-        self.finished += [one for one in outcomes if isinstance(one, FinishedStep)]
+        with self._lock:
+            self._finished |= {o.name: o for o in outcomes if isinstance(o, FinishedStep)}
         return outcomes
 
     def _why_to_run(self, step: Step, inputs: Mapping[str, str]) -> str | None:
@@ -320,37 +417,33 @@ class WorkingFolder:
         )
 
     def _make(self, step: Step, inputs: Mapping[str, str], folder: Path) -> FinishedStep:
-        scratch = folder.with_name(f".{folder.name}.running")
+        attempts = folder.with_name(f".{folder.name}.running")
         failed = folder.with_name(f"{folder.name}.failed.log")
         with self._lock:
             self._records.pop(step.name, None)
             self._write()
-        for old in (folder, scratch):  # outdated, or left by a run that was killed
+        for old in (folder, attempts):  # outdated, or left by a run that was killed
             shutil.rmtree(old, ignore_errors=True)
         failed.unlink(missing_ok=True)
-        scratch.mkdir(parents=True)
+        attempts.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         try:
             try:
-                if step.perform is None:
-                    run_step_command((*step.command, *step.free), scratch)
-                else:
-                    step.perform(scratch)
-                missing = [name for name in step.outputs if not (scratch / name).is_file()]
+                made = self.workers.carry_out(step, attempts)
+                missing = [name for name in step.outputs if not (made / name).is_file()]
                 if missing:
                     raise StepError(
                         f"{step.command[0]} ended without an error but wrote no {missing[0]}",
-                        scratch / PRINTED,
+                        made / PRINTED,
                     )
-            except ValueError as error:
-                log = getattr(error, "log", None)
-                if log is not None and Path(log).is_file():
-                    os.replace(log, failed)
+            except StepError as error:
+                if error.log is not None and error.log.is_file():
+                    os.replace(error.log, failed)
                     raise StepError(f"{str(error).rstrip('.')}; log: {failed}", failed) from None
                 raise StepError(str(error)) from None
-            os.replace(scratch, folder)
+            os.replace(made, folder)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(attempts, ignore_errors=True)
         done = FinishedStep(
             name=step.name,
             folder=folder,
@@ -383,9 +476,10 @@ class WorkingFolder:
         final.parent.mkdir(exist_ok=True)
         with whole_file(final) as path:
             shutil.copyfile(file, path)
-        self._results.add(name)
-        self._published[name] = digest
-        self._write()
+        with self._lock:
+            self._results.add(name)
+            self._published[name] = digest
+            self._write()
         return final
 
     def remove_old_results(self) -> None:
@@ -429,7 +523,7 @@ class WorkingFolder:
         return digest.hexdigest()
 
     def _write(self) -> None:
-        with whole_file(self.path / RECORD) as path:
+        with self._lock, whole_file(self.path / RECORD) as path:
             content = {
                 "steps": self._records,
                 "hashes": self._hashes,

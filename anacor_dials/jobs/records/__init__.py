@@ -22,10 +22,12 @@ from anacor_dials.jobs.records.comparison import (
 from anacor_dials.jobs.records.likeness import LikenessRecord
 from anacor_dials.jobs.records.pipeline import (
     CrystalRecord,
+    CrystalRow,
     GroupRecord,
     PipelineRecord,
     SelectionRecord,
     WavelengthRecord,
+    pipeline_schema,
 )
 from anacor_dials.jobs.records.reconstruction import ReconstructionRecord
 from anacor_dials.jobs.records.record import Record, key_of, read_record
@@ -37,6 +39,7 @@ __all__ = [
     "CoefficientsRecord",
     "ComparisonRecord",
     "CrystalRecord",
+    "CrystalRow",
     "GroupRecord",
     "LikenessRecord",
     "MaterialRecord",
@@ -51,5 +54,6 @@ __all__ = [
     "WavelengthFactorsRecord",
     "WavelengthRecord",
     "key_of",
+    "pipeline_schema",
     "read_record",
 ]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from anacor_dials.jobs.records.comparison import SameObservationsRecord, TableRowRecord
 from anacor_dials.jobs.records.record import Record
+
+
+def pipeline_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of anacor.json."""
+    text = files("anacor_dials").joinpath("templates/anacor.schema.json")
+    schema: dict[str, Any] = json.loads(text.read_text(encoding="utf-8"))
+    return schema
 
 
 @dataclass(frozen=True)
@@ -122,8 +131,52 @@ class GroupRecord:
 
 
 @dataclass(frozen=True)
+class CrystalRow:
+    """A crystal at one wavelength: what tells whether it needs a look.
+
+    Attributes
+    ----------
+    crystal : str
+    state : "failed", "look" or "good"
+        "look": there are warnings.
+    wavelength_angstrom : float or null
+    r_meas_without, r_meas_with_factors, r_meas_taken : float or null
+        Overall Rmeas of the same observations: without a correction, with the factors alone, and by
+        the strategy that was taken.
+    taken : str or null
+        That strategy.
+    space_group : str or null
+    crystal_volume_um3 : float or null
+    mu_per_mm : {material: float}
+    mean_transmission : float or null
+        Of all reflections of the crystal.
+    factors_uncertainty : float or null
+        Relative, from the labels; null if the segmentation did not say.
+    alignment : str or null
+        What became of the angle between tomography and diffraction, in words.
+    warnings : [str]
+        The most important first. Of a crystal that failed: the reason.
+    """
+
+    crystal: str
+    state: str
+    wavelength_angstrom: float | None = None
+    r_meas_without: float | None = None
+    r_meas_with_factors: float | None = None
+    r_meas_taken: float | None = None
+    taken: str | None = None
+    space_group: str | None = None
+    crystal_volume_um3: float | None = None
+    mu_per_mm: Mapping[str, float] = field(default_factory=dict)
+    mean_transmission: float | None = None
+    factors_uncertainty: float | None = None
+    alignment: str | None = None
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class PipelineRecord(Record):
-    """anacor.json, of xia2.anacor.
+    """anacor.json, of xia2.anacor. See :func:`pipeline_schema`.
 
     Attributes
     ----------
@@ -136,6 +189,10 @@ class PipelineRecord(Record):
         Of what came from outside.
     crystals : [CrystalRecord]
     groups : [GroupRecord]
+    overview : [CrystalRow]
+        What needs a look comes first.
+    failed : [{"crystal", "reason", "log"}]
+        The crystals that one of their steps failed on.
     steps : [{"name", "done_in_this_run", "why", "folder", "command_line", ...}]
         As in steps.json.
     """
@@ -148,3 +205,5 @@ class PipelineRecord(Record):
     crystals: Sequence[CrystalRecord]
     groups: Sequence[GroupRecord]
     steps: Sequence[Mapping[str, Any]]
+    overview: Sequence[CrystalRow] = ()
+    failed: Sequence[Mapping[str, Any]] = ()
