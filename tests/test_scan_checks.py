@@ -398,7 +398,6 @@ def test_fringes_are_no_motion():
     assert (moments.centre - sine).std() < 0.3  # pixels; without the blur 0.4
 
 
-@pytest.mark.parametrize("n", [120, 900])
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 9])
 def test_small_samples_with_strong_fringes_are_not_refused(tmp_path, number):
@@ -411,6 +410,7 @@ def test_small_samples_with_strong_fringes_are_not_refused(tmp_path, number):
     assert (tmp_path / "small.tomo.h5").is_file()
 
 
+@pytest.mark.parametrize("n", [120, 900])
 def test_a_motion_there_and_back_is_not_taken_for_a_steady_one(n):
     """Centres of mass of half a turn: a drift that goes as a sine of the angle is the place of the sample."""
     rng = np.random.default_rng(3)
