@@ -131,6 +131,22 @@ def test_where_surfaces_are_moved():
     assert radius_of(p, "background")[0] == pytest.approx(DROP, abs=0.15)
 
 
+def test_probabilities_near_a_surface_that_is_seen_are_sharper():
+    """Half a voxel inside of the surface the class is twice as sure in odds' logarithm; deep inside, as before."""
+    seen, unseen = probabilities_of(DROP, CRYSTAL), probabilities_of(DROP, CRYSTAL)
+    moved_to_edges(values_of(), seen, NAMES, 1.0, ALWAYS)
+    faint = values_of(crystal=0.0, noise=0.05)
+    moved_to_edges(faint, unseen, NAMES, 1.0, ALWAYS)
+    layer = (depth(CRYSTAL) > 0.4) & (depth(CRYSTAL) < 0.6)
+
+    def odds(p):
+        return np.log(p[3][layer] / np.maximum(p[1][layer], 1)).mean()
+
+    assert odds(seen) == pytest.approx(2 * 0.5 / 0.7, abs=0.35)
+    assert odds(unseen) == pytest.approx(0.5 / 0.7, abs=0.25)
+    np.testing.assert_allclose(seen.astype(int).sum(axis=0), 255, atol=3)
+
+
 def test_small_classes_and_air_are_left_alone():
     p = probabilities_of(DROP, 0.5)
     before = p[3].copy()
