@@ -14,10 +14,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGE = CHECKOUT / "anacor_dials"
 # what has no such lists yet; this list may only become shorter
 NOT_YET = [
-    *(PACKAGE / "segmentation").rglob("*.py"),
-    *(PACKAGE / f"jobs/{name}.py" for name in ("editing", "learn", "segment")),
-    PACKAGE / "report/edit_server.py",
-    PACKAGE / "sample/hand_made.py",
+    *(PACKAGE / "segmentation").glob("training*.py"),
+    *(PACKAGE / f"segmentation/{name}.py" for name in ("edges", "losses", "network")),
     PACKAGE / "simulation/virtual_tomograms.py",
 ]
 CHECKED = sorted(set(PACKAGE.rglob("*.py")) - set(NOT_YET))

@@ -1,7 +1,7 @@
-"""A person puts labels right: what was drawn, undo, what follows from it, and the file that holds
-it.
+"""A person corrects labels: what was drawn, undo, what follows from it, and the file.
 
-No page and no picture is known here: :mod:`anacor_dials.report.edit_server` shows it in a browser.
+This module knows nothing of pages and pictures; :mod:`anacor_dials.report.edit_server` shows it in
+a browser.
 """
 
 from __future__ import annotations
@@ -58,8 +58,16 @@ PLANES = {0: (1, 2), 1: (0, 2), 2: (0, 1)}  # the two axes of a slice across an 
 
 @dataclass(frozen=True)
 class EditingSettings:
-    """segmentation: how the network labels the sample anew after it has learned. propagation: how
-    far strokes go. user: who draws; the name of the user if None.
+    """How labels are corrected.
+
+    Parameters
+    ----------
+    segmentation : SegmentationSettings
+        How the network labels the sample again after it has learned.
+    propagation : PropagationSettings
+        How far strokes are continued into neighbouring slices.
+    user : str, optional
+        Who draws; the name of the user if not given.
     """
 
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
@@ -69,7 +77,18 @@ class EditingSettings:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """One step: of which voxels (flat indices) labels and records became what they are now."""
+    """One step: which voxels it changed, and their labels and records before and after it.
+
+    Attributes
+    ----------
+    what : str
+        What was done, for the page.
+    voxels : array (n,) of int
+        Flat indices.
+    labels_before, labels_after : array (n,) of uint8
+    session_before, session_after : array (n,) of uint8
+        As of :class:`anacor_dials.sample.hand_made.HandMadeLabels`.
+    """
 
     what: str
     voxels: NDArray[np.int64]
@@ -81,8 +100,17 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """What the labels are worth: volumes in um^3 and mu in 1/um of the materials, by label, and
-    factors of some directions (n,); before is when the file was opened.
+    """What the corrections change. "before" is when the file was opened.
+
+    Attributes
+    ----------
+    names : tuple of n str
+    volumes_before, volumes_now : array (n,)
+        Of the materials, um^3.
+    mu_before, mu_now : array (n,)
+        1/um.
+    factors_before, factors_now : array (m,)
+        Absorption factors of some directions; empty without a crystal.
     """
 
     names: tuple[str, ...]
@@ -103,11 +131,20 @@ class Effect:
 
 
 class LabelEditor:
-    """The labels of a ``tomo.h5`` while a person puts them right. One thread at a time changes
-    them.
+    """The labels of a ``tomo.h5`` while a person corrects them.
 
-    Every step is in the file when its method returns. Raises ValueError where the file has no
-    tomogram or no labels, or cannot be written, and (in steps) for what cannot be.
+    Every step is in the file when its method returns. Only one thread at a time changes the labels.
+
+    Parameters
+    ----------
+    path : path
+    settings : EditingSettings, optional
+
+    Raises
+    ------
+    ValueError
+        If the file has no tomogram or no labels, or cannot be written; in steps, if the step is not
+        possible.
     """
 
     def __init__(
@@ -158,7 +195,15 @@ class LabelEditor:
         return self.scale.normalised(self.tomogram.values[part])
 
     def plane(self, kind: str, axis: int, index: int) -> NDArray[Any]:
-        """A slice across an axis: values (float32, normalised), labels, by_hand or doubt (uint8)."""
+        """A slice across an axis.
+
+        Parameters
+        ----------
+        kind : str
+            values (float32, normalised), labels, by_hand or doubt (uint8).
+        axis : int
+        index : int
+        """
         if axis not in PLANES or not 0 <= index < self.shape[axis]:
             raise ValueError(f"There is no slice {index} across axis {axis} of {self.shape}.")
         place = tuple(index if a == axis else slice(None) for a in range(3))
@@ -179,9 +224,9 @@ class LabelEditor:
         )
 
     def places(self) -> list[DoubtfulPlace]:
-        """The doubtful places, the worst first; empty where the file holds no probabilities.
+        """The doubtful places, the worst first; empty if the file holds no probabilities.
 
-        In large volumes every second, third ... voxel along each axis is looked at.
+        In large volumes only every second, third ... voxel along each axis is looked at.
         """
         if self.probabilities is None:
             return []
@@ -196,7 +241,7 @@ class LabelEditor:
         return [dataclasses.replace(place, voxel=_full_size(place.voxel, step)) for place in found]
 
     def hand_made(self) -> HandMadeLabels:
-        """What is by hand now."""
+        """The labels that are by hand now."""
         return HandMadeLabels(self.labels, self.session, self.names, self.sessions)
 
     def label_volume(self) -> LabelVolume:
@@ -207,8 +252,15 @@ class LabelEditor:
     # ---- steps -----------------------------------------------------------------------------------
 
     def paint(self, axis: int, index: int, voxels: NDArray[np.integer], label: int) -> int:
-        """Gives voxels of a slice a label, by hand; returns how many. voxels: flat indices within
-        it.
+        """Gives voxels of a slice a label, by hand; returns how many were changed.
+
+        Parameters
+        ----------
+        axis, index : int
+            The slice.
+        voxels : array of int
+            Flat indices within the slice.
+        label : int
         """
         self._require_label(label)
         where = self._in_volume(axis, index, voxels)
@@ -221,14 +273,29 @@ class LabelEditor:
         )
 
     def erase(self, axis: int, index: int, voxels: NDArray[np.integer]) -> int:
-        """Gives voxels back to the programs: their labels are again what those said."""
+        """Gives voxels their labels of the programs back; returns how many were changed.
+
+        Parameters
+        ----------
+        axis, index : int
+            The slice.
+        voxels : array of int
+            Flat indices within the slice.
+        """
         where = self._in_volume(axis, index, voxels)
         where = where[self.session.reshape(-1)[where] > 0]
         labels = self.machine.reshape(-1)[where]
         return self._change("eraser", where, labels, np.zeros(where.size, dtype=np.uint8))
 
     def relabel_body(self, voxel: Sequence[int], label: int) -> int:
-        """Gives the whole body of equal labels that a voxel lies in another label, by hand."""
+        """Gives a whole body another label, by hand; returns how many voxels changed.
+
+        Parameters
+        ----------
+        voxel : (int, int, int)
+            A voxel of the body.
+        label : int
+        """
         self._require_label(label)
         x, y, z = (int(v) for v in voxel)
         if not all(0 <= v < n for v, n in zip((x, y, z), self.shape, strict=True)):
@@ -248,10 +315,10 @@ class LabelEditor:
         )
 
     def follow(self, axis: int = 0) -> int:
-        """What was drawn in this session goes on into its surroundings; returns how many voxels
-        changed.
+        """Continues what was drawn in this session into its surroundings.
 
-        axis: across which the slices were drawn, for SAM-2.
+        Returns how many voxels changed. axis: the axis across which the slices were drawn, for
+        SAM-2.
         """
         by_hand = self.session > 0
         contradicted = (self.session == self.number) & (self.labels != self.machine)
@@ -279,7 +346,7 @@ class LabelEditor:
         return self._machine_labels("strokes go on", labels)
 
     def _around(self, where: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-        """The part of the volume that has an influence on what goes on from some voxels."""
+        """The part of the volume that decides how labels are continued from some voxels."""
         margin = 2 * self.settings.propagation.reach + 16
         x, y, z = (
             slice(max(0, part.start - margin), min(n, part.stop + margin))
@@ -290,8 +357,9 @@ class LabelEditor:
         return x, y, z
 
     def learn(self) -> int:
-        """The network learns from what is by hand and labels the rest anew; how many voxels
-        changed.
+        """The network learns from the hand-made labels, and labels the rest again.
+
+        Returns how many voxels changed.
         """
         source = dataclasses.replace(self.source, hand_made=self.hand_made())
         found = segment_tomogram(
@@ -310,11 +378,11 @@ class LabelEditor:
             return self._machine_labels("the network has learned", found.labels.values)
 
     def undo(self) -> str:
-        """Takes the last step back; returns what it was. Without limit."""
+        """Takes the last step back, and returns what it was. The number of steps is not limited."""
         return self._go(self.done, self.undone, back=True)
 
     def redo(self) -> str:
-        """Does again what was taken back last; returns what it was."""
+        """Does the step again that was taken back last, and returns what it was."""
         return self._go(self.undone, self.done, back=False)
 
     def _go(self, taken: list[Change], given: list[Change], back: bool) -> str:
@@ -333,7 +401,7 @@ class LabelEditor:
             raise ValueError(f"There is no label {label}; labels are 0 to {len(self.names) - 1}.")
 
     def _in_volume(self, axis: int, index: int, voxels: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Flat indices in the volume of flat indices in a slice; each once."""
+        """Flat indices in the volume, of flat indices in a slice; each once."""
         if axis not in PLANES or not 0 <= index < self.shape[axis]:
             raise ValueError(f"There is no slice {index} across axis {axis} of {self.shape}.")
         a, b = PLANES[axis]
@@ -346,7 +414,7 @@ class LabelEditor:
         return where
 
     def _machine_labels(self, what: str, labels: NDArray[np.uint8]) -> int:
-        """Takes over labels of a program, but not where a person made them."""
+        """Takes over labels of a program, except where a person made them."""
         new = np.where(self.session > 0, self.labels, labels)
         where = np.flatnonzero(new != self.labels)
         return self._change(what, where, new.reshape(-1)[where], self.session.reshape(-1)[where])
@@ -375,7 +443,7 @@ class LabelEditor:
     def _set(
         self, where: NDArray[np.int64], labels: NDArray[np.uint8], session: NDArray[np.uint8]
     ) -> None:
-        """Changes voxels and saves; where the file cannot be written nothing is changed."""
+        """Changes voxels and saves; if the file cannot be written, nothing is changed."""
         flat, record = self.labels.reshape(-1), self.session.reshape(-1)
         old, before = flat[where], record[where]
         flat[where], record[where] = labels, session
@@ -389,11 +457,14 @@ class LabelEditor:
     # ---- the file --------------------------------------------------------------------------------
 
     def save(self, where: NDArray[np.int64] | None = None) -> None:
-        """Writes labels, mu and the record into the file: a whole new one takes the place of the
-        old one.
+        """Writes labels, mu and the record: a whole new file takes the place of the old one.
 
-        where: flat indices of what changed; None: everything is written. Raises ValueError where
-        another program has changed the file meanwhile, or it cannot be written.
+        where: flat indices of what changed; None: everything is written.
+
+        Raises
+        ------
+        ValueError
+            If another program has changed the file in the meantime, or it cannot be written.
         """
         with self.lock:
             if _stamp(self.path) != self._stamp:
@@ -433,7 +504,7 @@ class LabelEditor:
     # ---- what it is worth ------------------------------------------------------------------------
 
     def effect(self) -> Effect:
-        """What the change does to volumes, mu and absorption factors; mu goes into the file, too."""
+        """What the corrections change in volumes, mu and factors; mu goes into the file, too."""
         with self.lock:
             now = LabelVolume(
                 self.labels.copy(), self.tomogram.voxel_size_um, self.tomogram.centre, self.names
@@ -463,9 +534,10 @@ class LabelEditor:
         )
 
     def _mu_of(self, now: LabelVolume) -> FloatArray:
-        """mu (n,) in 1/um with other labels: that of the file, times how the tomogram's medians changed.
+        """mu (n,) in 1/um with the present labels.
 
-        So mu that came from elsewhere keeps its scale, and what nobody drew changes nothing.
+        It is the mu of the file, times the change of the tomogram's median in each material. So mu
+        from another source keeps its scale, and a material that nobody changed keeps its mu.
         """
         mu = self.mu_first.copy()
         known = self.source.paganin_delta_beta is None and self.tomogram.quantitative
@@ -487,7 +559,7 @@ class LabelEditor:
     def _factors(
         self, labels: LabelVolume, mu: FloatArray, compute: Callable[..., Any]
     ) -> FloatArray:
-        """Factors of labels, binned where they are finer than need be; empty without a crystal."""
+        """Factors of labels, on a coarser grid if theirs is too fine; empty without a crystal."""
         step = max(1, -(-max(labels.shape) // TRACED_VOXELS))
         factors = (step, step, step) if step > 1 else bin_factors(labels.voxel_size_um)
         values = binned_labels(labels.values, factors, len(self.names))
@@ -504,19 +576,19 @@ class LabelEditor:
 
 
 def _full_size(voxel: tuple[int, int, int], step: int) -> tuple[int, int, int]:
-    """The voxel of which one of every `step` along each axis was taken."""
+    """The voxel of a volume, of its indices in one of every `step` voxels along each axis."""
     x, y, z = (step // 2 + step * v for v in voxel)
     return x, y, z
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
-    """What changes when a file is written: its number, time and size."""
+    """Number, time and size of a file: one of them changes when it is written."""
     state = path.stat()
     return state.st_ino, state.st_mtime_ns, state.st_size
 
 
 def _require_writable(path: Path) -> None:
-    """Raises ValueError where a file cannot be replaced."""
+    """Raises ValueError if a file cannot be replaced."""
     if not os.access(path, os.W_OK) or not os.access(path.absolute().parent, os.W_OK):
         raise ValueError(
             f"{path} cannot be written here, and every step is saved into it; copy it to a folder of yours."

@@ -35,9 +35,21 @@ logger = logging.getLogger("dials.anacor_dials.jobs.learn")
 class LearningSettings:
     """How a network learns a sample.
 
-    minutes: that it takes at most. others: how many virtual samples it sees beside this one, so
-    that it does not forget what samples look like; voxels: their least and largest number along an
-    edge. seed: of all that is drawn. device: auto, cpu, cuda. progress: whether a bar is shown.
+    Parameters
+    ----------
+    minutes : float
+        The longest time that it may take.
+    others : int
+        How many virtual samples it sees besides this one, so that it does not forget what samples
+        look like.
+    voxels : (int, int)
+        Their least and largest number of voxels along an edge.
+    seed : int
+        Of all that is drawn.
+    device : str
+        auto, cpu or cuda.
+    progress : bool
+        Whether a progress bar is shown.
     """
 
     minutes: float = 3.0
@@ -61,14 +73,26 @@ def hand_made_of_file(
     names: Sequence[str],
     left_handed: bool = False,
 ) -> HandMadeLabels:
-    """What a person labelled of a tomogram, of a tomo.h5 of dials.anacor_edit or a stack of labels.
+    """Labels of a tomogram that a person made: of a tomo.h5, or of a stack of labels.
 
     In a stack whole planes count: those across the axis along which the fewest planes hold any
-    label. A tomo.h5 that has no record of what is by hand is read in the same way.
+    label. A tomo.h5 without a record of what is by hand is read in the same way.
+
+    Parameters
+    ----------
+    path : path
+    tomogram : Tomogram
+    axes : str
+        What the first, second and third index of a stack run along.
+    names : sequence of str
+        Of its labels 0, 1, 2 ...
+    left_handed : bool
+        Whether such axes are left-handed on purpose.
 
     Raises
     ------
-    ValueError: the file cannot be read, is on another grid, or holds no label.
+    ValueError
+        If the file cannot be read, is on another grid, or holds no label.
     """
     if is_readable_sample(path):
         sample = read_sample_file(path, tomogram=False)
@@ -91,7 +115,7 @@ def hand_made_of_file(
 
 
 def _whole_planes(path: str | os.PathLike[str], stack: LabelVolume) -> HandMadeLabels:
-    """Every voxel of the planes that hold labels, across the axis that has the fewest of them."""
+    """Every voxel of the planes that hold labels, across the axis with the fewest such planes."""
     there = stack.values > 0
     lines = [there.any(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
     shares = [line.mean() for line in lines]
@@ -110,7 +134,7 @@ def _whole_planes(path: str | os.PathLike[str], stack: LabelVolume) -> HandMadeL
 
 
 def joined(first: HandMadeLabels | None, second: HandMadeLabels | None) -> HandMadeLabels | None:
-    """What either holds; where both do, the second."""
+    """The labels that either holds; where both do, those of the second."""
     if first is None or second is None:
         return first if second is None else second
     second = second.translated(first.names)
@@ -123,7 +147,7 @@ def joined(first: HandMadeLabels | None, second: HandMadeLabels | None) -> HandM
 
 
 def known_on_tomogram(hand_made: HandMadeLabels, names: Sequence[str]) -> NDArray[np.uint8]:
-    """Labels uint8 (nx, ny, nz), numbered as names are; UNKNOWN where no person labelled the voxel."""
+    """Labels uint8 (nx, ny, nz), numbered as names are; UNKNOWN where no person labelled."""
     mine = hand_made.translated(names)
     return np.where(mine.by_hand, mine.labels, np.uint8(UNKNOWN)).astype(np.uint8)
 
@@ -134,19 +158,23 @@ def learned_network(
     networks: Sequence[SliceNetwork],
     settings: LearningSettings | None = None,
 ) -> SliceNetwork:
-    """The network that has learned a sample: of several the one that is nearest to what is known of
-    it.
+    """A network that has learned a sample.
+
+    It is made from the one of several networks that agrees best with what is known of the sample.
 
     Parameters
     ----------
-    tomogram: of the sample.
-    hand_made: what a person labelled in it.
-    networks: of :func:`anacor_dials.segmentation.inference.load_networks`.
-    settings: how long it may take.
+    tomogram : Tomogram
+    hand_made : HandMadeLabels
+        What a person labelled in it.
+    networks : sequence of SliceNetwork
+        Of :func:`anacor_dials.segmentation.inference.load_networks`.
+    settings : LearningSettings, optional
 
     Raises
     ------
-    ValueError: nothing is labelled by hand, or with labels that the network does not know.
+    ValueError
+        If no voxel is labelled by hand, or with labels that the network does not know.
     """
     from anacor_dials.jobs.training_stream import StreamedTomograms
     from anacor_dials.segmentation.adaptation import (

@@ -68,12 +68,14 @@ LARGEST_PROBABILITIES = 4e9  # bytes; larger ones are not written
 class SegmentationSettings(LabellingSettings):
     """How a tomogram is segmented: by the network, and by what comes before and after it.
 
+    The other settings are those of :class:`anacor_dials.segmentation.inference.LabellingSettings`.
+
     Parameters
     ----------
     weights : path, optional
         A .safetensors file; the weights that ship with the package if not given.
     edges : bool or None
-        Whether surfaces are moved to the edges in the tomogram; None: where it is known by how much
+        Whether surfaces are moved to the edges in the tomogram; None: if it is known by how much
         refraction shows them outside.
     uncertainty : bool
         Whether plausible labels are drawn to find how uncertain the factors are.
@@ -81,8 +83,6 @@ class SegmentationSettings(LabellingSettings):
         The refinement by SAM-2; it is left out if no checkpoint is named.
     learning : LearningSettings
         How the network learns the sample, if that is asked for.
-    inference, clean_up, cleaning, keep_probabilities, progress
-        As of :class:`anacor_dials.segmentation.inference.LabellingSettings`.
     """
 
     weights: str | Path | None = None
@@ -241,10 +241,15 @@ def load_source(
 def segment_tomogram(
     source: Reconstruction, settings: SegmentationSettings, learn: bool = False
 ) -> Segmentation:
-    """What the network, SAM-2 (where asked for) and the clean-up make of a tomogram.
+    """The labels of a tomogram by the network, SAM-2 (if wanted) and the clean-up.
 
-    learn: whether the network first learns from the labels that people made (source.hand_made).
-    Their probability is 1 in the result.
+    Parameters
+    ----------
+    source : Reconstruction
+        The tomogram. Labels that people made in it have the probability 1 in the result.
+    settings : SegmentationSettings
+    learn : bool
+        Whether the network first learns from those labels.
     """
     networks = load_networks(settings.weights)
     names = networks[0].settings.names

@@ -69,6 +69,7 @@ class EditServer:
 
     @property
     def port(self) -> int:
+        """The port that the page is served on."""
         return int(self._http.server_address[1])
 
     @property
@@ -86,6 +87,7 @@ class EditServer:
             self._http.server_close()
 
     def stop(self) -> None:
+        """Ends :meth:`run`."""
         self._http.shutdown()
 
     # ---- what the page asks for ------------------------------------------------------------------
@@ -124,7 +126,17 @@ class EditServer:
         }  # fmt: skip
 
     def slice_bytes(self, kind: str, axis: int, index: int) -> tuple[bytes, tuple[int, int]]:
-        """(a slice as bytes, its shape): values as uint16 of the range GREY, all else as uint8."""
+        """A slice as bytes, and its shape.
+
+        Values are uint16 over the range GREY; all else is uint8.
+
+        Parameters
+        ----------
+        kind : str
+            As of :meth:`anacor_dials.jobs.editing.LabelEditor.plane`.
+        axis : int
+        index : int
+        """
         plane = self.editor.plane(kind, axis, index)
         if kind == "values":
             low, high = GREY

@@ -48,11 +48,18 @@ class EditingSession:
 
 @dataclass(frozen=True, eq=False)
 class HandMadeLabels:
-    """Labels of which some were made by hand.
+    """Labels, some of which people made.
 
-    labels: uint8 (nx, ny, nz), of which only those made by hand count. session: uint8 (nx, ny, nz),
-    0 where no person labelled the voxel, else the number of the session, from 1 on. names: of the
-    labels. sessions: who and when, in the order of their numbers.
+    Attributes
+    ----------
+    labels : array (nx, ny, nz) of uint8
+        Only those made by hand count.
+    session : array (nx, ny, nz) of uint8
+        The number, from 1 on, of the session in which a person labelled the voxel; 0 if nobody did.
+    names : tuple of str
+        Of the labels.
+    sessions : tuple of EditingSession
+        Who and when, in the order of their numbers.
     """
 
     labels: NDArray[np.uint8]
@@ -74,11 +81,12 @@ class HandMadeLabels:
 
     @property
     def by_hand(self) -> NDArray[np.bool_]:
-        """(nx, ny, nz) which voxels a person labelled."""
+        """Which voxels (nx, ny, nz) a person labelled."""
         return self.session > 0
 
     @property
     def n_voxels(self) -> int:
+        """How many voxels people labelled."""
         return int(np.count_nonzero(self.session))
 
     def translated(self, names: Sequence[str]) -> HandMadeLabels:
@@ -113,7 +121,16 @@ class HandMadeLabels:
     def with_more(
         self, labels: NDArray[np.uint8], where: NDArray[np.bool_], session: EditingSession
     ) -> HandMadeLabels:
-        """These and those that were made in a further session; labels are numbered as here."""
+        """These labels and those that were made in a further session.
+
+        Parameters
+        ----------
+        labels : array (nx, ny, nz) of uint8
+            With the same numbers as here.
+        where : array (nx, ny, nz) of bool
+            Which of them were made by hand.
+        session : EditingSession
+        """
         sessions, number = numbered(self.sessions, session)
         return HandMadeLabels(
             np.where(where, labels, self.labels).astype(np.uint8),
@@ -130,7 +147,10 @@ class HandMadeLabels:
 def numbered(
     sessions: Sequence[EditingSession], session: EditingSession
 ) -> tuple[tuple[EditingSession, ...], int]:
-    """(sessions with one more, its number); where there are MOST_SESSIONS it joins the last one."""
+    """The sessions with one more, and its number.
+
+    If there are MOST_SESSIONS already, it takes the place of the last one.
+    """
     if len(sessions) < MOST_SESSIONS:
         return (*sessions, session), len(sessions) + 1
     return (*sessions[:-1], session), MOST_SESSIONS
@@ -147,9 +167,12 @@ def _texts(item: Any) -> list[str]:
 
 
 def read_hand_made(path: str | os.PathLike[str]) -> HandMadeLabels | None:
-    """What of a ``tomo.h5`` was made by hand; None where nothing was.
+    """The labels of a ``tomo.h5`` that people made; None if there are none.
 
-    Raises ValueError where the record is damaged.
+    Raises
+    ------
+    ValueError
+        If the record is damaged.
     """
     with open_hdf5(path) as file:
         record, labels = (
@@ -182,8 +205,7 @@ def read_hand_made(path: str | os.PathLike[str]) -> HandMadeLabels | None:
 
 
 def write_hand_made(group: h5py.Group, hand_made: HandMadeLabels) -> None:
-    """Writes the record into the group segmentation of an open ``tomo.h5``, in place of an earlier
-    one."""
+    """Writes the record into the group segmentation of an open ``tomo.h5``; an earlier one is lost."""
     names = ("by_hand", "by_hand_users", "by_hand_times")
     for name in names:
         if name in group:

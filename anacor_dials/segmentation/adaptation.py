@@ -1,13 +1,13 @@
 """A network learns one sample from the voxels that a person labelled in it.
 
-The two passes are adapted one after the other. The coarse pass (:mod:`.context`) learns from the
-blocks that hold hand-made voxels, then the fine pass from crops of the planes that hold them. Every
-step also sees other samples with true labels (of the training stream), so that the network does not
-forget what samples look like, and learns no more from a few slices than they tell. Statistics of
-batches stay those of the training.
+The two passes are adapted one after the other: first the coarse pass (:mod:`.context`), from the
+blocks that hold hand-made voxels; then the network for slices, from crops of the planes that hold
+them. Every step also uses other samples with true labels (of the training stream). Without them the
+network would forget what samples look like, and would learn more from a few slices than they show.
+The statistics of the batch normalisations remain those of the training.
 
-What is known of the sample is a volume of labels in which UNKNOWN stands for voxels that nobody
-looked at. They count for nothing.
+The known labels are a volume in which UNKNOWN stands for voxels that nobody labelled. Those voxels
+do not count.
 """
 
 from __future__ import annotations
@@ -46,23 +46,40 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.adaptation")
 
-PLANE_SHARE = (
-    0.3  # of the most hand-made voxels that a plane through a voxel has: such planes are taken
-)
-PLACES_KEPT = 20_000  # hand-made voxels of each class about which crops are drawn
-DICE_WEIGHT = 0.5  # of one minus Dice beside the cross-entropy
+# Three planes lie through a voxel. A plane may be drawn if it has at least this share of the
+# hand-made voxels of the best of the three. Chosen by hand: a stroke of a few voxels thickness is
+# no slice.
+PLANE_SHARE = 0.3
+PLACES_KEPT = 20_000  # hand-made voxels of each class at which crops are drawn; limits the memory
+DICE_WEIGHT = 0.5  # of 1 - Dice relative to the cross-entropy; chosen by hand
+# Less than the changes of the training, chosen by hand: only one sample is learned.
 GENTLE = Augmentation(zoom=1.2, gain=0.04, offset=0.02, contrast=0.03, noise=0.04)
-ORDERS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))  # of the axes, the slices' normal first
+# orders of the axes; the normal of the slices comes first
+ORDERS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
 
 
 @dataclass(frozen=True)
 class AdaptationSettings:
     """How a network is adapted to a sample.
 
-    coarse_steps, steps: of the coarse and the fine pass. minutes: the learning rate falls so that
-    all is over after this long, with as many steps as there was time for. batch: crops of the sample
-    in a step, and as many of other samples; crop: their edge in voxels, a multiple of 16.
-    learning_rate, coarse_rate: the largest ones. threads: that share a step. device: auto, cpu, cuda.
+    Parameters
+    ----------
+    coarse_steps, steps : int
+        Steps of the coarse pass and of the network for slices.
+    minutes : float
+        How long it may take. If the time is too short for all steps, fewer steps are done; the
+        learning rate falls accordingly.
+    batch : int
+        Crops of the sample in a step; the same number of crops comes from other samples.
+    crop : int
+        Edge of a crop in voxels, a multiple of 16.
+    learning_rate, coarse_rate : float
+        The largest learning rates of the network for slices and of the coarse pass.
+    threads : int
+        How many threads share a step.
+    device : str
+        auto, cpu or cuda.
+    seed : int
     """
 
     coarse_steps: int = 60
@@ -90,10 +107,19 @@ class AdaptationSettings:
 
 @dataclass(frozen=True, eq=False)
 class KnownSample:
-    """A sample of which some voxels are known, as the network sees it.
+    """A sample of which some voxels are known.
 
-    views: (N_VIEWS, nx, ny, nz), as of :class:`.training_data.TrainingVolume`; known: uint8 (nx, ny,
-    nz), labels, UNKNOWN where nobody looked.
+    Parameters
+    ----------
+    views : array (N_VIEWS, nx, ny, nz)
+        As of :class:`.training_data.TrainingVolume`.
+    known : array (nx, ny, nz) of uint8
+        Labels; UNKNOWN where nobody labelled.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or no voxel is known.
     """
 
     views: NDArray[np.floating]
@@ -111,9 +137,22 @@ class KnownSample:
 
 
 def known_shares(known: NDArray[np.uint8], n_classes: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(shares (n_classes, cx, cy, cz), how much is known (cx, cy, cz), 0 to 1) of every coarse block.
+    """The shares of the classes in every coarse block, and how well each block is known.
 
-    A block counts as known as much as its voxels are, a plane's worth of them being enough.
+    A block is fully known if as many of its voxels are known as one plane through it has.
+
+    Parameters
+    ----------
+    known : array (nx, ny, nz) of uint8
+        Labels; UNKNOWN where nobody labelled.
+    n_classes : int
+
+    Returns
+    -------
+    shares : array (n_classes, cx, cy, cz)
+        Of the known voxels.
+    weights : array (cx, cy, cz)
+        0 (nothing is known) to 1.
     """
     padding = [(0, -n % BIN) for n in known.shape]
     filled = np.pad(known, padding, constant_values=UNKNOWN)
@@ -126,14 +165,22 @@ def known_shares(known: NDArray[np.uint8], n_classes: int) -> tuple[NDArray[Any]
     return counts / np.maximum(total, 1), np.minimum(total / BIN**2, 1.0)
 
 
-# ---- what is drawn ---------------------------------------------------------------------------------
+# ---- what is drawn -------------------------------------------------------------------------------
 
 
 class KnownCrops:
-    """Crops of the planes of a sample that hold hand-made voxels; of every class as many, if it can be.
+    """Crops of the planes of a sample that hold hand-made voxels.
 
-    contexts: probabilities (n_classes, cx, cy, cz) of the coarse pass before and after it was adapted;
-    between the two a crop sees any mixture, since what was fitted to these very planes is too good there.
+    Every class that was labelled is drawn equally often.
+
+    Parameters
+    ----------
+    sample : KnownSample
+    n_slices : int
+        Neighbouring slices that the network sees together, odd.
+    contexts : sequence of array (n_classes, cx, cy, cz)
+        Probabilities of the coarse pass before and after its adaptation. A crop gets a random
+        mixture of the two: the adapted ones are better in these planes than they are elsewhere.
     """
 
     def __init__(
@@ -155,7 +202,20 @@ class KnownCrops:
             self.places.append(np.stack(np.unravel_index(flat, known.shape), axis=1))
 
     def draw(self, rng: np.random.Generator, crop: int) -> tuple[Any, Any, Any]:
-        """(slices (N_VIEWS n_slices, crop, crop), context (n_classes, crop, crop) or None, labels)."""
+        """One crop: slices, context and labels.
+
+        Parameters
+        ----------
+        rng : Generator
+        crop : int
+            Edge in voxels.
+
+        Returns
+        -------
+        slices : array (N_VIEWS n_slices, crop, crop)
+        context : array (n_classes, crop, crop) or None
+        labels : array (crop, crop)
+        """
         places = self.places[int(rng.integers(len(self.places)))]
         centre = places[int(rng.integers(len(places)))]
         counts = np.array([self.per_plane[axis][centre[axis]] for axis in range(3)], dtype=float)
@@ -201,12 +261,18 @@ class KnownCrops:
         return ready[0], context, ready[1][0]
 
 
-# ---- what is minimised -----------------------------------------------------------------------------
+# ---- what is minimised ---------------------------------------------------------------------------
 
 
 def known_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy plus DICE_WEIGHT (1 - Dice) of logits (n, n_classes, h, w) where labels (n, h, w)
-    are known."""
+    """Cross-entropy + DICE_WEIGHT (1 - Dice), over the voxels whose labels are known.
+
+    Parameters
+    ----------
+    logits : tensor (n, n_classes, h, w)
+    labels : tensor (n, h, w)
+        UNKNOWN where they are not known.
+    """
     n = logits.shape[1]
     flat = logits.float().movedim(1, -1).reshape(-1, n)
     target = labels.reshape(-1)
@@ -219,7 +285,14 @@ def known_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def share_loss(
     logits: torch.Tensor, shares: torch.Tensor, weights: torch.Tensor | None
 ) -> torch.Tensor:
-    """The same of logits and true shares (n, n_classes), each row counted by a weight (n,)."""
+    """Cross-entropy + DICE_WEIGHT (1 - Dice) of logits and true shares.
+
+    Parameters
+    ----------
+    logits, shares : tensor (n, n_classes)
+    weights : tensor (n,) or None
+        How much each row counts in the cross-entropy; None: all the same.
+    """
     logs = torch.log_softmax(logits, dim=1)
     rows = -(shares * logs).sum(dim=1)
     entropy = rows.mean() if weights is None else (weights * rows).sum() / weights.sum()
@@ -228,7 +301,7 @@ def share_loss(
 
 
 class _Descent:
-    """Adam on some parameters of a network, each step shared by some threads; the mean of the weights."""
+    """The optimiser (AdamW) of some parameters of a network; some threads share each step."""
 
     def __init__(
         self, network: nn.Module, parameters: list[Any], rate: float, settings: AdaptationSettings
@@ -240,7 +313,10 @@ class _Descent:
         self.threads = 1 if self.device.type == "cuda" else settings.threads
 
     def rates(self, steps: int, seconds: float) -> Iterator[int]:
-        """Numbers of steps while there is time; sets the rate: a short rise, then half a cosine."""
+        """The numbers of the steps for which there is time; sets the learning rate of each.
+
+        The rate rises over the first ten steps, and falls to 2 % as half a cosine.
+        """
         start = time.perf_counter()
         for step in range(steps):
             done = max(step / steps, (time.perf_counter() - start) / seconds)
@@ -252,7 +328,10 @@ class _Descent:
             yield step
 
     def step(self, losses: Sequence[Any], pool: ThreadPoolExecutor) -> float:
-        """One step down the mean of some losses, functions without arguments; returns that mean."""
+        """Does one step that lowers the mean of some losses, and returns this mean.
+
+        losses: functions without arguments, one for each thread.
+        """
 
         def gradients(loss: Any) -> tuple[float, Sequence[Any]]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
@@ -269,7 +348,7 @@ class _Descent:
         return float(np.mean([value for value, _ in done]))
 
 
-# ---- the two passes --------------------------------------------------------------------------------
+# ---- the two passes ------------------------------------------------------------------------------
 
 
 def _adapt_coarse(
@@ -279,7 +358,7 @@ def _adapt_coarse(
     settings: AdaptationSettings,
     bar: Any,
 ) -> None:
-    """Adapts the coarse pass to the blocks that are known, with whole other samples beside it."""
+    """Adapts the coarse pass to the known blocks, together with whole other samples."""
     assert network.context is not None
     n = network.settings.n_classes
     coarse = network.context
@@ -320,18 +399,25 @@ def adapted_network(
     settings: AdaptationSettings | None = None,
     progress: bool = False,
 ) -> SliceNetwork:
-    """A copy of a network, adapted to a sample of which some voxels are known; in evaluation mode.
+    """A copy of a network that is adapted to a sample of which some voxels are known.
+
+    It is in evaluation mode.
 
     Parameters
     ----------
-    network: that labels samples in general; it is left as it is.
-    sample: its views and what is known of it.
-    others: samples with true labels that it shall not forget.
-    settings: how long and how fast it learns.
+    network : SliceNetwork
+        It labels samples in general, and is not changed.
+    sample : KnownSample
+    others : sequence of TrainingVolume
+        Samples with true labels, which keep the network from forgetting other samples.
+    settings : AdaptationSettings, optional
+    progress : bool
+        Whether a progress bar is shown.
 
     Raises
     ------
-    ValueError: the labels are not those of the network.
+    ValueError
+        If a label is not one of the network's.
     """
     settings = settings or AdaptationSettings()
     labels = sample.known[sample.known != UNKNOWN]
@@ -360,7 +446,15 @@ def adapted_network(
 
 @torch.no_grad()  # type: ignore[misc, unused-ignore]
 def nearest_network(networks: Sequence[SliceNetwork], sample: KnownSample, crops: int = 8) -> int:
-    """The number of the network whose labels are nearest to what is known, by the loss of some crops."""
+    """The number of the network whose labels agree best with the known voxels.
+
+    Parameters
+    ----------
+    networks : sequence of SliceNetwork
+    sample : KnownSample
+    crops : int
+        The loss of each network is the mean over so many random crops.
+    """
     if len(networks) == 1:
         return 0
     losses = []

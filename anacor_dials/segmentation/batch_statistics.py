@@ -1,8 +1,8 @@
-"""Means and variances of the batch normalisations, measured anew for averaged weights.
+"""Means and variances of the batch normalisations, measured again for averaged weights.
 
-Those that training leaves behind belong to other weights than the averaged ones, and of two threads to
-each thread's own crops. They are measured again with the weights that are kept (as for stochastic
-weight averaging: Izmailov et al., UAI 2018).
+The statistics at the end of the training belong to the latest weights, not to the averaged ones,
+and each thread has those of its own crops. They are measured again with the weights that are kept,
+as for stochastic weight averaging (Izmailov et al., UAI 2018).
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ if TYPE_CHECKING:
 def measure_statistics(
     network: SliceNetwork, batches: Iterable[tuple[torch.Tensor, torch.Tensor | None]]
 ) -> SliceNetwork:
-    """Puts the plain mean over some batches into a network's normalisations.
+    """The network, whose normalisations hold the mean statistics over some batches.
 
     Parameters
     ----------
-    network: it is changed, and left in evaluation mode.
-    batches: pairs of what the network takes, slices and the coarse pass's probabilities; not empty.
-
-    Returns
-    -------
-    The same network.
+    network : SliceNetwork
+        It is changed, and is in evaluation mode afterwards.
+    batches : iterable of (slices, context)
+        What the network takes; at least one.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [norm.momentum for norm in norms]

@@ -1,9 +1,9 @@
-"""Probabilities that mean what they say: calibration on samples left out of training.
+"""Calibration of the probabilities on samples that were left out of training.
 
-A network's logits are divided by a temperature and shifted by a constant of each class (vector
-scaling with one temperature; Guo et al., ICML 2017), such that the cross-entropy on samples that
-it did not learn from is least. Both go into the weights of the last layer, so that nothing has to
-be known of it afterwards.
+The logits of a network are divided by a temperature, and a constant of each class is added (vector
+scaling with one temperature; Guo et al., ICML 2017). Both are chosen so that the cross-entropy of
+the samples that were left out is least. They are put into the weights of the last layer, so that a
+calibrated network is used as any other.
 """
 
 from __future__ import annotations
@@ -21,14 +21,19 @@ from anacor_dials.segmentation.context import at_plane, context_probabilities
 from anacor_dials.segmentation.network import SliceNetwork
 from anacor_dials.segmentation.training_data import TrainingVolume
 
-VOXELS_KEPT = 20_000  # of each sample
+VOXELS_KEPT = 20_000  # of each sample: many for the 5 parameters of four classes; limits the memory
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What the logits of a network are changed by: z / temperature + offsets (n_classes,).
+    """How the logits of a network are changed: z / temperature + offsets.
 
-    cross_entropy: before and after, nats per voxel.
+    Attributes
+    ----------
+    temperature : float
+    offsets : array (n_classes,)
+    cross_entropy : (float, float)
+        Before and after, nats per voxel.
     """
 
     temperature: float
@@ -40,8 +45,17 @@ class Calibration:
 def logits_of_samples(
     network: SliceNetwork, volumes: Sequence[TrainingVolume], every: int = 8, seed: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(logits (n, n_classes), true labels (n,)) of random voxels in every eighth slice along X of
-    some samples."""
+    """Logits (n, n_classes) and true labels (n,) of random voxels of some samples.
+
+    Parameters
+    ----------
+    network : SliceNetwork
+        It is in evaluation mode afterwards.
+    volumes : sequence of TrainingVolume
+    every : int
+        One of so many slices along X is used.
+    seed : int
+    """
     network.eval()
     rng = np.random.default_rng(seed)
     half = network.settings.n_slices // 2
@@ -63,8 +77,14 @@ def logits_of_samples(
 
 
 def fit_calibration(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Calibration:
-    """The temperature and offsets that make the cross-entropy of logits (n, n_classes) and labels
-    (n,) least."""
+    """The calibration with the least cross-entropy.
+
+    Parameters
+    ----------
+    logits : array (n, n_classes)
+    labels : array (n,)
+        The true ones.
+    """
     z, t = torch.from_numpy(logits).double(), torch.from_numpy(labels)
     log_temperature = torch.zeros((), dtype=torch.double, requires_grad=True)
     offsets = torch.zeros(z.shape[1], dtype=torch.double, requires_grad=True)

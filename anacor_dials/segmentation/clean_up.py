@@ -1,6 +1,6 @@
-"""What cannot be is put right: islands in air, specks of loop, crystal that hangs on by a bridge.
+"""Corrects wrong labels: islands in air, specks of loop, crystal that hangs on by thin bridges.
 
-Each step says what it changed, and can be switched off.
+Each step reports what it changed, and can be switched off.
 """
 
 from __future__ import annotations
@@ -16,25 +16,37 @@ from numpy.typing import NDArray
 from anacor_dials.segmentation.tiles import most_probable
 
 CROSS = scipy.ndimage.generate_binary_structure(3, 1)
-# mean of p / (p + p_next) of a body beside the main one that counts as a crystal too
+# A body beside the main one is a crystal, too, if the mean of p / (p + p_next) over its voxels is
+# at least this. Chosen by hand.
 FURTHER_CRYSTAL = 0.8
 
 
 @dataclass(frozen=True)
 class CleaningSettings:
-    """Which things that cannot be are put right; every step can be switched off.
+    """Which errors of the labels are corrected; every step can be switched off.
 
-    one_crystal: only the main body of crystal is crystal: the one with the largest sum of log odds
-    against what is next probable, so that a small body that is sure wins over a large one that is
-    not. Otherwise further bodies stay that are sure (FURTHER_CRYSTAL of their voxels are, on
-    average) and have at least the share smallest_crystal of the main one's volume: two crystals in
-    one loop. crystal_in_air: allow bodies of crystal that touch nothing but air. fill_crystal:
-    holes enclosed by crystal become crystal. smallest_body_um3: smaller islands of anything in air
-    become air; smallest_loop_um3: smaller islands of loop become what is next probable; 0 switches
-    the step off. crystal_bridge_um: the crystal is cut where it is thinner than twice this, and
-    what lies further from the parts that count as crystals than three times this becomes what is
-    next probable: loop and fringes that were taken for crystal hang on to it by bridges; 0
-    switches the step off.
+    Parameters
+    ----------
+    one_crystal : bool
+        True: only the main body of crystal is a crystal. The main body has the largest sum of log
+        odds against the next probable label, so that a small body with certain labels comes before
+        a large body with uncertain ones. False: further bodies are kept, too (two crystals in one
+        loop), if their labels are certain (the mean of FURTHER_CRYSTAL) and they are large enough.
+    smallest_crystal : float
+        The least volume of a further crystal, relative to the main one.
+    crystal_in_air : bool
+        Whether bodies of crystal that touch nothing but air are kept.
+    fill_crystal : bool
+        Whether holes that are enclosed by crystal become crystal.
+    smallest_body_um3 : float
+        Smaller islands of any material in air become air, um^3; 0 switches the step off.
+    smallest_loop_um3 : float
+        Smaller islands of loop get the next probable label, um^3; 0 switches the step off.
+    crystal_bridge_um : float
+        The crystal is cut where it is thinner than twice this length. What is then farther than
+        three times this length from all parts that count as crystals gets the next probable label.
+        This removes pieces of loop and fringes that were labelled as crystal and touch the crystal.
+        0 switches the step off.
     """
 
     one_crystal: bool = False
@@ -59,18 +71,26 @@ class CleaningSettings:
 
 @dataclass(frozen=True)
 class CleaningStep:
-    """What one step of the clean-up changed: its name, and volumes in um^3 by (from, to)."""
+    """What one step of the clean-up changed.
+
+    Attributes
+    ----------
+    name : str
+    changed_um3 : mapping of (str, str) to float
+        Volumes in um^3 by (old, new) label.
+    """
 
     name: str
     changed_um3: Mapping[tuple[str, str], float]
 
     @property
     def total_um3(self) -> float:
+        """The volume of all that was changed, um^3."""
         return float(sum(self.changed_um3.values()))
 
 
 class _Cleaner:
-    """Labels and probabilities that are changed together, and the record of it."""
+    """Labels and probabilities, which are changed together, and the record of the changes."""
 
     def __init__(
         self, probabilities: NDArray[np.uint8], names: Sequence[str], voxel_volume_um3: float
@@ -81,8 +101,14 @@ class _Cleaner:
         self._changes: dict[tuple[str, str], float] = {}
 
     def relabel(self, where: NDArray[np.bool_], to: int | None) -> None:
-        """Gives voxels another label; None: the most probable of those that they do not have
-        now."""
+        """Gives voxels another label.
+
+        Parameters
+        ----------
+        where : array (nx, ny, nz) of bool
+        to : int or None
+            None: the most probable label other than the one that the voxel has.
+        """
         index = np.flatnonzero(where)
         if not index.size:
             return
@@ -107,6 +133,7 @@ class _Cleaner:
                 self._changes[key] = self._changes.get(key, 0.0) + volume
 
     def done(self, name: str) -> None:
+        """Records the changes since the last step under the name of this step."""
         self.steps.append(CleaningStep(name, self._changes))
         self._changes = {}
 
@@ -118,10 +145,10 @@ def _crystals(
     label: int,
     settings: CleaningSettings,
 ) -> NDArray[np.bool_]:
-    """Which of the bodies 0 ... n (0 is none of them) are crystals: the main one and further ones,
-    (n + 1,).
+    """Which (n + 1,) of the bodies 0 ... n are crystals: the main body and further ones.
 
-    The main one has the largest sum of ln(p / p_next).
+    Body 0 is no body. The main body has the largest sum of ln(p / p_next), with the probability p
+    of crystal and the largest probability p_next of another label.
     """
     evidence, sureness, sizes = np.zeros(n + 1), np.zeros(n + 1), np.zeros(n + 1)
     for x in range(bodies.shape[0]):  # plane by plane: probabilities of a few classes are large
@@ -151,11 +178,12 @@ def _beyond_bridges(
     bridge: float,
     settings: CleaningSettings,
 ) -> NDArray[np.bool_]:
-    """What of a mask (nx, ny, nz) hangs on to the crystals in it by bridges; bridge: voxels.
+    """The voxels of a mask (nx, ny, nz) that hang on to the crystals in it by thin bridges.
 
-    The mask is worn off by `bridge` (two fifths of its depth at most: thin plates stay) and falls
-    into parts; of the mask, what lies further than three times that from the parts that are
-    crystals is beyond (the tip of a wedge of 40 degrees is still within).
+    A layer of the thickness `bridge` (in voxels) is removed from the surface of the mask, but at
+    most two fifths of its largest depth, so that thin plates remain. The mask then falls into
+    parts. Voxels of the mask are returned if they are farther than three times that thickness from
+    the parts that are crystals. The tip of a wedge of 40 degrees is nearer than that.
     """
     beyond = np.zeros_like(crystal)
     boxes = scipy.ndimage.find_objects(crystal.astype(np.uint8))
@@ -178,9 +206,17 @@ def clean(
     voxel_volume_um3: float,
     settings: CleaningSettings | None = None,
 ) -> tuple[NDArray[np.uint8], list[CleaningStep]]:
-    """(labels uint8 (nx, ny, nz), what each step changed); the probabilities are changed in place.
+    """Labels uint8 (nx, ny, nz) after the clean-up, and what each step changed.
 
-    probabilities: uint8 (n, nx, ny, nz). Bodies are connected through faces.
+    Bodies are connected through the faces of voxels.
+
+    Parameters
+    ----------
+    probabilities : array (n, nx, ny, nz) of uint8
+        255 = 1. They are changed in place.
+    names : sequence of n str
+    voxel_volume_um3 : float
+    settings : CleaningSettings, optional
     """
     settings = settings or CleaningSettings()
     c = _Cleaner(probabilities, names, voxel_volume_um3)

@@ -1,11 +1,10 @@
-"""The coarse pass: a three-dimensional U-Net that sees the whole sample at once, at some 4 um per
-voxel.
+"""The coarse pass: a three-dimensional U-Net that sees the whole sample at about 4 um per voxel.
 
-A slice through the middle of a large crystal holds neither its faces nor the loop, and looks like
-liquor. So the whole sample is first labelled coarsely: the working grid, averaged over blocks of
-BIN voxels, goes through a small U-Net in three dimensions (Cicek et al., MICCAI 2016, with group
-normalisation), and the fine slices see its probabilities beside their own voxels. It is trained
-together with the fine network, on the shares of the classes in every block.
+A slice through the middle of a large crystal shows neither its faces nor the loop, and looks like
+liquor. Therefore the whole sample is first labelled coarsely: the working grid, averaged over
+blocks of BIN voxels, is the input of a small U-Net in three dimensions (Cicek et al., MICCAI 2016,
+with group normalisation). Its probabilities are a further input of the network for slices. Both are
+trained together; the coarse pass learns the shares of the classes in every block.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from anacor_dials.segmentation.coarse_grid import BIN, N_CHANNELS, context_input
 if TYPE_CHECKING:
     from anacor_dials.segmentation.network import SliceNetwork
 
-WIDTHS = (16, 32, 64, 128)  # at 1/1, 1/2, 1/4, 1/8 of the coarse grid
-TILE, HALO = (
-    96,
-    24,
-)  # coarse voxels: volumes larger than TILE go through the network in overlapping blocks
+# Channels at 1/1, 1/2, 1/4 and 1/8 of the coarse grid. Chosen by hand.
+WIDTHS = (16, 32, 64, 128)
+# Volumes longer than TILE coarse voxels go through the network in blocks. The halo is three voxels
+# of the deepest level, at 1/8 of the coarse grid. Both were chosen by hand.
+TILE, HALO = 96, 24
 
 
 def _convolved(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
@@ -37,8 +36,10 @@ def _convolved(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
 
 
 class ContextNetwork(nn.Module):  # type: ignore[misc]
-    """A U-Net in three dimensions: input (n, N_CHANNELS, cx, cy, cz), logits (n, classes, cx, cy,
-    cz)."""
+    """A U-Net in three dimensions.
+
+    Its input has the shape (n, N_CHANNELS, cx, cy, cz), its logits (n, classes, cx, cy, cz).
+    """
 
     def __init__(self, n_classes: int) -> None:
         super().__init__()
@@ -55,6 +56,7 @@ class ContextNetwork(nn.Module):  # type: ignore[misc]
         self.head = nn.Conv3d(w[0], n_classes, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (n, classes, cx, cy, cz) of (n, N_CHANNELS, cx, cy, cz)."""
         maps = [self.first(x)]
         for down in self.down:
             maps.append(down(maps[-1]))
@@ -68,10 +70,17 @@ class ContextNetwork(nn.Module):  # type: ignore[misc]
 
 @torch.inference_mode()  # type: ignore[misc, unused-ignore]
 def context_probabilities(network: SliceNetwork, seen: NDArray[Any]) -> NDArray[np.float16]:
-    """Probabilities (n_classes, cx, cy, cz) of the coarse pass over the views (n_views, nx, ny,
-    nz).
+    """Probabilities (n_classes, cx, cy, cz) that the coarse pass finds.
 
-    Larger volumes go through the network in blocks of TILE that share a halo.
+    Large volumes go through the network in blocks of TILE coarse voxels that overlap by a margin
+    (HALO).
+
+    Parameters
+    ----------
+    network : SliceNetwork
+        With a coarse pass.
+    seen : array (n_views, nx, ny, nz)
+        The views of the tomogram.
     """
     assert network.context is not None
     x = torch.from_numpy(context_input(seen))
@@ -97,10 +106,18 @@ def context_probabilities(network: SliceNetwork, seen: NDArray[Any]) -> NDArray[
 
 
 def at_plane(coarse: NDArray[np.float16], plane: int, shape: tuple[int, int]) -> torch.Tensor:
-    """Probabilities (n_classes, ny, nz) float32 of one plane of the working grid, interpolated
-    linearly.
+    """Probabilities (n_classes, ny, nz), float32, in one plane of the working grid.
 
-    coarse: (n_classes, cx, cy, cz), its first axis across the planes; shape: (ny, nz) of the plane.
+    They are interpolated linearly between coarse blocks.
+
+    Parameters
+    ----------
+    coarse : array (n_classes, cx, cy, cz)
+        Of the coarse pass; the first spatial axis is normal to the plane.
+    plane : int
+        The number of the plane in the working grid.
+    shape : (int, int)
+        (ny, nz) of the plane.
     """
     place = min(max((plane + 0.5) / BIN - 0.5, 0.0), coarse.shape[1] - 1.0)
     first = min(int(place), max(coarse.shape[1] - 2, 0))

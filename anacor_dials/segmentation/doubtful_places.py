@@ -1,8 +1,8 @@
-"""Where a person looks first: the places in which the labels are least sure, the worst first.
+"""Where a person should look first: the places with the most uncertain labels.
 
-The doubt of a voxel is one minus the largest probability. It counts fully where the crystal is one of the
-two most probable materials, since its shape matters most to the absorption factors, and by half elsewhere.
-The doubt is averaged over a neighbourhood; places are the maxima of that mean.
+The doubt of a voxel is one minus its largest probability. It counts fully where crystal is one of
+the two most probable materials, since the shape of the crystal matters most for the absorption
+factors, and by half elsewhere. Places are the maxima of the doubt averaged over a neighbourhood.
 """
 
 from __future__ import annotations
@@ -15,16 +15,26 @@ from numpy.typing import NDArray
 
 from anacor_dials.segmentation.tiles import uncertainty
 
+# Chosen by hand, so that a place is what a person sees at once, and the list is short.
 NEIGHBOURHOOD = 5.0  # voxels: standard deviation of the Gaussian mean
-APART = 10  # voxels between places
-LEAST = 0.02  # of the mean doubt: below it nobody need look
-OTHERS = 0.5  # what doubt counts for that is not about the crystal
+APART = 10  # voxels: the least distance of two places
+LEAST = 0.02  # of the mean doubt; places with less are not listed
+OTHERS = 0.5  # the weight of doubt that is not about the crystal
 
 
 @dataclass(frozen=True)
 class DoubtfulPlace:
-    """A voxel (x, y, z) about which the labels are unsure; doubt: the mean around it, 0 to 1.
-    materials: the two labels that are most probable there."""
+    """A voxel with an uncertain label.
+
+    Attributes
+    ----------
+    voxel : (int, int, int)
+        Its indices.
+    doubt : float
+        The mean around it, 0 to 1.
+    materials : (int, int)
+        The two most probable labels.
+    """
 
     voxel: tuple[int, int, int]
     doubt: float
@@ -32,9 +42,14 @@ class DoubtfulPlace:
 
 
 def doubt_of(probabilities: NDArray[np.uint8], crystal: int) -> NDArray[np.uint8]:
-    """What speaks against the labels, uint8 (nx, ny, nz), 255 = 1, weighted as the module says.
+    """The doubt uint8 (nx, ny, nz) of every voxel, 255 = 1, weighted as the module describes.
 
-    probabilities: uint8 (n_classes, nx, ny, nz), 255 = 1.
+    Parameters
+    ----------
+    probabilities : array (n_classes, nx, ny, nz) of uint8
+        255 = 1.
+    crystal : int
+        The label of the crystal.
     """
     out = uncertainty(probabilities)
     for x in range(out.shape[0]):
@@ -52,10 +67,21 @@ def doubtful_places(
     most: int = 40,
     step: int = 1,
 ) -> list[DoubtfulPlace]:
-    """The doubtful places of probabilities (n_classes, nx, ny, nz), the worst first.
+    """The doubtful places of a labelled volume, beginning with the most doubtful one.
 
-    crystal: its label. by_hand: voxels about which there is no doubt any more. most: how many.
-    step: where only every second, third ... voxel is given, so that lengths in voxels are shorter.
+    Parameters
+    ----------
+    probabilities : array (n_classes, nx, ny, nz) of uint8
+        255 = 1.
+    crystal : int
+        The label of the crystal.
+    by_hand : array (nx, ny, nz) of bool, optional
+        Voxels that a person labelled; they are not doubtful.
+    most : int
+        The largest number of places.
+    step : int
+        If the volume holds only every second, third ... voxel: this step. Lengths in voxels are
+        divided by it.
     """
     from skimage.feature import peak_local_max
 
@@ -74,7 +100,7 @@ def doubtful_places(
     for x, y, z in peaks:
         box = tuple(slice(max(0, int(c) - near_by), int(c) + near_by + 1) for c in (x, y, z))
         local = doubt[box]
-        # the most doubtful voxel near the maximum of the mean is what one wants to see
+        # a person wants to see the most doubtful voxel near the maximum of the mean
         near = np.unravel_index(int(local.argmax()), local.shape)
         i, j, k = (int(part.start + n) for part, n in zip(box, near, strict=True))
         order = np.argsort(probabilities[:, i, j, k])[::-1]

@@ -1,6 +1,7 @@
-"""What speaks against labels, in words: what a person would look at before trusting them.
+"""What speaks against the labels, in words: what a person should look at before trusting them.
 
-Nothing here knows the truth. Each doubt names what was seen, its size, and what to do.
+The true labels are not known here. Each sentence names what was seen, how large it is, and what to
+do.
 """
 
 from __future__ import annotations
@@ -18,23 +19,32 @@ from anacor_dials.sample.volumes import LabelVolume, Volume
 from anacor_dials.segmentation.clean_up import CROSS
 from anacor_dials.segmentation.working_grid import COARSEST_UM, IntensityScale
 
-PLAUSIBLE_MU = (0.6, 1.6)  # of what the material typically has
-UNSURE = 204  # of 255: a voxel whose label is less probable than 0.8
-# The doubtful zone along the crystal's surface, in voxels of the working grid. Where edges are seen it is one to two
-# voxels wide, the width of the point spread.
+# mu of a material relative to that of its typical composition. Chosen by hand: salt,
+# cryoprotectants and solvent content change mu by some ten per cent, a wrong unit or wrong labels
+# by more.
+PLAUSIBLE_MU = (0.6, 1.6)
+UNSURE = 204  # of 255: the label of a voxel is uncertain if its probability is less than 0.8
+# Width of the uncertain zone at the crystal's surface, in voxels of the working grid. If edges are
+# seen, it is one to two voxels wide, as the point spread is.
 WIDE_BORDER = 3.0
-NOISY = 0.5  # noise of a voxel relative to the sample's level
+NOISY = 0.5  # noise of a voxel relative to the sample's level; training samples have up to 0.45
 
 
 def doubtful_border(
     probabilities: NDArray[np.uint8], labels: NDArray[np.uint8], crystal: int
 ) -> float:
-    """The mean width in voxels of the zone about the crystal's surface in which the label is
-    unsure.
+    """The mean width (voxels) of the zone at the crystal's surface in which labels are uncertain.
 
-    The volume of voxels that may be crystal or not (the most probable label is less probable than
-    0.8, and crystal is one of the two most probable), over the area of the crystal's surface. NaN
-    without a crystal.
+    It is the volume of the uncertain voxels over the area of the crystal's surface. A voxel is
+    uncertain if the most probable label is less probable than 0.8 and crystal is one of the two
+    most probable labels. NaN if there is no crystal.
+
+    Parameters
+    ----------
+    probabilities : array (n, nx, ny, nz) of uint8
+    labels : array (nx, ny, nz) of uint8
+    crystal : int
+        The label of the crystal.
     """
     area = 0
     there = labels == crystal
@@ -64,9 +74,20 @@ def find_doubts(
 ) -> Sequence[str]:
     """Sentences on what is doubtful about labels.
 
-    probabilities: uint8 (n, nx, ny, nz) on the working grid, after the clean-up; grid: its voxels.
-    labels: on the tomogram's own voxels. mu: (n,) in 1/um, the tomogram's median within each
-    material, NaN where unknown.
+    Parameters
+    ----------
+    probabilities : array (n, nx, ny, nz) of uint8
+        On the working grid, after the clean-up.
+    grid : Volume
+        The working grid.
+    labels : LabelVolume
+        On the voxels of the tomogram.
+    mu : array (n,)
+        The median of the tomogram within each material, 1/um; NaN if unknown.
+    scale : IntensityScale
+        Of the tomogram.
+    energy_keV : float or None
+        Of the scan; None if unknown.
     """
     crystal = labels.label("crystal")
     warnings = []

@@ -1,9 +1,9 @@
-"""How good labels are against the truth: recall, Dice, cross-entropy, Hausdorff distance.
+"""How good labels are against the truth: recall, Dice, cross-entropy and Hausdorff distance.
 
 ``accuracy`` of a class in the published tables is its recall: the share of its true voxels that
-were found. HD95 is the larger of the two 95th percentiles of the distances from either surface to
-the other, in um (Huttenlocher et al., IEEE Trans. PAMI 15 (1993) 850, with the percentile in place
-of the maximum).
+were found. HD95 is the larger of the two 95th percentiles of the distances from one surface to the
+other, in um (Huttenlocher et al., IEEE Trans. PAMI 15 (1993) 850, with the percentile instead of
+the maximum).
 """
 
 from __future__ import annotations
@@ -38,12 +38,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.evaluation")
 
-BINS = 15  # of probabilities, in the calibration error
+BINS = 15  # of the probability, as in Guo et al., ICML 2017
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Of one class: recall and Dice (0 to 1, NaN where the class is in neither), HD95 in um."""
+    """Scores of one class.
+
+    Attributes
+    ----------
+    name : str
+    recall, dice : float
+        0 to 1; NaN if the class is in neither of the two.
+    hd95_um : float
+    true_voxels, found_voxels : int
+    """
 
     name: str
     recall: float
@@ -54,12 +63,20 @@ class ClassScores:
 
     @property
     def dice_loss(self) -> float:
+        """One minus Dice."""
         return 1.0 - self.dice
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by class, and the mean cross-entropy (nats per voxel; NaN without probabilities)."""
+    """Scores of all classes.
+
+    Attributes
+    ----------
+    classes : tuple of ClassScores
+    cross_entropy : float
+        The mean, nats per voxel; NaN without probabilities.
+    """
 
     classes: tuple[ClassScores, ...]
     cross_entropy: float
@@ -90,9 +107,14 @@ def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def hd95_um(found: NDArray[np.bool_], true: NDArray[np.bool_], voxel_size_um: ArrayLike) -> float:
-    """HD95 of two masks (nx, ny, nz) in um; NaN where one of them is empty.
+    """HD95 of two masks (nx, ny, nz), um; NaN if one of them is empty.
 
-    Surfaces are the outermost voxels of a mask; beyond the volume counts as outside.
+    The surface of a mask are its outermost voxels; what is beyond the volume is outside.
+
+    Parameters
+    ----------
+    found, true : array (nx, ny, nz) of bool
+    voxel_size_um : float or array (3,)
     """
     either = scipy.ndimage.find_objects((found | true).astype(np.uint8))
     if not either or not found.any() or not true.any():
@@ -107,8 +129,14 @@ def hd95_um(found: NDArray[np.bool_], true: NDArray[np.bool_], voxel_size_um: Ar
 
 
 def cross_entropy(probabilities: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
-    """Mean of -ln p(true label), nats, of bytes (n, nx, ny, nz); bytes of zero count as half of
-    one."""
+    """The mean of -ln p(true label), nats; a probability of zero counts as half of a 255th.
+
+    Parameters
+    ----------
+    probabilities : array (n, nx, ny, nz) of uint8
+        255 = 1.
+    truth : array (nx, ny, nz) of uint8
+    """
     table = -np.log(np.maximum(np.arange(256), 0.5) / 255.0)
     total = 0.0
     for x in range(truth.shape[0]):
@@ -120,11 +148,18 @@ def cross_entropy(probabilities: NDArray[np.uint8], truth: NDArray[np.uint8]) ->
 def expected_calibration_error(
     probabilities: NDArray[np.uint8], truth: NDArray[np.uint8], bins: int = BINS
 ) -> FloatArray:
-    """By class (n,) the mean difference between the probability said and the frequency found.
+    """By class (n,) the mean difference between predicted probability and observed frequency.
 
-    sum over bins of (share of voxels) |mean probability - frequency| (Naeini et al., AAAI 2015;
-    class-wise: Kull et al., NeurIPS 2019). probabilities: uint8 (n, nx, ny, nz), 255 = 1; truth:
-    labels (nx, ny, nz).
+    sum over bins of (share of voxels) |mean probability - frequency| (Naeini et al., AAAI 2015; for
+    each class: Kull et al., NeurIPS 2019).
+
+    Parameters
+    ----------
+    probabilities : array (n, nx, ny, nz) of uint8
+        255 = 1.
+    truth : array (nx, ny, nz) of uint8
+    bins : int
+        Of the probability.
     """
     n = len(probabilities)
     out = np.zeros(n)
@@ -144,10 +179,17 @@ def evaluate(
     probabilities: NDArray[np.uint8] | None = None,
     names: Sequence[str] | None = None,
 ) -> Evaluation:
-    """Scores of labels against true ones uint8 (nx, ny, nz), on the same grid and with the same
-    numbers.
+    """Scores of labels against true labels with the same numbers, on the same grid.
 
-    names: of the classes to be scored, all where None. The background has no HD95.
+    The background has no HD95.
+
+    Parameters
+    ----------
+    found : LabelVolume
+    truth : array (nx, ny, nz) of uint8
+    probabilities : array (n, nx, ny, nz) of uint8, optional
+    names : sequence of str, optional
+        The classes to be scored; all if not given.
     """
     if truth.shape != found.shape:
         raise ValueError(
@@ -179,14 +221,21 @@ def evaluate_samples(
     settings: InferenceSettings | None = None,
     measure: Callable[[Segmentation, Volume, LabelVolume, Any], dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Scores of samples NAME.tomo.h5 with NAME.truth.h5 beside them; the worst crystal first.
-    Plain values.
+    """Scores of samples NAME.tomo.h5 with NAME.truth.h5 beside them; the worst crystal comes first.
 
-    "classes" are the scores of the network alone, "cleaned" those after surfaces were moved to the
-    edges (:mod:`.edges`) and after the clean-up;
-    "calibration" is the expected calibration error of each class. measure: further figures of
-    (segmentation, tomogram, true labels, mu by label), which the record takes in. A sample in
-    which no crystal is found counts with recall and Dice zero.
+    Each record holds plain values. "classes" are the scores of the network alone, "cleaned" those
+    after surfaces were moved to the edges (:mod:`.edges`) and after the clean-up, and "calibration"
+    is the expected calibration error of each class. In a sample in which no crystal is found, the
+    crystal has recall and Dice zero.
+
+    Parameters
+    ----------
+    network : SliceNetwork or sequence of them
+    tomograms : sequence of Path
+    settings : InferenceSettings, optional
+    measure : callable, optional
+        Returns further entries of the record, from (segmentation, tomogram, true labels, mu by
+        label).
     """
     labelling = LabellingSettings(settings or InferenceSettings(), keep_probabilities=True)
     rows = []
@@ -245,17 +294,26 @@ def evaluate_samples(
 
 
 def recall_of(scores: Mapping[str, Any]) -> float:
-    """The recall in the scores of a class, NaN where the sample has none of it.
+    """The recall in the scores of a class; NaN if the sample has none of it.
 
-    Records of earlier versions call it accuracy; in JSON files NaN is null.
+    Records of earlier versions call it accuracy. In JSON files NaN is null.
     """
     recall = scores["recall"] if "recall" in scores else scores["accuracy"]
     return math.nan if recall is None else float(recall)
 
 
 def mean_scores(rows: Sequence[dict[str, Any]], cleaned: bool = True) -> dict[str, Any]:
-    """Means over samples of recall, Dice, HD95 and cross-entropy; HD95 over the samples that
-    have one."""
+    """Means over samples of recall, Dice, HD95 and cross-entropy.
+
+    HD95 is averaged over the samples that have one.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Of :func:`evaluate_samples`.
+    cleaned : bool
+        Whether the scores are those after the clean-up.
+    """
     parts = [row["cleaned"] if cleaned else row for row in rows]
     names = parts[0]["classes"]
     out: dict[str, Any] = {"cross_entropy": float(np.mean([p["cross_entropy"] for p in parts]))}

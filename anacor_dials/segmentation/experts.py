@@ -1,10 +1,11 @@
-"""Which of several networks knows a sample: the one whose labels explain the tomogram best.
+"""Which of several networks suits a sample: the one whose labels explain the tomogram best.
 
 Each network labels some planes. If its labels are right, a view of the tomogram without fringes is
-the sum of one level for every material times the share of that material, seen through the view's
-own smoothing S, and of what is left of its fringes: (1 - L0^2 laplacian) mu seen through
-S = 1 / (1 - L^2 laplacian) is S mu + (L0 / L)^2 (mu - S mu). Both levels are found by linear least
-squares over all planes, for each network; what is left unexplained is compared. No network is asked how sure it is: one that is lost can be sure.
+a sum over the materials. Each material contributes its level times its share, smoothed as the view
+is (S), and what is left of its fringes: (1 - L0^2 laplacian) mu, smoothed by S = 1 / (1 - L^2
+laplacian), is S mu + (L0 / L)^2 (mu - S mu). The two levels of each material are found by linear
+least squares over all planes, for each network, and the unexplained parts are compared. The
+networks' own probabilities are not used, since a network can be certain and wrong.
 """
 
 from __future__ import annotations
@@ -21,17 +22,24 @@ from anacor_dials.segmentation.fringes import LENGTHS, SURFACE
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.experts")
 
-PLANES = 24  # that are looked at
-EDGE = 4  # voxels within the sample's surface that do not count: fringes are strongest there
+PLANES = 24  # chosen by hand
+EDGE = 4  # voxels, about the longer smoothing length: fringes are strongest at the sample's surface
 
 
 def planes_to_look_at(n: int) -> NDArray[np.intp]:
-    """At most PLANES numbers of planes, evenly spaced over n."""
+    """The numbers of at most PLANES planes, evenly spaced over n."""
     return np.unique(np.linspace(0, n - 1, min(n, PLANES) + 2).astype(np.intp)[1:-1])
 
 
 def smoothed_plane(share: NDArray[np.float32], length: float) -> NDArray[np.float32]:
-    """A plane (h, w) through 1 / (1 + length^2 k^2), as the views of :mod:`.fringes` in three dimensions."""
+    """A plane (h, w), smoothed by 1 / (1 + length^2 k^2), as the views of :mod:`.fringes` are.
+
+    Parameters
+    ----------
+    share : array (h, w)
+    length : float
+        In voxels.
+    """
     k2 = (
         (np.pi * np.arange(share.shape[0]) / share.shape[0])[:, None] ** 2
         + (np.pi * np.arange(share.shape[1]) / share.shape[1]) ** 2
@@ -42,18 +50,27 @@ def smoothed_plane(share: NDArray[np.float32], length: float) -> NDArray[np.floa
 
 
 def interior(plane: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Where a plane (h, w) of the shorter smoothed view is sample, EDGE voxels off its surface."""
+    """The voxels (h, w) of a plane inside the sample, at least EDGE voxels from its surface.
+
+    plane: of the view with the shorter smoothing.
+    """
     sample = np.asarray(plane) > SURFACE
     return scipy.ndimage.binary_erosion(sample, iterations=EDGE)
 
 
 def unexplained(views: NDArray[np.floating], labels: NDArray[np.uint8], n_classes: int) -> float:
-    """What labels do not explain of the values within a sample, relative to their variance there.
+    """The part of the variance within a sample that labels do not explain.
 
-    views: (n_views, n_planes, h, w), the plain one first, which is not used; labels: (n_planes, h, w).
-    Only voxels off the sample's surface count, where fringes that are left in the views would decide;
-    what is labelled as background is expected at the level of air, so that more than the variance can be
-    left, above 1. The mean over the smoothed views.
+    It is the mean over the smoothed views. Only voxels away from the sample's surface count, since
+    the fringes that are left in the views are strongest there. Voxels labelled as background are
+    expected at the level of air, so that the result can be larger than 1.
+
+    Parameters
+    ----------
+    views : array (n_views, n_planes, h, w)
+        The first one, the plain view, is not used.
+    labels : array (n_planes, h, w) of uint8
+    n_classes : int
     """
     shares = []
     for view, length in zip(views[1:], LENGTHS, strict=True):
@@ -90,9 +107,17 @@ def best_explanation(
     n_classes: int,
     needed: int | None = None,
 ) -> int:
-    """The number of the labels (n_planes, h, w) that explain views (n_views, n_planes, h, w) best.
+    """The number of the candidate whose labels explain the views best.
 
-    needed: a label that every sample has (the crystal); labels without it are taken only where all are.
+    Parameters
+    ----------
+    views : array (n_views, n_planes, h, w)
+    candidates : sequence of array (n_planes, h, w)
+        Labels.
+    n_classes : int
+    needed : int, optional
+        A label that every sample has (the crystal). Candidates without it are chosen only if all
+        lack it.
     """
     found = [unexplained(views, labels, n_classes) for labels in candidates]
     logger.info(

@@ -1,15 +1,17 @@
-"""Views of a tomogram with its Fresnel fringes undone: what the networks see beside the plain one.
+"""Views of a tomogram in which Fresnel fringes are undone: further inputs of the networks.
 
-Waves that run from the sample to the scintillator sharpen every edge. For a sample of nearly one material
-the tomogram is then (1 - L^2 laplacian) mu, with L^2 = (delta/beta) lambda z / 4 pi (Paganin et al., J. Microsc. 206
-(2002) 33, to first order), and undoing it is a smoothing by 1 / (1 + L^2 k^2). What is left differs by electron
-density: crystals are denser than their liquor whichever of the two absorbs more, and the fringes and the
-noise, which hide a few per cent in the plain tomogram, are a tenth of what they were.
+Propagation from the sample to the scintillator sharpens every edge. For a sample of nearly one
+material the tomogram is then (1 - L^2 laplacian) mu, with L^2 = (delta/beta) lambda z / 4 pi
+(Paganin et al., J. Microsc. 206 (2002) 33, to first order). Smoothing by 1 / (1 + L^2 k^2) undoes
+it. What is left shows differences of electron density: crystals are denser than their liquor,
+whichever of the two absorbs more. Fringes and noise, which hide differences of a few per cent in
+the plain tomogram, become ten times smaller.
 
-L was 2 to 6 voxels of 1.0 to 1.5 um in 16 scans at 3.3 to 4.6 keV, 5 to 23 mm from the scintillator. The views have two fixed lengths, so that
-neither distance nor energy need be known: in the longer one single voxels of crystals are told well from the
-liquor on training samples, whatever their L was; in the shorter one, whose fringes are only partly undone,
-those of loops are. Edges are soft in these views and sharp in the plain one.
+L was 2 to 6 voxels of 1.0 to 1.5 um in 16 scans at 3.3 to 4.6 keV, 5 to 23 mm from the
+scintillator. The views have two fixed lengths, so that neither distance nor energy need be known.
+In the view with the longer length, single voxels of crystal are well distinguished from liquor in
+training samples, whatever their L was; in the view with the shorter length, whose fringes are only
+partly undone, voxels of loops are. Edges are soft in these views and sharp in the plain one.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from numpy.typing import NDArray
 
 LENGTHS = (2.0, 4.5)  # voxels of the working grid
 N_VIEWS = 1 + len(LENGTHS)
-SURFACE = 0.5  # of the normalised values: what is sample
-VOXELS_AT_ONCE = 24_000_000  # in the filter
-HALO = 6.0  # lengths, on both sides of a slab
+SURFACE = 0.5  # of the normalised values: half between air and sample
+VOXELS_AT_ONCE = 24_000_000  # in the filter; limits the memory
+HALO = 6.0  # lengths, on both sides of a slab: the filter falls off as exp(-r / length)
 
 
 def _squared_frequencies(shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -33,9 +35,16 @@ def _squared_frequencies(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def smoothed(values: NDArray[np.float32], length: float) -> NDArray[np.float32]:
-    """The values (nx, ny, nz) through 1 / (1 + length^2 k^2), length in voxels; slab by slab.
+    """Values (nx, ny, nz), smoothed by 1 / (1 + length^2 k^2).
 
-    By cosine transforms, so that beyond its faces the volume goes on as its mirror image.
+    Cosine transforms are used, so that the volume continues beyond its faces as its mirror image.
+    Large volumes are smoothed slab by slab.
+
+    Parameters
+    ----------
+    values : array (nx, ny, nz)
+    length : float
+        In voxels.
     """
     halo = int(np.ceil(HALO * length))
     nx, ny, nz = values.shape
@@ -52,9 +61,15 @@ def smoothed(values: NDArray[np.float32], length: float) -> NDArray[np.float32]:
 
 
 def views(values: NDArray[np.float32], dtype: type = np.float32) -> NDArray[np.floating]:
-    """The views (N_VIEWS, nx, ny, nz) of normalised values: as they are, then smoothed by LENGTHS.
+    """The views (N_VIEWS, nx, ny, nz): the normalised values, then the same smoothed by LENGTHS.
 
-    In the smoothed ones, too, the sample's median is 1.
+    Smoothed views are scaled so that the median of the sample is 1, as in the plain one.
+
+    Parameters
+    ----------
+    values : array (nx, ny, nz)
+    dtype : numpy type
+        Of the result.
     """
     out = np.empty((N_VIEWS, *values.shape), dtype=dtype)
     out[0] = values

@@ -1,9 +1,10 @@
 """From a tomogram to labels: scale, network, clean-up, and what is doubtful about the result.
 
-The tomogram is averaged to the working grid and scaled (:mod:`.working_grid`), and views without fringes are
-made of it (:mod:`.fringes`); the coarse pass (:mod:`.context`) and the slices (:mod:`.tiles`) give probabilities, which are
-cleaned of what cannot be (:mod:`.clean_up`) and interpolated back to the tomogram's own voxels, and the most
-probable label is taken. What speaks against the result is said in words (:mod:`.doubts`).
+The tomogram is averaged to the working grid and scaled (:mod:`.working_grid`), and views without
+fringes are made of it (:mod:`.fringes`). The coarse pass (:mod:`.context`) and the network for
+slices (:mod:`.tiles`) give probabilities. Labels that cannot be right are corrected
+(:mod:`.clean_up`). The probabilities are interpolated to the voxels of the tomogram, and each voxel
+gets the most probable label. What speaks against the result is said in words (:mod:`.doubts`).
 """
 
 from __future__ import annotations
@@ -45,15 +46,24 @@ logger = logging.getLogger("dials.anacor_dials.segmentation.inference")
 
 Refiner = Callable[[NDArray[np.float32], NDArray[np.uint8]], NDArray[np.uint8]]
 
-# trained on all families of samples; and on crystals within large drops alone, by full scans
+# The first was trained on all families of samples, the second on full scans of crystals in large
+# drops.
 SHIPPED_WEIGHTS = "anacornet-tiny.safetensors"
 SHIPPED_FOR_DROPS = "anacornet-tiny-drops.safetensors"
 
 
 def load_network(weights: str | Path | None = None) -> SliceNetwork:
-    """The network of a weights file; the weights that ship with the package where None.
+    """The network of a weights file.
 
-    Raises ValueError where torch is not installed or the file is not what it should be.
+    Parameters
+    ----------
+    weights : path, optional
+        The weights that ship with the package if not given.
+
+    Raises
+    ------
+    ValueError
+        If torch is not installed or the file does not hold the weights of a network.
     """
     try:
         from anacor_dials.segmentation.network import load_weights
@@ -67,7 +77,7 @@ def load_network(weights: str | Path | None = None) -> SliceNetwork:
 
 
 def load_networks(weights: str | Path | None = None) -> list[SliceNetwork]:
-    """The network of a weights file; all that ship with the package where None."""
+    """The network of a weights file; all networks that ship with the package if none is given."""
     if weights is not None:
         return [load_network(weights)]
     folder = files("anacor_dials") / "segmentation" / "weights"
@@ -100,12 +110,25 @@ class LabellingSettings:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A labelled tomogram and how it came about.
+    """A labelled tomogram and how it was made.
 
-    labels: on the tomogram's own grid. probabilities: uint8 (n, nx, ny, nz), 255 = 1, on the same
-    grid; None where they were not asked for. working: probabilities of the working grid, cleaned, and
-    its voxels (bin factors). mu_per_um: (n,) 1/um, the tomogram's median within each material, NaN where
-    there is too little of it. steps: of the clean-up.
+    Attributes
+    ----------
+    labels : LabelVolume
+        On the voxels of the tomogram.
+    probabilities : array (n, nx, ny, nz) of uint8, or None
+        255 = 1, on the same voxels; None if they were not asked for.
+    working : array (n, mx, my, mz) of uint8
+        Probabilities on the working grid, after the clean-up.
+    factors : (int, int, int)
+        How many voxels of the tomogram one voxel of the working grid is long.
+    scale : IntensityScale
+    mu_per_um : array (n,)
+        The median of the tomogram within each material, 1/um; NaN if there is too little of it.
+    steps : sequence of CleaningStep
+    warnings : sequence of str
+    seconds : mapping of str to float
+        How long each part took.
     """
 
     labels: LabelVolume
@@ -125,9 +148,20 @@ def at_full_size(
     shape: tuple[int, int, int],
     keep: bool = False,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """(labels, probabilities or None) on the fine grid of a working grid's probabilities.
+    """Labels, and probabilities if wanted, on the fine grid, from probabilities on a working grid.
 
-    Linear interpolation between the middles of the blocks, then the most probable label; plane by plane.
+    Probabilities are interpolated linearly between the centres of the blocks; each voxel gets the
+    most probable label.
+
+    Parameters
+    ----------
+    probabilities : array (n, mx, my, mz) of uint8
+    factors : (int, int, int)
+        How many voxels one voxel of the working grid is long.
+    shape : (int, int, int)
+        Of the fine grid.
+    keep : bool
+        Whether probabilities are returned, too.
     """
     import torch
     import torch.nn.functional as F
@@ -158,10 +192,16 @@ def at_full_size(
 
 
 def mean_mu(values: NDArray[Any], labels: LabelVolume) -> FloatArray:
-    """Medians (n,) of mu in 1/um within each material, two voxels off its surface where it is thick enough.
+    """The median (n,) of mu within each material, 1/um.
 
-    NaN for materials of fewer than 20 voxels, or so thin that the median is that of a dark fringe,
-    below zero. Fresnel fringes lie at surfaces; the median is of the inside.
+    Voxels within two voxels of its surface are left out if the material is thick enough, since
+    fringes lie there. NaN for materials of fewer than 20 voxels.
+
+    Parameters
+    ----------
+    values : array (nx, ny, nz)
+        mu, 1/um.
+    labels : LabelVolume
     """
     out = np.full(len(labels.names), np.nan)
     objects = scipy.ndimage.find_objects(labels.values + np.uint8(1), len(labels.names))

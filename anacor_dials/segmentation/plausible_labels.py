@@ -1,11 +1,11 @@
-"""Label volumes that are as plausible as the one taken, drawn from the probabilities.
+"""Label volumes drawn from the probabilities: each is as plausible as the one that was taken.
 
-The label of a voxel is drawn by the Gumbel trick: the class k with the largest ln p_k + g_k is of
-the probability p_k where the g_k are independent Gumbel variables (Gumbel, 1954; Maddison et al.,
-NeurIPS 2014). Errors of segmentation are not those of single voxels: a whole face lies too far
-out, a whole film is missed. So the g_k are fields that vary smoothly, sums of a constant, of a
-long and of a short scale, each of which alone would do: the field of standard normal variables z_k
-becomes g_k = -ln(-ln Phi(z_k)), and every voxel keeps its probabilities exactly.
+Labels are drawn by the Gumbel trick: the class k with the largest ln p_k + g_k has the probability
+p_k if the g_k are independent Gumbel variables (Gumbel, 1954; Maddison et al., NeurIPS 2014). A
+segmentation is not wrong in single voxels: a whole face lies too far out, or a whole film is
+missed. Therefore the g_k are fields that vary smoothly. A field of standard normal variables z_k,
+the sum of a constant and of fields with a long and a short correlation length, becomes g_k =
+-ln(-ln Phi(z_k)). Every voxel keeps its probabilities exactly.
 """
 
 from __future__ import annotations
@@ -20,21 +20,29 @@ from numpy.typing import NDArray
 
 from anacor_dials.segmentation.tiles import most_probable
 
-# shares of the variance of z, and scales: the whole sample, of the size of faces, of the width of films
+# Shares of the variance of z: of a constant, of a field with the size of faces, of one with the
+# width of films; and the correlation lengths of the two fields. Chosen by hand; the temperature
+# that goes with them was measured on samples left out (jobs/label_uncertainty.py).
 SHARES = (0.3, 0.5, 0.2)
 SCALES_UM = (25.0, 5.0)
-SURE = 252  # of 255
+SURE = 252  # of 255: labels with this probability, 0.99, are not drawn again
 
 
 def smooth_field(
     shape: tuple[int, int, int], voxel_size_um: float, scale_um: float, rng: np.random.Generator
 ) -> Callable[[NDArray[np.intp]], NDArray[np.float32]]:
-    """A function of voxels' indices (3, n) that returns standard normal variables (n,) that vary
-    smoothly.
+    """A random field that varies smoothly, as a function of voxel indices.
 
-    White noise through a Gaussian of the standard deviation s = scale_um, so that two voxels at
-    the distance r are correlated by exp(-r^2 / 4 s^2). The field is drawn on a grid of half that
-    scale (of the voxels where they are coarser) and interpolated linearly.
+    The function returns standard normal variables (n,) at indices (3, n). The field is white noise
+    smoothed by a Gaussian of standard deviation s = scale_um, so that two voxels at a distance r
+    are correlated by exp(-r^2 / 4 s^2). It is drawn on a grid of half that scale (of the voxels if
+    they are coarser) and interpolated linearly.
+
+    Parameters
+    ----------
+    shape : (int, int, int)
+    voxel_size_um, scale_um : float
+    rng : Generator
     """
     step = max(1, int(0.5 * scale_um / voxel_size_um))
     sigma = scale_um / (voxel_size_um * step)
@@ -50,7 +58,8 @@ def smooth_field(
     response = np.exp(-2 * np.pi**2 * sigma**2 * squares)
     noise = rng.standard_normal(wide, dtype=np.float32)
     field = scipy.fft.irfftn(scipy.fft.rfftn(noise) * response, wide)
-    # its variance is the mean of the squared response over all frequencies, of which rfftn holds one half
+    # Its variance is the mean of the squared response over all frequencies; rfftn holds half of
+    # them.
     power = (response.astype(np.float64) ** 2).sum(axis=(0, 1))
     power[1 : (wide[2] + 1) // 2] *= 2
     field /= np.sqrt(power.sum() / np.prod(wide))

@@ -1,9 +1,10 @@
-"""What a person drew in some slices goes on into the neighbouring ones.
+"""What a person drew in some slices is continued into the neighbouring slices.
 
-Around the voxels in which a person contradicted the labels so far, everything is decided anew: by a
-random walker (Grady, IEEE Trans. PAMI 28 (2006) 1768) from what is labelled by hand and from what lies
-further away, along the edges of the tomogram; or by SAM-2 where a checkpoint was given. What is by hand
-stays, and so do air and sample, which are told apart by their level.
+Around the voxels in which a person contradicted the labels, the labels are decided again. This is
+done by a random walker (Grady, IEEE Trans. PAMI 28 (2006) 1768), which starts from the hand-made
+labels and from the labels farther away, and follows the edges of the tomogram; or by SAM-2, if a
+checkpoint was given. Hand-made labels are kept. Air stays air and sample stays sample, since they
+are distinguished by their level.
 """
 
 from __future__ import annotations
@@ -21,19 +22,30 @@ from anacor_dials.segmentation.sam2_refinement import SlicePredictor, exclusive
 from anacor_dials.segmentation.tiles import SAMPLE_LEVEL
 
 Region = tuple[slice, slice, slice]
-# (normalised values, labels, by hand, what is decided anew) of a region -> labels
+# (normalised values, labels, by hand, what is decided again) of a region -> labels
 Propagation = Callable[
     [NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_]],
     NDArray[np.uint8],
 ]
-PLAIN_BLUR = 1.0  # voxels: standard deviation of the Gaussian that the plain view is seen through
-SEEDS_AROUND = 2  # voxels of labels that stay, around what is decided anew
+# Voxels: standard deviation of the Gaussian that smooths the plain view, about that of the point
+# spread. Chosen by hand.
+PLAIN_BLUR = 1.0
+# Voxels: the layer of labels, around what is decided again, that the walker starts from
+SEEDS_AROUND = 2
 
 
 @dataclass(frozen=True)
 class PropagationSettings:
-    """reach: how far strokes go, in voxels; stiffness: how much the walker minds differences of the
-    smoothed tomogram, in units of their standard deviation (beta of the publication)."""
+    """How far and how hand-made labels are continued.
+
+    Parameters
+    ----------
+    reach : int
+        How far from a stroke labels are decided again, voxels.
+    stiffness : float
+        How strongly differences of the smoothed tomogram hold the walker back: beta of the
+        publication, for differences in units of their standard deviation.
+    """
 
     reach: int = 8
     stiffness: float = 2000.0
@@ -52,21 +64,36 @@ def random_walk(
     anew: NDArray[np.bool_],
     stiffness: float = PropagationSettings.stiffness,
 ) -> NDArray[np.uint8]:
-    """Labels uint8 (nx, ny, nz), those in the mask anew by a random walker from all others.
+    """Labels uint8 (nx, ny, nz), of which those in a mask are decided again by a random walker.
 
-    values: normalised, air 0 and sample 1. Voxels of air stay air where they are decided anew, and voxels of
-    sample stay sample.
+    The walker starts from all other labels.
+
+    Voxels of air become air again where they are decided anew, and voxels of the sample remain
+    sample.
+
+    Parameters
+    ----------
+    values : array (nx, ny, nz)
+        Normalised: air is 0 and the sample 1.
+    labels : array (nx, ny, nz) of uint8
+    by_hand : array (nx, ny, nz) of bool
+        Labels that are kept.
+    anew : array (nx, ny, nz) of bool
+        What is decided again.
+    stiffness : float
+        As of :class:`PropagationSettings`.
     """
     from skimage.segmentation import random_walker
 
     smooth = smoothed(values, LENGTHS[0])
-    # fringes mark interfaces in the plain view, and materials differ in that without fringes
+    # the plain view shows interfaces by their fringes; the smoothed view shows differences of
+    # materials
     seen = np.stack([scipy.ndimage.gaussian_filter(values, PLAIN_BLUR), smooth], axis=-1)
     air = smooth < SAMPLE_LEVEL
     seeds = labels.astype(np.int32) + 1
     seeds[anew & ~by_hand] = 0
     seeds[anew & ~by_hand & air] = 1
-    # air and what lies beyond the fringes of the sample's surface takes no part
+    # air farther away takes no part
     seeds[~scipy.ndimage.binary_dilation(anew, iterations=SEEDS_AROUND) & (seeds == 1)] = -1
     present = np.unique(seeds[seeds > 0])
     free = seeds == 0
@@ -99,7 +126,15 @@ def random_walk(
 
 
 def sam2_propagation(predictor: SlicePredictor, axis: int = 0) -> Propagation:
-    """The same by SAM-2: it follows the materials from the slices across an axis that are by hand."""
+    """The same by SAM-2, which follows the materials through the slices across an axis.
+
+    It starts from the slice that holds most hand-made voxels.
+
+    Parameters
+    ----------
+    predictor : SlicePredictor
+    axis : int
+    """
 
     def propagate(
         values: NDArray[np.float32],
@@ -129,7 +164,16 @@ def sam2_propagation(predictor: SlicePredictor, axis: int = 0) -> Propagation:
 def region_of(
     contradicted: NDArray[np.bool_], reach: int
 ) -> tuple[Region, NDArray[np.bool_]] | None:
-    """(part of the volume, what is decided anew in it) around voxels; None where there are none."""
+    """The part of the volume around some voxels, and what is decided again in it.
+
+    None if there are no such voxels.
+
+    Parameters
+    ----------
+    contradicted : array (nx, ny, nz) of bool
+    reach : int
+        Voxels.
+    """
     boxes = scipy.ndimage.find_objects(contradicted.astype(np.uint8))
     if not boxes or boxes[0] is None:
         return None
@@ -151,16 +195,21 @@ def followed(
     settings: PropagationSettings | None = None,
     propagation: Propagation | None = None,
 ) -> NDArray[np.uint8]:
-    """Labels uint8 (nx, ny, nz) after what a person drew has gone on into its surroundings.
+    """Labels uint8 (nx, ny, nz) after hand-made labels were continued into their surroundings.
 
     Parameters
     ----------
-    values: normalised values (nx, ny, nz), air 0 and the sample 1.
-    labels: those so far, with what was drawn.
-    by_hand: which of them a person made; they stay.
-    contradicted: where what was drawn is not what the labels were before.
-    settings: how far it goes.
-    propagation: another way than the random walker.
+    values : array (nx, ny, nz)
+        Normalised: air is 0 and the sample 1.
+    labels : array (nx, ny, nz) of uint8
+        The labels so far, with what was drawn.
+    by_hand : array (nx, ny, nz) of bool
+        Which of them a person made; they are kept.
+    contradicted : array (nx, ny, nz) of bool
+        Where a person drew another label than there was before.
+    settings : PropagationSettings, optional
+    propagation : callable, optional
+        Another method than the random walker.
     """
     settings = settings or PropagationSettings()
     found = region_of(contradicted, settings.reach)

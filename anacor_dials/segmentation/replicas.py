@@ -14,7 +14,9 @@ from torch import nn
 from anacor_dials.segmentation.losses import segmentation_loss, shares_of
 from anacor_dials.segmentation.network import SliceNetwork
 
-AUXILIARY_HEADS = (0.3, 0.15)  # weights of the losses at 1/2 and 1/4 of the size
+# Weights of the losses at 1/2 and 1/4 of the size. Each about half of the one before it, as nnU-Net
+# has them (Isensee et al., Nat. Methods 18 (2021) 203), and smaller, chosen by hand.
+AUXILIARY_HEADS = (0.3, 0.15)
 Losses = tuple[float, float]  # cross-entropy, one minus Dice
 
 
@@ -22,10 +24,19 @@ Losses = tuple[float, float]  # cross-entropy, one minus Dice
 class Batch:
     """What a step learns from.
 
-    slices (n, n_planes, h, w), context (n, n_classes, h, w) or None, labels (n, h, w): crops.
-    coarse_input (N_CHANNELS, cx, cy, cz) and coarse_shares (n_classes, cx, cy, cz): of whole
-    samples, for the coarse pass; coarse_weight: of the loss of each of them, None for one over
-    their number.
+    Attributes
+    ----------
+    slices : tensor (n, n_planes, h, w)
+        Crops.
+    context : tensor (n, n_classes, h, w) or None
+        Probabilities of the coarse pass in them.
+    labels : tensor (n, h, w)
+    coarse_input : sequence of tensor (N_CHANNELS, cx, cy, cz)
+        Whole samples, for the coarse pass.
+    coarse_shares : sequence of tensor (n_classes, cx, cy, cz)
+        The true shares of their classes.
+    coarse_weight : float or None
+        The weight of the loss of each of them; None: one over their number.
     """
 
     slices: torch.Tensor
@@ -36,9 +47,10 @@ class Batch:
     coarse_weight: float | None = None
 
     def split(self, n: int) -> list[Batch]:
-        """n batches of about as many crops, whole samples dealt out in turn.
+        """n batches with about the same number of crops; whole samples are distributed in turn.
 
-        The mean of the batches' gradients, by how many crops each has, is that of the whole.
+        The mean of the gradients of the batches, weighted by their numbers of crops, is the
+        gradient of the whole.
         """
         contexts: Sequence[torch.Tensor | None] = (
             self.context.tensor_split(n) if self.context is not None else [None] * n
@@ -60,10 +72,18 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """Gradients by the network's parameters, losses of crops, and what the coarse pass found.
+    """Gradients and losses of a step, and what the coarse pass found.
 
-    coarse: probabilities (n_classes, cx, cy, cz) of every whole sample of the batch;
-    coarse_losses: of them.
+    Attributes
+    ----------
+    gradients : list of tensor
+        By the parameters of the network.
+    losses : (float, float)
+        Of the crops.
+    coarse : list of tensor (n_classes, cx, cy, cz)
+        Probabilities of every whole sample of the batch.
+    coarse_losses : list of (float, float)
+        Of the whole samples.
     """
 
     gradients: list[torch.Tensor]
@@ -84,8 +104,16 @@ def gradients(
 ) -> StepResult:
     """Gradients of the loss by the parameters of a network in training mode.
 
-    weights: (n_classes,) of the cross-entropy; mixed: in bfloat16 where that will do. The losses
-    of the auxiliary heads and of the coarse pass are added to that of the crops.
+    The losses of the auxiliary heads and of the coarse pass are added to that of the crops.
+
+    Parameters
+    ----------
+    network : SliceNetwork
+    batch : Batch
+    weights : tensor (n_classes,)
+        Of the cross-entropy.
+    mixed : bool
+        Whether bfloat16 is used where its precision is sufficient.
     """
     parameters = list(network.parameters())
     total = [torch.zeros_like(p) for p in parameters]
@@ -114,11 +142,19 @@ def gradients(
 
 
 class ThreadedReplicas:
-    """Some threads that share a step: the network's own and copies of it that share its parameters.
+    """Replicas of a network that share its parameters; each thread uses one, and they share a step.
 
-    torch's own threads wait for each other in every layer, which on a busy machine is slower than
-    one of them; these meet once in a step. Statistics of batches (buffers) are the mean of the
-    threads'. mixed: as of :func:`gradients`.
+    torch's own threads wait for each other in every layer, which on a busy computer is slower than
+    one thread. These threads wait for each other once in a step. The statistics of batches
+    (buffers) are the mean of those of the threads.
+
+    Parameters
+    ----------
+    network : SliceNetwork
+    n : int
+        The number of threads.
+    mixed : bool
+        As of :func:`gradients`.
     """
 
     def __init__(self, network: SliceNetwork, n: int, mixed: bool = False) -> None:
@@ -128,7 +164,13 @@ class ThreadedReplicas:
         self.pool = ThreadPoolExecutor(max_workers=n)
 
     def gradients(self, batch: Batch, weights: torch.Tensor) -> StepResult:
-        """As :func:`gradients`; the means of the threads', by how many crops each of them had."""
+        """As :func:`gradients`: the mean over the threads, weighted by their numbers of crops.
+
+        Parameters
+        ----------
+        batch : Batch
+        weights : tensor (n_classes,)
+        """
         n = len(self.networks)
         if n == 1:
             return gradients(self.networks[0], batch, weights, self.mixed)
@@ -162,5 +204,6 @@ class ThreadedReplicas:
         )
 
     def train(self) -> None:
+        """Sets all replicas to training mode."""
         for network in self.networks:
             network.train()

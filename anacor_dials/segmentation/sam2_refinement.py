@@ -1,13 +1,14 @@
-"""Refinement by SAM-2 (Ravi et al., 2024), slice by slice; the only file that imports sam2.
+"""Refinement by SAM-2 (Ravi et al., 2024), slice by slice; only this module imports sam2.
 
-Slices along X are a film. In key frames AnACorNet's masks are the prompts, one object per class; from
-every key frame SAM-2 follows them forward and backward as far as the next key frame. Where two key
-frames reach, their answers are averaged by distance. The objects' logits and zero for the background are made
-exclusive by a softmax and averaged with AnACorNet's probabilities. By default only films of slices in which
-AnACorNet is unsure are looked at, and only its unsure voxels are changed.
+The slices along X are treated as a film. In key frames the masks of AnACorNet are the prompts, one
+object for each class. From every key frame SAM-2 follows the objects forward and backward, up to
+the next key frame. Where two key frames reach a slice, their results are averaged with weights that
+fall with the distance. A softmax over the logits of the objects, and zero for the background, makes
+probabilities, which are averaged with those of AnACorNet. By default only stretches of slices in
+which AnACorNet is uncertain are looked at, and only uncertain voxels are changed.
 
-The film is cropped to the sample and read lazily: no pictures are written. What follows the film is a
-:class:`SlicePredictor`; sam2 itself is behind :class:`Sam2Predictor`.
+The film shows only the part with the sample and is read when it is needed: no pictures are written.
+The refinement needs a :class:`SlicePredictor`; :class:`Sam2Predictor` is that of the sam2 package.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ HOW_TO_GET = (
     "https://github.com/facebookresearch/sam2#download-checkpoints or a hub name such as "
     "facebook/sam2.1-hiera-tiny"
 )
-UNSURE = 0.7  # a voxel is unsure where its largest probability is smaller
-UNSURE_SHARE = 0.02  # of a slice's voxels that are not surely air: from here on the slice is unsure
-SURE_AIR = 250  # of 255
+# Chosen by hand.
+UNSURE = 0.7  # a voxel is uncertain if its largest probability is less
+UNSURE_SHARE = 0.02  # a slice is uncertain if more of its voxels are, not counting certain air
+SURE_AIR = 250  # of 255: air is certain
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as sam2 wants
-GREY_WINDOW = (-0.1, 1.6)  # normalised values that are black and white
+GREY_WINDOW = (-0.1, 1.6)  # normalised values shown black and white: air is 0, the sample 1
 
 
 class Frames(Protocol):
@@ -56,15 +58,25 @@ class Frames(Protocol):
 
 
 class SlicePredictor(Protocol):
-    """What follows objects through a film of slices."""
+    """Follows objects through a film of slices."""
 
     def follow(
         self, frames: Frames, key: int, masks: NDArray[np.bool_], n_frames: int, reverse: bool
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yields (frame, logits (n_objects, h, w)) from a key frame on.
+        """Yields (frame, logits (n_objects, h, w)), beginning with a key frame.
 
-        frames: normalised slices (h, w); masks: (n_objects, h, w) in the key frame; n_frames: how many
-        frames after the key frame, which comes first, are wanted; reverse: backward.
+        Parameters
+        ----------
+        frames : Frames
+            Normalised slices (h, w).
+        key : int
+            The number of the key frame.
+        masks : array (n_objects, h, w) of bool
+            The objects in the key frame.
+        n_frames : int
+            How many frames after the key frame are wanted.
+        reverse : bool
+            Whether the film runs backward.
         """
         ...
 
@@ -73,9 +85,20 @@ class SlicePredictor(Protocol):
 class Sam2Settings:
     """How SAM-2 is used.
 
-    checkpoint: a file or a hub name; None: not at all. model: tiny, small, base_plus, large. where:
-    uncertain or all. image_size: pixels that slices are scaled to. key_frames: slices from one prompt to
-    the next. weight: share of SAM-2 in the average.
+    Parameters
+    ----------
+    checkpoint : str, optional
+        A file or a hub name; SAM-2 is not used if it is not given.
+    model : str
+        tiny, small, base_plus or large.
+    where : str
+        "uncertain": only uncertain voxels are changed; "all".
+    image_size : int
+        Slices are scaled to so many pixels.
+    key_frames : int
+        The number of slices from one prompt to the next.
+    weight : float
+        The weight of SAM-2 in the average with AnACorNet, 0 to 1.
     """
 
     checkpoint: str | None = None
@@ -100,11 +123,15 @@ class Sam2Settings:
             raise ValueError(f"sam2.weight is {self.weight}; it lies between 0 and 1.")
 
 
-# ---- which slices, from which prompts -------------------------------------------------------------
+# ---- which slices, from which prompts ------------------------------------------------------------
 
 
 def unsure_slices(probabilities: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """(nx,) which slices along X hold more than UNSURE_SHARE unsure voxels, of those not surely air."""
+    """Which slices (nx,) along X are uncertain.
+
+    Those are the slices in which more than UNSURE_SHARE of the voxels, not counting certain air,
+    are uncertain.
+    """
     out = np.zeros(probabilities.shape[1], dtype=bool)
     for x in range(out.size):
         plane = probabilities[:, x]
@@ -117,7 +144,15 @@ def unsure_slices(probabilities: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def runs(wanted: NDArray[np.bool_], margin: int) -> list[tuple[int, int]]:
-    """(first, last + 1) of the runs of wanted slices, grown by a margin to either side, joined."""
+    """(first, last + 1) of the runs of wanted slices, with a margin at both ends.
+
+    Overlapping runs are joined.
+
+    Parameters
+    ----------
+    wanted : array (nx,) of bool
+    margin : int
+    """
     grown: list[tuple[int, int]] = []
     for x in np.flatnonzero(wanted):
         first, last = max(0, int(x) - margin), min(len(wanted), int(x) + margin + 1)
@@ -129,7 +164,18 @@ def runs(wanted: NDArray[np.bool_], margin: int) -> list[tuple[int, int]]:
 
 
 def key_slices(probabilities: NDArray[np.uint8], first: int, last: int, every: int) -> list[int]:
-    """In each stretch of `every` slices of a run, the one that the network is surest of (not pure air)."""
+    """In each stretch of a run, the slice in which the network is most certain.
+
+    Slices of air alone are no key frames.
+
+    Parameters
+    ----------
+    probabilities : array (n, nx, ny, nz) of uint8
+    first, last : int
+        The first slice of the run, and the last + 1.
+    every : int
+        The length of a stretch.
+    """
     keys = []
     for start in range(first, last, every):
         best, sure = -1, -1.0
@@ -146,7 +192,10 @@ def key_slices(probabilities: NDArray[np.uint8], first: int, last: int, every: i
 
 
 def exclusive(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities (n_objects + 1, h, w) that add up to one; the background has the logit zero."""
+    """Probabilities (n_objects + 1, h, w) that add up to one, from logits (n_objects, h, w).
+
+    The background has the logit zero.
+    """
     all_ = np.concatenate([np.zeros_like(logits[:1]), logits]).astype(np.float32)
     all_ = np.exp(all_ - all_.max(axis=0))
     return all_ / all_.sum(axis=0)
@@ -171,9 +220,15 @@ def refined(
     predictor: SlicePredictor,
     settings: Sam2Settings,
 ) -> NDArray[np.uint8]:
-    """Probabilities uint8 (n, nx, ny, nz), 255 = 1, after SAM-2; those given are left as they are.
+    """Probabilities uint8 (n, nx, ny, nz), 255 = 1, after SAM-2; the given ones do not change.
 
-    values: normalised, on the working grid (nx, ny, nz).
+    Parameters
+    ----------
+    values : array (nx, ny, nz)
+        Normalised, on the working grid.
+    probabilities : array (n, nx, ny, nz) of uint8
+    predictor : SlicePredictor
+    settings : Sam2Settings
     """
     out = probabilities.copy()
     box = sample_box(values)
@@ -232,11 +287,11 @@ def refined(
     return out
 
 
-# ---- sam2 itself ----------------------------------------------------------------------------------
+# ---- sam2 itself ---------------------------------------------------------------------------------
 
 
 class _Images:
-    """The film as sam2 wants it: len() and [i] -> float tensor (3, size, size), one at a time."""
+    """The film as sam2 needs it: len() and [i] -> float tensor (3, size, size), one at a time."""
 
     def __init__(self, frames: Frames, size: int) -> None:
         self.frames, self.size = frames, size
@@ -262,10 +317,16 @@ class _Images:
 
 
 class Sam2Predictor:
-    """A :class:`SlicePredictor` by the sam2 package. model: its SAM2VideoPredictor.
+    """A :class:`SlicePredictor` by the sam2 package.
 
-    Every slice is followed from the key frames on both sides of it and encoded once: sam2 keeps the features
-    of its last frame, and here those of the last `frames_kept` are kept (30 MB each at 1024 pixels).
+    Every slice is followed from the key frames on both sides of it, but encoded only once: sam2
+    keeps the features of its last frame; here those of the last `frames_kept` frames are kept (30
+    MB each at 1024 pixels).
+
+    Parameters
+    ----------
+    model : SAM2VideoPredictor
+    frames_kept : int
     """
 
     def __init__(self, model: Any, frames_kept: int = 48) -> None:
@@ -289,9 +350,19 @@ class Sam2Predictor:
 
     @classmethod
     def from_settings(cls, settings: Sam2Settings, device: str = "auto") -> Sam2Predictor:
-        """With the weights that the settings name; random weights where checkpoint is None (timings).
+        """The predictor with the weights that the settings name.
 
-        Raises ValueError where sam2 is not installed or the checkpoint cannot be had.
+        Parameters
+        ----------
+        settings : Sam2Settings
+            If there is no checkpoint, the weights are random (for timings).
+        device : str
+            auto, cpu or cuda.
+
+        Raises
+        ------
+        ValueError
+            If sam2 is not installed or the checkpoint cannot be had.
         """
         try:
             from sam2.build_sam import build_sam2_video_predictor, build_sam2_video_predictor_hf
@@ -320,7 +391,7 @@ class Sam2Predictor:
         return cls(model, 2 * settings.key_frames)
 
     def _state_of(self, frames: Frames) -> Any:
-        """sam2's state of a film; the same one while the film is the same."""
+        """sam2's state of a film; it is kept as long as the film is the same."""
         if self._state is None or self._frames is not frames:
             images = _Images(frames, int(self.model.image_size))
             height, width = np.asarray(frames[0]).shape
@@ -333,6 +404,7 @@ class Sam2Predictor:
     def follow(
         self, frames: Frames, key: int, masks: NDArray[np.bool_], n_frames: int, reverse: bool
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """See :meth:`SlicePredictor.follow`."""
         import torch
 
         from anacor_dials.segmentation.network import has_fast_bfloat16
@@ -362,7 +434,7 @@ class Sam2Predictor:
 
 @contextmanager
 def _without_its_bars() -> Iterator[None]:
-    """Within the block sam2 shows no progress bar of its own for every key frame."""
+    """Within the block, sam2 shows no progress bar of its own for every key frame."""
     import sam2.sam2_video_predictor as module
 
     original = module.tqdm
@@ -375,7 +447,7 @@ def _without_its_bars() -> Iterator[None]:
 
 @contextmanager
 def _frames_instead_of_files(images: _Images, height: int, width: int) -> Iterator[None]:
-    """Within the block sam2 reads its film from memory, not from a folder of JPEGs."""
+    """Within the block, sam2 reads its film from memory, not from a folder of JPEGs."""
     import sam2.sam2_video_predictor as module
 
     original = module.load_video_frames
@@ -389,13 +461,24 @@ def _frames_instead_of_files(images: _Images, height: int, width: int) -> Iterat
 def sam2_refiner(
     settings: Sam2Settings, names: Sequence[str], device: str = "auto"
 ) -> Callable[[NDArray[np.float32], NDArray[np.uint8]], NDArray[np.uint8]] | None:
-    """The function that :func:`anacor_dials.segmentation.inference.segment` takes as `refine`, or None.
+    """The `refine` of :func:`.inference.segment`; None if there is no checkpoint.
 
-    None, with a line in the log, where there is no checkpoint. Raises ValueError where one was named
-    and cannot be used.
+    Parameters
+    ----------
+    settings : Sam2Settings
+    names : sequence of str
+        Of the classes.
+    device : str
+
+    Raises
+    ------
+    ValueError
+        If a checkpoint was named and cannot be used.
     """
     if settings.checkpoint is None:
-        logger.info("Not refined by SAM-2, for want of a checkpoint. To have it: %s.", HOW_TO_GET)
+        logger.info(
+            "Not refined by SAM-2, since no checkpoint was given. To have it: %s.", HOW_TO_GET
+        )
         return None
     if not Path(settings.checkpoint).is_file() and settings.checkpoint.count("/") != 1:
         raise ValueError(f"There is no SAM-2 checkpoint {settings.checkpoint}: {HOW_TO_GET}.")

@@ -1,7 +1,7 @@
-"""Slices through the network: in tiles that overlap and are blended, only where there is sample.
+"""Slices go through the network in overlapping tiles that are blended, only where there is sample.
 
-Memory: the views of the tomogram in half precision and probabilities as bytes, where there is
-sample; a few slices.
+The memory holds the views of the tomogram in half precision and the probabilities as bytes, for the
+part with the sample, and a few slices.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from anacor_dials.segmentation.fringes import views
 if TYPE_CHECKING:
     from anacor_dials.segmentation.network import SliceNetwork
 
-SAMPLE_LEVEL = 0.3  # of the smoothed, normalised values: what counts as sample
-AIR_AROUND = 16  # voxels of air around the sample that the network sees
-# Voxels of the box around the sample, up to which slices across all three axes are labelled. On six
-# samples left out of training that raised the Dice of liquor and loop wherever there were any, and of
-# the crystal on four; on two it fell by 0.002 and 0.003.
+# Smoothed, normalised values above this count as sample. Below one half, so that thin films, which
+# the smoothing weakens, count, too. Chosen by hand.
+SAMPLE_LEVEL = 0.3
+AIR_AROUND = 16  # voxels of air around the sample that the network sees: one pixel at 1/16 size
+# Slices across all three axes are labelled if the box around the sample has no more voxels. On six
+# samples left out of training this raised the Dice of liquor and loop wherever there were any, and
+# that of the crystal on four; on two it fell by 0.002 and 0.003.
 ALL_AXES_UP_TO = 24_000_000
 
 
@@ -38,10 +40,19 @@ ALL_AXES_UP_TO = 24_000_000
 class InferenceSettings:
     """How slices are taken through the network.
 
-    tile: longest edge of what the network sees at once, voxels; overlap: of neighbouring tiles;
-    batch: slices at once, None for 16 on a GPU and one on a CPU, where that is fastest. axes: the
-    slices' normals, such as "x", or "xyz" to average over the three of them; "auto" for all three where
-    that takes little time (:meth:`normals`). device: auto, cpu, cuda.
+    Parameters
+    ----------
+    tile : int
+        The longest edge of what the network sees at once, voxels.
+    overlap : int
+        Of neighbouring tiles, voxels.
+    batch : int, optional
+        Slices at once; 16 on a GPU and one on a CPU, where that is fastest, if not given.
+    axes : str
+        The normals of the slices, such as "x"; "xyz" for the mean over the three; "auto": all three
+        if that takes little time (:meth:`normals`).
+    device : str
+        auto, cpu or cuda.
     """
 
     tile: int = 512
@@ -69,15 +80,24 @@ class InferenceSettings:
         require_device(self.device)
 
     def normals(self, shape: tuple[int, ...]) -> str:
-        """The normals of the slices of a box (nx, ny, nz) of voxels: for auto all three, up to 24 million voxels."""
+        """The normals of the slices of a box (nx, ny, nz) of voxels.
+
+        "auto" means all three up to ALL_AXES_UP_TO voxels, else X.
+        """
         if self.axes != "auto":
             return self.axes
         return "xyz" if math.prod(shape) <= ALL_AXES_UP_TO and min(shape) >= 16 else "x"
 
 
 def sample_box(values: NDArray[np.float32], margin: int = 8) -> tuple[slice, slice, slice]:
-    """The part (three slices) of normalised values (nx, ny, nz) in which there is anything but
-    air."""
+    """The part (three slices) of normalised values (nx, ny, nz) that holds more than air.
+
+    Parameters
+    ----------
+    values : array (nx, ny, nz)
+    margin : int
+        Voxels of air around it.
+    """
     seen = [np.zeros(n, dtype=bool) for n in values.shape]
     for first in range(0, values.shape[0], 64):  # slab by slab, with a halo
         low, high = max(0, first - 2), min(values.shape[0], first + 66)
@@ -98,7 +118,16 @@ def sample_box(values: NDArray[np.float32], margin: int = 8) -> tuple[slice, sli
 
 
 def tile_starts(n: int, tile: int, overlap: int) -> list[int]:
-    """First voxels of equally spaced tiles that cover n voxels and share at least `overlap`."""
+    """The first voxels of equally spaced tiles that cover n voxels.
+
+    Parameters
+    ----------
+    n : int
+    tile : int
+        The length of a tile.
+    overlap : int
+        Neighbouring tiles share at least so many voxels.
+    """
     if n <= tile:
         return [0]
     count = math.ceil((n - overlap) / (tile - overlap))
@@ -106,7 +135,7 @@ def tile_starts(n: int, tile: int, overlap: int) -> list[int]:
 
 
 def _ramp(n: int, overlap: int, first: bool, last: bool) -> NDArray[np.float32]:
-    """Weights (n,) of a tile: rising over the overlap, but not at the edge of the slice."""
+    """Weights (n,) of a tile, which rise over the overlap, but not at the edge of the slice."""
     ramp = np.ones(n, dtype=np.float32)
     rise = (np.arange(1, overlap + 1, dtype=np.float32)) / (overlap + 1)
     if overlap and not first:
@@ -118,10 +147,9 @@ def _ramp(n: int, overlap: int, first: bool, last: bool) -> NDArray[np.float32]:
 
 @contextmanager
 def _threads_apart(on_gpu: bool) -> Iterator[ThreadPoolExecutor]:
-    """On a CPU as many workers as torch has threads, each with one thread of torch's; one on a GPU.
+    """Workers: on a GPU one; on a CPU as many as torch has threads, each with one thread.
 
-    Threads that share a slice wait for each other in every layer, and two are hardly faster than
-    one.
+    Threads that share a slice wait for each other in every layer: two are hardly faster than one.
     """
     import torch
 
@@ -139,10 +167,10 @@ def _threads_apart(on_gpu: bool) -> Iterator[ThreadPoolExecutor]:
 
 
 class _SliceLabeller:
-    """Slices across the first axis of all views (v, nx, ny, nz), taken through the network.
+    """Takes slices across the first axis of all views (v, nx, ny, nz) through the network.
 
-    coarse: the coarse pass's probabilities (n_classes, cx, cy, cz), None for a network without
-    context.
+    coarse: the probabilities (n_classes, cx, cy, cz) of the coarse pass; None for a network without
+    one.
     """
 
     def __init__(
@@ -162,7 +190,7 @@ class _SliceLabeller:
     def of(
         cls, network: SliceNetwork, seen: NDArray[np.float16], settings: InferenceSettings
     ) -> _SliceLabeller:
-        """With the coarse pass done, where the network has one."""
+        """A labeller for which the coarse pass is done, if the network has one."""
         from anacor_dials.segmentation.context import context_probabilities
 
         coarse = context_probabilities(network, seen) if network.context is not None else None
@@ -178,11 +206,12 @@ class _SliceLabeller:
         return _SliceLabeller(self.network, seen, coarse, self.settings)
 
     def part_with_sample(self, planes: NDArray[np.intp]) -> tuple[slice, slice] | None:
-        """The part of some planes in which there is anything but air, with AIR_AROUND it; None
-        where there is not.
+        """The part of some planes that holds more than air, and AIR_AROUND it.
 
-        By the view with the shorter smoothing, in the planes and AIR_AROUND of their neighbours on
-        both sides.
+        None if there is only air.
+
+        It is found in the view with the shorter smoothing, in the planes and AIR_AROUND neighbours
+        on both sides.
         """
         first, last = max(0, int(planes[0]) - AIR_AROUND), int(planes[-1]) + AIR_AROUND + 1
         there = np.any(self.seen[1, first:last:4] > SAMPLE_LEVEL, axis=0)
@@ -287,10 +316,20 @@ def class_probabilities(
     settings: InferenceSettings | None = None,
     progress: bool = False,
 ) -> NDArray[np.uint8]:
-    """Probabilities uint8 (n_classes, nx, ny, nz), 255 = 1, of normalised values on the working grid.
+    """Probabilities uint8 (n_classes, nx, ny, nz), 255 = 1, on the working grid.
 
-    network: of several, that whose labels of some planes explain the tomogram best (:mod:`.experts`). Outside
-    of the box around the sample everything is background. Volumes of one slice will do.
+    Outside of the box around the sample everything is background. Volumes of one slice are allowed.
+
+    Parameters
+    ----------
+    network : SliceNetwork or sequence of them
+        If there are several, the one is taken whose labels of some planes explain the tomogram best
+        (:mod:`.experts`).
+    values : array (nx, ny, nz)
+        Normalised.
+    settings : InferenceSettings, optional
+    progress : bool
+        Whether progress bars are shown.
     """
     import torch
 
@@ -329,7 +368,7 @@ def class_probabilities(
 
 
 def _best_of(labellers: Sequence[_SliceLabeller]) -> _SliceLabeller:
-    """The one whose labels of some planes explain the views best."""
+    """The labeller whose labels of some planes explain the views best."""
     seen = labellers[0].seen
     planes = planes_to_look_at(seen.shape[1])
     candidates = []
@@ -341,7 +380,7 @@ def _best_of(labellers: Sequence[_SliceLabeller]) -> _SliceLabeller:
 
 
 def most_probable(probabilities: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Labels uint8 (nx, ny, nz) of probabilities (n, nx, ny, nz); plane by plane."""
+    """The most probable labels uint8 (nx, ny, nz) of probabilities (n, nx, ny, nz)."""
     _, nx, ny, nz = probabilities.shape
     labels = np.empty((nx, ny, nz), dtype=np.uint8)
     for x in range(nx):

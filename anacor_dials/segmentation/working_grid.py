@@ -1,9 +1,9 @@
-"""The grid and the scale on which the networks see a tomogram: binning, air level and mu scale.
+"""The grid and the scale on which the networks see a tomogram.
 
-The networks are trained at one size of voxel, about 1 to 1.5 um. A finer tomogram is averaged over
-whole blocks of voxels before, and the probabilities are interpolated back afterwards. Values are
-scaled by what the tomogram itself says: air becomes 0 and the sample's median becomes 1, whatever
-of crystal and liquor is the brighter.
+The networks are trained at one voxel size, about 1 to 1.5 um. A finer tomogram is averaged over
+blocks of voxels first, and the probabilities are interpolated back afterwards. The values are
+scaled by the tomogram itself: air becomes 0 and the median of the sample becomes 1, whether crystal
+or liquor is brighter.
 """
 
 from __future__ import annotations
@@ -19,22 +19,32 @@ from numpy.typing import ArrayLike, NDArray
 from anacor_dials.sample.volumes import Volume
 
 FINEST_UM, COARSEST_UM = 0.9, 2.5  # voxels that the networks are trained on
-WORKING_UM = 1.2
-SMOOTH_UM = 4.0  # of the values by which sample and air are told apart
-VOXELS_LOOKED_AT = 400_000
-LEAST_SIGNIFICANCE = 3.0  # of the sample above air, in standard deviations of the smoothed values
-NO_AIR = 0.5  # of the sample's level: a darker part above it is sample, not air
-NO_AIR_NOISE = 3.0  # and by as many standard deviations of the smoothed values above zero
-UNKNOWN = 255  # in place of a label where nobody looked
-LEAST_MU = 2e-4  # 1/um, of water at 14 keV: a volume below it is air whose level is a little off
+WORKING_UM = 1.2  # blocks of finer voxels are made about as large: the middle of what is trained on
+SMOOTH_UM = 4.0  # wider than Fresnel fringes, sqrt(lambda z) = 1 to 3 um
+VOXELS_LOOKED_AT = 400_000  # medians of so many are exact to 0.2 % of the noise
+LEAST_SIGNIFICANCE = 3.0  # of the sample above air, in standard deviations of smoothed values
+# The darker part is sample, not air, if its level is above half of the brighter part's level, and
+# so many standard deviations of the smoothed values above zero.
+NO_AIR, NO_AIR_NOISE = 0.5, 3.0
+UNKNOWN = 255  # in place of a label where nobody labelled
+LEAST_MU = 2e-4  # 1/um, of water at 14 keV; a volume with less is air with a small offset
 
 
 @dataclass(frozen=True)
 class IntensityScale:
-    """What a tomogram says of itself, in 1/um: the level of air, the sample's median, noise in air.
+    """The levels of a tomogram, 1/um.
 
-    air_seen: whether there is air in the field of view; without it the level of air is taken to be
-    0 and the noise is the spread of the sample's values.
+    Attributes
+    ----------
+    air : float
+        The level of air.
+    sample : float
+        The median of the sample.
+    noise : float
+        The standard deviation of a voxel in air.
+    air_seen : bool
+        Whether there is air in the field of view. If not, the level of air is taken as 0, and the
+        noise is the spread of the sample's values.
     """
 
     air: float
@@ -56,8 +66,10 @@ class IntensityScale:
 
 
 def _otsu(values: NDArray[np.float64]) -> float:
-    """Otsu's threshold (IEEE Trans. SMC 9 (1979) 62) between the 0.1 and 99.9 percentiles of the
-    values."""
+    """Otsu's threshold (IEEE Trans. SMC 9 (1979) 62) of values.
+
+    Only values between the percentiles 0.1 and 99.9 count.
+    """
     low, high = np.percentile(values, (0.1, 99.9))
     if not high > low:
         return float(high)
@@ -74,19 +86,21 @@ def _otsu(values: NDArray[np.float64]) -> float:
 def _sample_below(
     smooth: NDArray[np.float32], thin: NDArray[np.float64], threshold: float
 ) -> float | None:
-    """The threshold between air and sample where that found lies between sample and something
-    denser; else None.
+    """A lower threshold, between air and sample, or None.
 
-    smooth: smoothed planes; thin: some of their values. What lies below the threshold must fall
-    into air and a part less than half as dense as what is above; and that part must have an
-    inside, which the soft edge of a dense body has not.
+    It is needed if the given threshold lies between the sample and a denser material. Two
+    conditions must hold: the values below the given threshold fall into air and a part that is less
+    than half as dense as what is above; and this part has an inside, which the soft edge of a dense
+    body does not have.
+
+    smooth: smoothed planes; thin: some of their values.
     """
     below = thin[thin < threshold]
     if below.size < 1000:
         return None
     middle = float(np.median(below))
     spread = 1.4826 * float(np.median(np.abs(below - middle)))
-    second = _otsu(np.maximum(below, middle - 4.0 * spread))  # dark fringes are no material
+    second = _otsu(np.maximum(below, middle - 4.0 * spread))  # dark fringes are not a material
     air, part = below[below < second], below[below >= second]
     if not (air.size and part.size) or part.size < 0.3 * (thin.size - below.size):
         return None
@@ -104,14 +118,25 @@ def _sample_below(
 def intensity_scale(values: NDArray[Any], voxel_size_um: ArrayLike = WORKING_UM) -> IntensityScale:
     """The scale of mu values (nx, ny, nz) in 1/um.
 
-    Air and sample are told apart where the values, smoothed over SMOOTH_UM across X, lie below and
-    above Otsu's threshold: in fine voxels Fresnel fringes are several times as strong as the
-    sample. The levels are the medians of the plain values there. Where the brighter part is small
-    and what is darker falls into air and sample itself (salt, a metal pin), the threshold is that
-    between the latter two. Where the darker part, too, is far above zero, no air is in the field
-    of view: air is then 0, as the values are in 1/um, and the sample's level their median. Some
-    planes are looked at. Raises ValueError where nothing stands out by three standard deviations
-    of the smoothed values in air (a volume of air), and for values that are no numbers.
+    Air and sample are separated by Otsu's threshold of the values after smoothing over SMOOTH_UM
+    across X, since in fine voxels Fresnel fringes are several times as strong as the sample. The
+    levels are the medians of the plain values on both sides. There are two exceptions. If the
+    brighter part is small and the darker part falls into air and sample (with salt or a metal pin
+    in the field of view), the threshold between these two is used. If the darker part, too, is far
+    above zero, there is no air in the field of view: air is then taken as 0, since the values are
+    in 1/um, and the sample's level is the median of all values. Not all planes are looked at.
+
+    Parameters
+    ----------
+    values : array (nx, ny, nz)
+        1/um.
+    voxel_size_um : float or array (3,)
+
+    Raises
+    ------
+    ValueError
+        If nothing is above air by three standard deviations of the smoothed values (a volume of
+        air), or values are not numbers.
     """
     size = np.broadcast_to(np.asarray(voxel_size_um, dtype=np.float64), (3,))
     step = max(1, round((values.size / VOXELS_LOOKED_AT) ** (1 / 3)))
@@ -153,9 +178,15 @@ def intensity_scale(values: NDArray[Any], voxel_size_um: ArrayLike = WORKING_UM)
 
 
 def bin_factors(voxel_size_um: ArrayLike) -> tuple[int, int, int]:
-    """How many voxels along X, Y, Z make one of the working grid; 1 where they are coarse enough.
+    """How many voxels along X, Y, Z make one voxel of the working grid.
 
-    Raises ValueError for voxels so coarse that samples of crystallography would be a few voxels.
+    It is 1 if they are coarse enough.
+
+    Raises
+    ------
+    ValueError
+        If the voxels are so coarse that a sample would be a few voxels, or finer than any
+        tomogram's.
     """
     size = np.asarray(voxel_size_um, dtype=np.float64)
     if float(size.max()) > 20.0:
@@ -175,8 +206,14 @@ def binned_values(
 ) -> NDArray[np.float32]:
     """Normalised means over blocks of voxels, float32 (ceil(nx/fx), ceil(ny/fy), ceil(nz/fz)).
 
-    The last blocks are filled up with the last voxels. Slab by slab: values may be a data set in a
-    file.
+    Incomplete blocks at the end are filled with the last voxels.
+
+    Parameters
+    ----------
+    values : array (nx, ny, nz)
+        Or a data set in a file: it is read slab by slab.
+    factors : (int, int, int)
+    scale : IntensityScale
     """
     fx, fy, fz = factors
     nx, ny, nz = values.shape
@@ -192,7 +229,15 @@ def binned_values(
 def binned_labels(
     labels: NDArray[np.uint8], factors: tuple[int, int, int], n: int
 ) -> NDArray[np.uint8]:
-    """The most frequent label of every block, uint8; of equally frequent ones the lowest."""
+    """The most frequent label of every block, uint8; of equally frequent ones the lowest.
+
+    Parameters
+    ----------
+    labels : array (nx, ny, nz) of uint8
+    factors : (int, int, int)
+    n : int
+        The number of labels.
+    """
     if factors == (1, 1, 1):
         return labels
     share = np.zeros(0, dtype=np.float32)
@@ -212,7 +257,16 @@ def binned_labels(
 def binned_known(
     known: NDArray[np.uint8], factors: tuple[int, int, int], n: int
 ) -> NDArray[np.uint8]:
-    """The most frequent label of those known in every block, uint8; UNKNOWN where none is."""
+    """The most frequent of the known labels of every block, uint8; UNKNOWN if none is known.
+
+    Parameters
+    ----------
+    known : array (nx, ny, nz) of uint8
+        UNKNOWN where nobody labelled.
+    factors : (int, int, int)
+    n : int
+        The number of labels.
+    """
     if factors == (1, 1, 1):
         return known
     fx, fy, fz = factors
@@ -228,6 +282,15 @@ def binned_known(
 
 
 def working_volume(volume: Volume, values: NDArray[Any], factors: tuple[int, int, int]) -> Volume:
-    """Binned values with the size of their voxels and the place of the origin."""
+    """Binned values as a volume, with the size of their voxels and the place of the origin.
+
+    Parameters
+    ----------
+    volume : Volume
+        Before binning.
+    values : array
+        Binned.
+    factors : (int, int, int)
+    """
     f = np.array(factors, dtype=np.float64)
     return Volume(values, volume.voxel_size_um * f, (volume.centre + 0.5) / f - 0.5)
