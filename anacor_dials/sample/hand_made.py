@@ -205,7 +205,10 @@ def read_hand_made(path: str | os.PathLike[str]) -> HandMadeLabels | None:
 
 
 def write_hand_made(group: h5py.Group, hand_made: HandMadeLabels) -> None:
-    """Writes the record into the group segmentation of an open ``tomo.h5``; an earlier one is lost."""
+    """Writes the record into the group segmentation of an open ``tomo.h5``.
+
+    An earlier record is replaced.
+    """
     names = ("by_hand", "by_hand_users", "by_hand_times")
     for name in names:
         if name in group:
