@@ -55,7 +55,8 @@ PASSES = 3
 # where the surface is as well as it is known now. Cross-entropy near surfaces was least for 1.5 to 2 in
 # virtual scans, for 2 to 4 in tomograms by contrast transfer
 SHARPER = 2.0
-LARGEST = 120_000_000  # voxels of the sample's box; larger ones are left as they are
+MARGIN = 12  # voxels around a class that are looked at
+LARGEST = 80_000_000  # voxels of the sample's box; larger ones are left as they are
 LEAST_SURFACE = 100  # voxels of a class
 # voxels: a film between a class and air that is thinner is not believed; the surface of one that is thicker
 # is not taken for that of the air, whose rise is far steeper, so far from it
@@ -150,16 +151,20 @@ def moved_to_edges(
     known = np.zeros(part.shape[1:], dtype=np.float32)  # how sure a surface is that passes nearby
     for name in (n for n in ORDER if n in names):
         label = list(names).index(name)
+        around = _around(part, label)
+        near = part[(slice(None), *around)]
         shift = 0.0
         for number in range(PASSES):
-            surface = surface_of(part, label)
+            surface = surface_of(near, label)
             if surface is None:
                 break
-            steps, sure = _steps(seen, part, names, label, surface, displacement / voxel_size_um)
+            steps, sure = _steps(
+                seen[around], near, names, label, surface, displacement / voxel_size_um
+            )
             shift = max(shift, float(np.sqrt(np.mean(steps**2))))
-            _move(part, surface, steps)
+            _move(near, surface, steps)
             if number == PASSES - 1:
-                np.maximum(known, _spread(surface, sure), out=known)
+                np.maximum(known[around], _spread(surface, sure), out=known[around])
         moved.append(f"{name} {shift * voxel_size_um:.2f}")
     _sharpen(part, known)
     logger.info(
@@ -169,6 +174,17 @@ def moved_to_edges(
         displacement,
     )
     return probabilities
+
+
+def _around(probabilities: NDArray[np.uint8], label: int) -> tuple[slice, slice, slice]:
+    """The box (three slices) of a class, with room for its surface to move."""
+    there = probabilities[label] >= 64
+    box = []
+    for axis, n in enumerate(there.shape):
+        where = np.flatnonzero(there.any(axis=tuple(k for k in range(3) if k != axis)))
+        low, high = (int(where[0]), int(where[-1]) + 1) if where.size else (0, n)
+        box.append(slice(max(0, low - MARGIN), min(n, high + MARGIN)))
+    return box[0], box[1], box[2]
 
 
 def deepest_fringe(values: Array, probabilities: NDArray[np.uint8]) -> float:
