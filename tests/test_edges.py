@@ -111,7 +111,7 @@ def test_refraction_is_taken_off():
     assert radius_of(p, "crystal")[0] == pytest.approx(CRYSTAL - 0.5 * seen, abs=0.15)
 
 
-def test_where_surfaces_are_moved():
+def test_where_surfaces_are_moved(caplog):
     known = EdgeSettings(None, 4.0, 8.0)
     assert known.displacement_um(False) == refraction_displacement_um(8.0, 4.0)
     assert known.displacement_um(True) == 0.0
@@ -122,8 +122,10 @@ def test_where_surfaces_are_moved():
     # energy and distance are not known: nothing is touched
     p = probabilities_of(DROP + 1, CRYSTAL)
     before = p.copy()
-    moved_to_edges(values_of(), p, NAMES, 1.0, EdgeSettings())
+    with caplog.at_level("INFO"):
+        moved_to_edges(values_of(), p, NAMES, 1.0, EdgeSettings())
     np.testing.assert_array_equal(p, before)
+    assert "give projections.energy= (keV) and projections.distance= (mm)" in caplog.text
     # but for fringes that no transmission gives
     strong = values_of(fringe=2.0)
     assert deepest_fringe(strong, before) > 1.1

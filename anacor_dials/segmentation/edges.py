@@ -145,6 +145,11 @@ def moved_to_edges(
     linear = deepest_fringe(seen, part) > DEEPEST_FRINGE
     displacement = settings.displacement_um(linear)
     if displacement is None:
+        if settings.refine is None and not settings.phase_retrieved:
+            logger.info(
+                "Energy or distance of the scan are not known, so that the surfaces of materials stay where the "
+                "network put them; give projections.energy= (keV) and projections.distance= (mm)."
+            )
         return probabilities
     seen = np.clip(seen, -1.0, 3.0)
     moved = []
