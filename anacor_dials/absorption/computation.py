@@ -43,7 +43,7 @@ POINT_POWER = 1.3
 POINT_SHARE = 0.6
 GRID_SHARE = 0.75
 POINTS_ABOVE_SHARE = 1.2  # points are added only above so many times their share
-MOST_POINTS = 2_000_000
+MOST_POINTS = 2_000_000  # limits time and memory
 
 # Degrees between exit nodes of the fine grid at a tolerance of 0.1 %, its power of the tolerance,
 # and its range: by trial on the benchmark (benchmarks/RESULTS.md) and on the bodies of
@@ -64,7 +64,8 @@ TWO_LEVELS_FROM = 6144
 MOST_FINE_POINTS = 100_000
 COARSE_RATIO = 2.0
 
-# Where no table follows the edge of the beam, up to so many times its rays are traced instead.
+# If no table follows the edge of the beam, rays are traced for the reflections themselves, unless
+# these are more than so many times the rays of the table. Limits the time.
 MOST_OWN_RAYS = 16
 
 LARGEST_CHUNK = 8192  # points traced together: more bring no speed

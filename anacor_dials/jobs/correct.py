@@ -55,7 +55,9 @@ from anacor_dials.sample.volumes import LabelVolume
 
 logger = logging.getLogger("dials.anacor_dials.jobs.correct")
 
-EDGE_FRACTION = 0.01  # of the crystal's voxels may be at the edge of the volume without a warning
+# So many of the crystal's voxels may be at the edge of the volume without a warning; chosen by
+# hand.
+EDGE_FRACTION = 0.01
 
 
 @dataclass(frozen=True)

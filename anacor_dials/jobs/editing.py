@@ -49,9 +49,11 @@ from anacor_dials.segmentation.working_grid import (
 
 logger = logging.getLogger("dials.anacor_dials.jobs.editing")
 
+# For the effect of corrections on the factors, which is shown after every step: few reflections,
+# and coarse, so that it takes little time.
 DIRECTIONS = 200
 TRACED_VOXELS = 160  # along an edge: finer volumes are binned before factors are computed
-TOLERANCE = 2e-3
+TOLERANCE = 2e-3  # of the factors
 VOXELS_LOOKED_AT = 8_000_000  # for doubtful places
 PLANES = {0: (1, 2), 1: (0, 2), 2: (0, 1)}  # the two axes of a slice across an axis
 

@@ -18,8 +18,9 @@ from anacor_dials.tomography.scan_files import ScanDescription, find_scan, scan_
 logger = logging.getLogger("dials.anacor_dials.jobs.foreign_tomogram")
 
 LEVEL_PER_UM = 0.01  # of the sample where neither unit nor energy are known: of water at 3.75 keV
-AIR_MISMATCH = 0.2  # of the sample's level: how far the sides may be from what is taken for air
-SAMPLE_AT_SIDES = 0.25  # of the voxels there, at most: more is no air
+# Chosen by hand.
+AIR_MISMATCH = 0.2  # of the sample's level: how far the sides may be from what is taken as air
+SAMPLE_AT_SIDES = 0.25  # of the voxels at the sides; with more sample they are not air
 
 
 def load_foreign_tomogram(

@@ -25,14 +25,16 @@ from anacor_dials.segmentation.plausible_labels import plausible_labels
 logger = logging.getLogger("dials.anacor_dials.jobs.label_uncertainty")
 
 DRAWS = 10  # their rms has an error of about 1 / sqrt(2 DRAWS), 22 %
-REFLECTIONS = 200
+REFLECTIONS = 200  # their rms has an error of about 5 %, little beside that of the draws
 # Of the drawn labels, whose surfaces were moved to the edges in the tomogram: they are better than
 # the probabilities say. On eleven samples left out of training (five scans, six of the stream) the
 # uncertainty was 1.2 times the true error in the geometric mean with 0.35, within a factor of two
 # on five and of three on eight; 1.8 times with 0.5, 0.6 times with 0.2.
 TEMPERATURE = 0.35
 TOLERANCE = 1.5e-3  # of the factors; less than the uncertainty from the labels usually is
-MOST_UNCERTAIN = 0.015  # a larger relative rms of the factors causes a warning
+# A larger relative rms of the factors causes a warning. Chosen by hand: about half of Rmeas of good
+# data.
+MOST_UNCERTAIN = 0.015
 MARGIN = 2  # voxels around the sample
 
 

@@ -36,7 +36,8 @@ from anacor_dials.sample.volumes import Tomogram
 
 PER_VOXEL = "1/voxel"
 CONTRADICTION = 0.01  # relative: sizes of voxels that differ by more contradict each other
-INNER_CIRCLE = 0.6  # of the half edge: programs blank the outside of a larger circle
+# of the half edge: programs blank the outside of a larger circle; chosen by hand
+INNER_CIRCLE = 0.6
 
 
 @dataclass(frozen=True)

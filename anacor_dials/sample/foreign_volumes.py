@@ -27,7 +27,7 @@ AMIRA_TYPES = {
     "byte": "u1", "short": "i2", "ushort": "u2", "int": "i4", "float": "f4", "double": "f8",
 }  # fmt: skip
 
-LEAST_UM = 1.5e-4
+LEAST_UM = 1.5e-4  # 1 angstrom (1e-4 um) stands for unknown in MRC files
 LONGEST_HEADER = 2**20  # bytes, of Amira files, whose data follow
 
 

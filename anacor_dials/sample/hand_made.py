@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from anacor_dials.sample.hdf5_files import open_hdf5
 from anacor_dials.sample.volumes import DEFAULT_NAMES
 
-MOST_SESSIONS = 255
-CHUNK = 64
+MOST_SESSIONS = 255  # numbers in a byte
+CHUNK = 64  # voxels on edge, as of the labels
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from anacor_dials.simulation.scan import ScanOptions, ScanSettings, require_in_v
 logger = logging.getLogger("dials.anacor_dials.simulation.batch")
 
 MAKERS = ("built_in", "blender", "stl")
-ATTEMPTS = 30
+ATTEMPTS = 30  # to draw a sample whose parts fit together; chosen by hand
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.simulation.crystal_habits import HABITS
 from anacor_dials.simulation.diffraction_settings import Sweep
 
-# Pilatus 12M: 24 rows of 5 modules of 487 x 195 pixels, 7 pixels between modules
+# Pilatus 12M: 24 rows of 5 modules of 487 x 195 pixels, 7 pixels between modules; the places of the
+# rows and of the beam are those of the header of a real image
 ROWS = 24
 MODULES_PER_ROW = 5
 MODULE_WIDTH = 487

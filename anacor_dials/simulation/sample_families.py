@@ -35,13 +35,15 @@ from anacor_dials.simulation.solids import (
     without,
 )
 
+# Families and how often they are drawn. Chosen by hand: every family is seen often, usual ones
+# more.
 CRYSTAL_FAMILIES = ("polyhedron", "plate", "needle", "bipyramid", "prism", "twin", "blob")
 CRYSTAL_FREQUENCIES = (0.38, 0.14, 0.12, 0.12, 0.10, 0.10, 0.04)
 LIQUOR_FAMILIES = ("drop", "protruding", "huge", "skin", "remnant", "dry")
 LIQUOR_FREQUENCIES = (0.40, 0.24, 0.08, 0.09, 0.10, 0.09)
 MOUNT_FAMILIES = ("ring", "film", "aperture", "mesh", "capillary", "none")
 MOUNT_FREQUENCIES = (0.62, 0.06, 0.14, 0.06, 0.03, 0.09)
-# inclusions: how often, how many (least, less than), radii in um (least, largest)
+# Inclusions: how often, how many (least, less than), radii in um (least, largest). Chosen by hand.
 SPECKS = {
     "salt": (0.15, (1, 7), (1.5, 8.0)),
     "ice": (0.07, (1, 4), (4.0, 18.0)),

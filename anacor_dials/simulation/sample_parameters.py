@@ -14,9 +14,11 @@ from anacor_dials.simulation.meshes import convex_polyhedron
 
 # crystals whose faces are lattice planes come last; they are made if they are asked for
 CRYSTAL_SHAPES = ("polyhedron", "needle", "plate", "cluster", "bipyramid", *HABITS)
+# Chosen by hand.
 SHAPE_FREQUENCIES = (0.45, 0.2, 0.15, 0.1, 0.1) + (0.0,) * len(HABITS)
 BEYOND_ALL_FACES = 1.5  # relative distance of the faces of the box of a crystal that has a habit
-# edge lengths relative to the size that was asked for; other shapes are nearly as long as wide
+# Edge lengths relative to the size that was asked for; other shapes are nearly as long as wide.
+# Chosen by hand.
 CRYSTAL_ASPECTS = {
     "needle": (3.0, 0.7, 0.7),
     "plate": (1.5, 1.5, 0.35),

@@ -49,7 +49,7 @@ from anacor_dials.simulation.wavefield import (
 logger = logging.getLogger("dials.anacor_dials.simulation.scan")
 
 PROJECTION, FLAT, DARK = 0, 1, 2
-N_BEAM_STATES = 4  # patterns of the incident beam that are carried to the sample and kept
+N_BEAM_STATES = 4  # patterns of the incident beam that are propagated to the sample and kept
 
 
 @dataclass(frozen=True)

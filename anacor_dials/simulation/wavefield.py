@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.materials import wavelength_from_energy
 
-LARGEST_GRID = 16384  # points along one side
+LARGEST_GRID = 16384  # points along one side: 2 GB in single precision
 PROPAGATORS = ("fresnel", "angular_spectrum")
 PRECISIONS = {"single": torch.complex64, "double": torch.complex128}
 

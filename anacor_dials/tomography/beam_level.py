@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.tomography.survey import FloatImages
 
+# Chosen by hand.
 AIR_SHARE = 0.02  # of the sample's largest -ln T; air has no more at any angle
 LEAST_AREA = 0.02  # of the image; less may be the thin side of a sample that fills the image
 LEAST_PIXELS = 4  # for small images, such as those of a test detector

@@ -19,11 +19,14 @@ from anacor_dials.tomography.survey import FloatImages, Survey
 
 LEAST_PROJECTIONS = 20  # in a shorter scan neighbours differ too much to be compared
 LONGEST_RUN = 5  # bad frames in a row that are found by comparison with their neighbours
-LEVELS = (0.5, 2.0)  # a level outside these, relative to its neighbours, is not the beam's
-# a run differs from the frames around it by more than this times the difference between these
-# frames; the ratio is 0.5 to 1 if the sample only turns
+# A level outside these, relative to its neighbours, is not that of the beam. Chosen by hand: a beam
+# drifts by per cent, and a lost or double exposure changes the level by a factor of two or more.
+LEVELS = (0.5, 2.0)
+# A run of frames is bad if it differs from the frames around it by more than OUTLYING times the
+# difference between these frames (0.5 to 1 times if the sample only turns), and by more than
+# STANDING_OUT times the usual difference of successive frames. Both were chosen by hand.
 OUTLYING = 2.5
-STANDING_OUT = 4.0  # and by more than this times the usual difference of successive frames
+STANDING_OUT = 4.0
 
 
 @dataclass(frozen=True)

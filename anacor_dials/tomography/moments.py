@@ -27,15 +27,16 @@ from anacor_dials.sample.frames import FloatArray
 from anacor_dials.tomography.beam_level import BeamLevel
 from anacor_dials.tomography.survey import Survey
 
-LEAST_ROWS = 3  # with sample, so that moments can be compared
-ROW_MASS = 0.05  # rows with less than this fraction of the largest m0 are not used
+# Chosen by hand: so few rows, or so little sample in a row, would be decided by noise.
+LEAST_ROWS = 3  # with sample
+ROW_MASS = 0.05  # of the largest m0; rows with less are not used
 # standard deviation of the blur, in pixels of the survey; a blur of 2 halves the departures from
 # sines, and more reduces them little further
 FRINGE_BLUR = 2.0
 # If less is transmitted, -ln T is the noise of the dark; with a larger share of such pixels the
 # moments say nothing.
 OPAQUE, OPAQUE_SHARE = 0.003, 0.001
-FRINGES = 1.15  # if the brightest pixels transmit more than this, the fringes are strong
+FRINGES = 1.15  # if the brightest pixels transmit more, fringes are strong; chosen by hand
 # how far, in pixels, edges are displaced by pixels and sampling; and by strong fringes. The centres
 # of mass of six virtual scans with strong fringes (5 to 19 mm, 2.8 to 5.4 keV, samples of 15 to 40
 # pixels) departed from sines by 0.05 to 0.5 pixels

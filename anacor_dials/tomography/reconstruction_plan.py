@@ -23,7 +23,7 @@ from anacor_dials.tomography.slice_grid import SliceGrid
 
 logger = logging.getLogger("dials.anacor_dials.tomography.reconstruction_plan")
 
-WEDGE_DEG = 5.0  # wider gaps of the angles cause a warning
+WEDGE_DEG = 5.0  # wider gaps of the angles cause a warning; chosen by hand
 # how far from the axis that was found the slice of the report is reconstructed
 SWEEP_PIXELS = (-8, -4, -2, -1, 0, 1, 2, 4, 8)
 SWEEP_PROJECTIONS = 450  # about so many are enough to show where the axis is

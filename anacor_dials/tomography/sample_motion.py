@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.tomography.moments import PIXEL_ERROR, Moments
 
-BANDS = 12  # of rows along the axis, of about equal mass
+BANDS = 12  # of rows along the axis, of about equal mass; chosen by hand
 FLOOR_VARIANCE = 0.01  # error of a variance by pixels and sampling, besides noise, relative to it
-SIGMAS = 6.0  # larger departures are no accident
-EDGE_PIXELS = 0.7  # errors that move the edge of the sample by less are left alone
-FEW = 0.1  # of the projections: so many may have wrong angles and be left out
+# Departures of so many standard deviations are not accidental: even in 10^6 values with normal
+# errors none is expected.
+SIGMAS = 6.0
+EDGE_PIXELS = 0.7  # errors that move the edge of the sample by less blur it by less than a pixel
+FEW = 0.1  # of the projections may have wrong angles and be left out; chosen by hand
 UNITS = {
     "degrees that were taken for radians": math.pi / 180,
     "radians that were taken for degrees": 180 / math.pi,
@@ -36,7 +38,7 @@ UNITS = {
     "twice the angle": 0.5,
     "half the angle": 2.0,
 }
-JUMPS = 24  # frames that are tried as the beginning of an offset of the angles
+JUMPS = 24  # frames that are tried as the beginning of an offset of the angles; chosen by hand
 LEAST_DRIFT = 0.4  # pixels; a smaller drift blurs less than a pixel
 # of a drift; the largest part that a steady drift may leave unexplained (of a cubic drift it leaves
 # 0.03, of a sine of 2 theta 0.14)

@@ -17,7 +17,7 @@ from anacor_dials.tomography.slice_grid import SliceGrid
 
 SURVEY_VIEWS = 36  # every 10 degrees of a whole turn
 CENTRE_SLICES = 3  # their median is taken; more take longer and agree
-SUPPORT_SHARE = 0.02  # of the strongest absorption: more is sample, when cropping
+SUPPORT_SHARE = 0.02  # of the strongest absorption: more is sample, when cropping; chosen by hand
 
 
 def survey_of_sample(

@@ -37,18 +37,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dials.anacor_dials.tomography.scan_checks")
 
-BAD_LIMIT = 0.1  # of the projections; with more bad ones the scan is refused
-LEVEL_WARNING = 0.02  # relative difference between the beam beside the sample and the flats
+BAD_LIMIT = 0.1  # of the projections; with more bad ones the scan is refused; chosen by hand
+# Relative difference between the beam beside the sample and the flats. Chosen by hand: it is an
+# error of 0.02 in -ln T.
+LEVEL_WARNING = 0.02
 # other angles are tried if the misfit, in standard deviations, is larger; it is 0.1 to 1.1 in good
 # scans
 MISFIT = 1.5
-BETTER = 0.7  # other angles must reduce the misfit to this fraction to be believed
+BETTER = 0.7  # other angles are believed if they reduce the misfit to this part; chosen by hand
 # a larger misfit is refused if no angle, drift or tilt explains it; strong fringes in small images
 # cause up to 4.3
 HOPELESS = 8.0
-LEAST_OFFSET_DEG = 2.0  # a smaller offset of the angles is not believed
+LEAST_OFFSET_DEG = 2.0  # a smaller offset of the angles is not believed; chosen by hand
 TILT_EDGE_PIXELS = 0.12  # a tilt that moves the ends of the sample by less does no harm
-TILT_SIGMAS = 5.0  # a tilt within so many standard deviations of zero is not believed
+# a tilt within so many standard deviations of zero is not believed; chosen by hand
+TILT_SIGMAS = 5.0
 LARGEST_TILT_DEG = 3.0  # for larger ones the expansion to first order is wrong
 
 

@@ -75,8 +75,10 @@ LEAST_SMOOTHING_PIXELS = 1.0  # even without fringes: the edges of voxels and pi
 MARGIN_SIGMAS = 2.0
 BESIDE_SIGMAS = 6.0
 MOST_CYCLES = 6  # of linearisation; two or three are usual
-POOR_ERROR = 0.1  # of the mean mu: a warning
-UNEXPLAINED = 0.1  # rms of the residuals relative to that of -ln T: a warning
+# What causes a warning; chosen by hand.
+POOR_ERROR = 0.1  # of the mean mu
+UNEXPLAINED = 0.1  # rms of the residuals relative to that of -ln T
+# In the report.
 PICTURE_VIEWS = 3
 PICTURE_PIXELS = 150
 

@@ -16,7 +16,9 @@ from anacor_dials.sample.frames import FloatArray
 # Of Huber's weights, in standard deviations: 95 % efficient for normal errors (Huber, Ann. Math.
 # Statist. 35 (1964) 73).
 HUBER = 1.345
-OFFSET_SPREAD = 0.02  # standard deviation of -ln(beam / flat), known beforehand
+# Standard deviation of -ln(beam / flat) that is assumed beforehand. Chosen by hand: beams drift by
+# a per cent or two between flats.
+OFFSET_SPREAD = 0.02
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,14 +12,15 @@ from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.volumes import LabelVolume
 
 LEAST_TRANSMISSION = 0.02  # of a usable ray: below, scattered light and the dark current matter
-LEAST_BRIGHT = 0.02  # of the rays through the sample: with fewer, the sample is too opaque
-LEAST_RAYS = 30  # through a material whose mu is looked for
-MOST_RAYS = 80_000  # in the sample, and beside it: neighbours add little
-# A ray is left out where the slope of a material's thickness changes by more than this over the
-# margin.
+LEAST_BRIGHT = 0.02  # of the rays through the sample: with fewer, it is too opaque; chosen by hand
+LEAST_RAYS = 30  # through a material whose mu is looked for; chosen by hand
+MOST_RAYS = 80_000  # in the sample, and beside it: neighbours add little; limits the time
+# A ray is left out if the slope of a material's thickness changes by more than this over the
+# margin. Chosen by hand: a surface that turns by 45 degrees.
 LARGEST_BEND = 1.0
 VOXEL_NOISE = 1.5  # voxels by which the thickness of voxelised labels may seem to bend
-KEPT_SHARE = 0.25  # if fewer of the rays through a material remain, its margin is halved
+# If fewer of the rays through a material remain, its margin is halved; chosen by hand.
+KEPT_SHARE = 0.25
 
 
 def away_from_edges(

@@ -14,7 +14,9 @@ from anacor_dials.sample.volumes import LabelVolume
 
 REGISTRATION_PIXELS = 96  # blocks along the longer side of the image, in the first search
 REGISTRATION_VIEWS = 12  # from all around, for two unknowns
-LEAST_AGREEMENT = 0.5  # of the sum of squares of -ln T; labels of another sample explain less
+# The part of the sum of squares of -ln T that labels must explain. Labels of another sample explain
+# less. Chosen by hand.
+LEAST_AGREEMENT = 0.5
 
 
 def _register(

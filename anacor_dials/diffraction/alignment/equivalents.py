@@ -27,11 +27,14 @@ from anacor_dials.diffraction.reflections import (
 from anacor_dials.diffraction.wavelengths import wavelength_groups
 from anacor_dials.sample.frames import FloatArray, unit
 
-LEAST_I_OVER_SIGMA = 5.0  # the median over the observations of a unique reflection
+# The median over the observations of a unique reflection. Chosen by hand: weaker ones say little of
+# a few per cent of absorption.
+LEAST_I_OVER_SIGMA = 5.0
 LEAST_I_OVER_SIGMA_OF_ONE = 2.0  # below, the logarithm of an intensity is too uncertain
 MOST_OBSERVATIONS = 12_000  # bounds the time of a trial
 # Observations in one cell of scan angle and detector quadrant share systematic errors. A sweep has
-# at least so many cells in scan angle, for the spread between them to be known.
+# at least so many cells in scan angle, so that the spread between them is known. Chosen by hand:
+# scales of images vary over about ten degrees.
 LARGEST_CELL_DEG = 10.0
 CELLS_OF_A_SWEEP = 18
 TURNED_ALIKE = 1e-6  # 1 - cosine of the largest angle between axes that are one: 0.08 deg

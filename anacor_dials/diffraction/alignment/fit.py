@@ -63,7 +63,8 @@ FEWEST_UNIQUE = 50
 FEWEST_DEGREES_OF_FREEDOM = 200
 ROUNDS = 3  # of weights and alignment in turn
 
-# An alignment is moved only if all of these hold.
+# An alignment is moved only if all of these hold. They were chosen by hand, so that nothing is
+# moved that the data do not determine.
 REFUTED_AT = 3.0  # standard deviations between the best trial and every alternative
 BASIN_DEG = 20.0  # trials nearer than this to the best one are no alternatives to it
 SMALLEST_MU_SCALE, LARGEST_MU_SCALE = 0.6, 1.6  # mu from composition is better known than this

@@ -18,7 +18,7 @@ from anacor_dials.diffraction.alignment.equivalents import Equivalents
 from anacor_dials.diffraction.alignment.trials import LogTransmission, mu_weights
 from anacor_dials.sample.frames import FloatArray
 
-# Distances of the knots of scales and of decays, about as in scaling programs; the decay follows
+# Distances of the knots of scales and of decays, about as in scaling programs. The decay follows
 # the dose and varies more slowly.
 SCALE_INTERVAL_DEG = 10.0
 DECAY_INTERVAL_DEG = 45.0
