@@ -59,7 +59,11 @@ def test_tomogram_and_truth_belong_together(scans):
     files = find_training_files([folder])
     assert [f.name for f, _ in files] == ["sample-11-000.tomo.h5", "sample-11-001.tomo.h5"]
     for path, truth_path in files:
-        tomogram = read_sample_file(path).tomogram
+        sample = read_sample_file(path)
+        tomogram = sample.tomogram
+        # which tell by how much refraction displaces surfaces
+        assert 3.3 <= sample.scan_energy_keV <= 4.6
+        assert sample.scan_distance_mm > 0
         file = read_sample_file(truth_path)
         true = labels_on_grid(file.labels, tomogram)
         # air is zero and liquor has about its mu (fringes and few projections lower it)

@@ -19,7 +19,7 @@ import numpy as np
 
 from anacor_dials.sample.materials import Composition, protein_crystal
 from anacor_dials.sample.output_files import OutputFiles
-from anacor_dials.sample.tomogram_files import read_sample_file, write_sample_file
+from anacor_dials.sample.tomogram_files import SampleFile, read_sample_file, write_sample
 from anacor_dials.simulation.detector import DetectorModel
 from anacor_dials.simulation.sample_families import random_solids
 from anacor_dials.simulation.sample_surfaces import sample_of_solids
@@ -241,7 +241,16 @@ def write_training_scan(
             plan = plan_reconstruction(
                 read_projections(scan), ReconstructionSettings(), pictures=False
             )
-            write_sample_file(tomo_path, tomogram=reconstruct(plan), projections=scan)
+            write_sample(
+                tomo_path,
+                SampleFile(
+                    tomo_path,
+                    tomogram=reconstruct(plan),
+                    projections=scan,
+                    scan_energy_keV=settings.energy_keV,
+                    scan_distance_mm=settings.distance_mm,
+                ),
+            )
             record["rotation_centre_px"] = plan.axis
         finally:
             if not keep_scan:
