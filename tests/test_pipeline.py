@@ -22,6 +22,7 @@ import numpy as np
 from dxtbx.model import BeamFactory, Crystal, Experiment, ExperimentList
 
 from anacor_dials.jobs.load_sample import StackSettings, has_labels
+from anacor_dials.jobs.pipeline import crystals as side_by_side
 from anacor_dials.jobs.pipeline import inputs, stages, steps
 from anacor_dials.jobs.pipeline.crystals import process
 from anacor_dials.jobs.pipeline.inputs import (
@@ -762,6 +763,29 @@ def test_a_failure_is_gone_on_from(tmp_path: Path, mad: list, programs: Programs
     programs.failing = None
     process(mad, SETTINGS, work_in(tmp_path), write_report)
     assert programs.ran() == X1_STEPS
+
+
+def test_an_error_of_the_program_leaves_the_other_crystals(
+    tmp_path: Path,
+    mad: list,
+    programs: Programs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    """Its traceback stands in the log."""
+
+    def correct(crystal: CrystalFiles, *more: object) -> object:
+        if crystal.name == "X1":
+            raise RuntimeError("no such cell")
+        return stages.correct(crystal, *more)
+
+    monkeypatch.setattr(side_by_side, "correct", correct)
+    with caplog.at_level("ERROR"):
+        result = process(mad, SETTINGS, work_in(tmp_path), write_report)
+    assert [one.crystal.name for one in result.failed] == ["X1"]
+    assert result.failed[0].reason == "RuntimeError: no such cell"
+    assert [group.name for group in result.groups] == ["X2"]
+    assert "Traceback" in caplog.text
 
 
 def test_nothing_is_left_where_every_crystal_fails(tmp_path: Path, mad: list, programs: Programs):

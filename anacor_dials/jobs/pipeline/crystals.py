@@ -127,6 +127,9 @@ def outcome_of(
         return corrected, reduce_group((corrected,), settings, work, write_report)
     except ValueError as error:
         return FailedCrystal(crystal, str(error).rstrip("."), getattr(error, "log", None))
+    except Exception as error:  # an error of the program, too, leaves the other crystals
+        logger.exception("%s", crystal.name)
+        return FailedCrystal(crystal, f"{type(error).__name__}: {error}".rstrip("."))
 
 
 def result_of(outcomes: Sequence[Outcome]) -> PipelineResult:

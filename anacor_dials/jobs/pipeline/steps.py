@@ -27,7 +27,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -180,6 +180,9 @@ class Workers(Protocol):
 class CallingThread:
     """Steps are carried out by the thread that runs them."""
 
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
+
     def share(self, n: int, cores: int, memory_bytes: float = 0.0) -> tuple[int, int]:
         """See :class:`Workers`."""
         at_a_time = max(1, min(n, cores))
@@ -187,10 +190,13 @@ class CallingThread:
 
     def carry_out(self, step: Step, folder: Path) -> Path:
         """See :class:`Workers`."""
+        if self._stopped.is_set():
+            raise CancelledError
         return attempt(step, folder)
 
     def stop(self) -> None:
-        """Nothing runs that could be stopped."""
+        """No further step begins."""
+        self._stopped.set()
 
 
 def attempt(step: Step, folder: Path) -> Path:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anacor_dials.jobs.pipeline.steps import Step, StepError, attempt
+from anacor_dials.jobs.pipeline.steps import CallingThread, Step, StepError, attempt
 from anacor_dials.sample.memory import available_memory_bytes
 
 logger = logging.getLogger("dials.anacor_dials.jobs.pipeline.workers")
@@ -34,28 +34,13 @@ MOST_CRYSTALS_OF_A_CLUSTER = 200  # each has a thread in the driver, which only 
 Versions = Callable[[], Mapping[str, str]]
 
 
-class LocalWorkers:
-    """The cores of this machine."""
-
-    def __init__(self) -> None:
-        self._stopped = threading.Event()
+class LocalWorkers(CallingThread):
+    """The cores of this machine; as many steps at a time as its memory allows."""
 
     def share(self, n: int, cores: int, memory_bytes: float = 0.0) -> tuple[int, int]:
         """See :class:`~anacor_dials.jobs.pipeline.steps.Workers`."""
         free = available_memory_bytes() if memory_bytes else None
-        fitting = n if free is None else int(free / memory_bytes)
-        at_a_time = max(1, min(n, cores, fitting))
-        return at_a_time, max(1, cores // at_a_time)
-
-    def carry_out(self, step: Step, folder: Path) -> Path:
-        """The folder in `folder` that holds what the step wrote. Raises StepError."""
-        if self._stopped.is_set():
-            raise CancelledError
-        return attempt(step, folder)
-
-    def stop(self) -> None:
-        """No further step begins."""
-        self._stopped.set()
+        return super().share(n if free is None else min(n, int(free / memory_bytes)), cores)
 
 
 class DaskWorkers:
