@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 from anacor_dials.command_line import begin_log
 from anacor_dials.jobs.likeness import LikenessSettings, simulate_real_scan
-from anacor_dials.jobs.simulate import make_diffraction, make_scans
+from anacor_dials.jobs.simulate import DiffractionOutput, make_diffraction, make_scans
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.report.likeness import log_line, record, sections
@@ -153,6 +153,8 @@ def diffraction_settings(params: Any) -> DiffractionSettings:
         background=d.background,
         instrument_error=d.instrument_error,
         decay_b=d.decay_b,
+        detector=d.detector,
+        distance_mm=d.detector_distance,
     )
 
 
@@ -236,10 +238,11 @@ def simulate(params: Any, device: str, parameters: str) -> None:
     scans = params.diffraction.scans
     if scans:
         make_scans(jobs, params.nproc, params.dask.scheduler)
-    if params.diffraction.simulate:
+    if params.diffraction.simulate or params.diffraction.images:
         settings = diffraction_settings(params)
+        output = DiffractionOutput(scans, params.scan.pixel_size, params.diffraction.images)
         for job in tqdm(jobs, disable=None, unit="data set"):
-            make_diffraction(job, settings, scans, params.scan.pixel_size)
+            make_diffraction(job, settings, output)
 
 
 if __name__ == "__main__":

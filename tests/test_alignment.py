@@ -50,7 +50,7 @@ from anacor_dials.simulation.diffraction_data import (
     write_diffraction,
 )
 from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
-from anacor_dials.simulation.i23 import thaumatin_experiments
+from anacor_dials.simulation.i23 import i23_beam, i23_detector, thaumatin_experiments
 from anacor_dials.simulation.samples import demo_sample
 
 # ---- the statistics, on transmissions in closed form ----------------------------------------------
@@ -221,7 +221,9 @@ def test_transmissions_between_the_tabulated_mu() -> None:
 def test_trials_with_a_slit_across_the_axis(sense: int) -> None:
     """ln A of a trial is that of the rays of each reflection, where the slit lies along Y of the lab."""
     rng = np.random.default_rng(3)
-    experiments = thaumatin_experiments(4.13, [Sweep(0.0, 180.0, 0.1)], rng)
+    experiments = thaumatin_experiments(
+        [Sweep(0.0, 180.0, 0.1)], rng, i23_beam(4.13), i23_detector(4.13)
+    )
     data = random_equivalents(rng, 6)
     beam = BeamProfile("gaussian", (40.0, 12.0), (2.0, 5.0), axis=(0.0, 1.0, 0.0))
     tracing = Tracing(beam=beam, device="cpu", tolerance=5e-3)
@@ -300,7 +302,9 @@ Data = tuple[ExperimentList, flex.reflection_table]
 def perfect_data() -> Data:
     """A sweep of 90 deg at I23, true intensities with 3 % noise, and true.transmission of the balls."""
     rng = np.random.default_rng(1)
-    experiments = thaumatin_experiments(4.13, [Sweep(0.0, 90.0, 0.1)], rng)
+    experiments = thaumatin_experiments(
+        [Sweep(0.0, 90.0, 0.1)], rng, i23_beam(4.13), i23_detector(4.13)
+    )
     table = predict_reflections(experiments[0], 6.0)
     symmetry = experiments[0].crystal.get_crystal_symmetry()
     mapped = miller.set(symmetry, table["miller_index"], anomalous_flag=False).map_to_asu()

@@ -55,6 +55,8 @@ from anacor_dials.simulation.i23 import (
     THAUMATIN_ATOMS,
     THAUMATIN_CELL,
     THAUMATIN_SPACE_GROUP,
+    detector_called,
+    i23_beam,
     thaumatin_experiments,
 )
 from anacor_dials.simulation.meshes import attenuation_to_outside, quadrature_points
@@ -229,11 +231,7 @@ def lorentz_polarisation(experiment: Experiment, s1: np.ndarray) -> tuple[np.nda
     """The Lorentz factor L and the polarisation factor P (n,) of diffracted beams s1 (n, 3) in the
     lab.
 
-    L = |s0| |s1| / |s1 . (e x s0)| with the rotation axis e. With p the fraction of the intensity
-    whose electric field is perpendicular to the polarisation normal m, P = (1 - p) (1 - (m x s0 .
-    s)^2) + p (1
-    - (m . s)^2), roles of m as in Kahn et al., J. Appl. Cryst. 15 (1982) 330, all vectors of length
-    one.
+    L = |s0| |s1| / |s1 . (e x s0)| with the rotation axis e. P: see :func:`polarisation`.
     """
     s0 = unit(experiment.beam.get_s0())
     s = unit(s1)
@@ -242,11 +240,22 @@ def lorentz_polarisation(experiment: Experiment, s1: np.ndarray) -> tuple[np.nda
         @ np.array(experiment.goniometer.get_rotation_axis_datum())
     )
     lorentz = 1.0 / np.abs(s @ np.cross(axis, s0))
+    return lorentz, polarisation(experiment, s1)
+
+
+def polarisation(experiment: Experiment, s1: np.ndarray) -> np.ndarray:
+    """The polarisation factor P (n,) of diffracted beams s1 (n, 3) in the lab.
+
+    With p the fraction of the intensity whose electric field is perpendicular to the polarisation
+    normal m, P = (1 - p) (1 - (m x s0 . s)^2) + p (1 - (m . s)^2), roles of m as in Kahn et al.,
+    J. Appl. Cryst. 15 (1982) 330, all vectors of length one.
+    """
+    s0, s = unit(experiment.beam.get_s0()), unit(s1)
     normal = unit(experiment.beam.get_polarization_normal())
     field = unit(np.cross(normal, s0))
     fraction = experiment.beam.get_polarization_fraction()
     along_field, along_normal = s @ field, s @ normal
-    return lorentz, fraction * (1 - along_field**2) + (1 - fraction) * (1 - along_normal**2)
+    return fraction * (1 - along_field**2) + (1 - fraction) * (1 - along_normal**2)
 
 
 def predict_reflections(experiment: Experiment, d_min: float) -> flex.reflection_table:
@@ -264,14 +273,20 @@ def predict_reflections(experiment: Experiment, d_min: float) -> flex.reflection
     x, y, z = (np.array(v) for v in table["xyzcal.px"].parts())
     low, high = experiment.scan.get_array_range()
     bbox = np.array(list(table["bbox"])).reshape(-1, 6)
-    column = np.mod(x, MODULE_WIDTH + MODULE_GAP)
-    on_module = (column > 3) & (column < MODULE_WIDTH - 3) & (y > 3) & (y < ROW_PIXELS[1] - 3)
+    columns, rows = experiment.detector[0].get_image_size()
+    on_module = (x > 3) & (x < columns - 3) & (y > 3) & (y < rows - 3)
+    if (columns, rows) == ROW_PIXELS:
+        column = np.mod(x, MODULE_WIDTH + MODULE_GAP)
+        on_module &= (column > 3) & (column < MODULE_WIDTH - 3)
     whole = (bbox[:, 4] > low) & (bbox[:, 5] < high)
-    return table.select(flex.bool(on_module & whole & (x < ROW_PIXELS[0])))
+    return table.select(flex.bool(on_module & whole))
 
 
-def _intensities_of(table: flex.reflection_table, true: miller.array) -> np.ndarray:
-    """|F|^2 (n,) of the table's reflections, from symmetry-unique values; Friedel mates apart."""
+def intensities_of(table: flex.reflection_table, true: miller.array) -> np.ndarray:
+    """|F|^2 (n,) of the table's reflections, from symmetry-unique values; Friedel mates apart.
+
+    NaN where it is not known.
+    """
     indices = table["miller_index"].deep_copy()
     miller.map_to_asu(true.space_group().type(), True, indices)
     unique = true.map_to_asu()
@@ -347,7 +362,7 @@ def simulate_diffraction(
     """Experiments and integrated reflections of a sample, ready for dials.scale.
 
     Besides the columns of dials.integrate the table has ``true.intensity`` (|F|^2, the same scale
-    for all) and ``true.transmission``.
+    for all), ``true.transmission``, and ``true.counts``, those that are expected without errors.
 
     Parameters
     ----------
@@ -371,7 +386,10 @@ def simulate_diffraction(
     structure = structure_of(sample, rng) if structure is None else structure
     true = structure_factor_intensities(structure, wavelength, settings.d_min)
     experiments = thaumatin_experiments(
-        wavelength, list(settings.sweeps) or [Sweep()], rng, settings.distance_mm
+        list(settings.sweeps) or [Sweep()],
+        rng,
+        i23_beam(wavelength),
+        detector_called(settings.detector, wavelength, settings.distance_mm),
     )
     datum = tomo_to_datum(experiments[0], settings.angle_offset, settings.rotation_sense)
     if sample.lattice is not None:
@@ -390,23 +408,25 @@ def simulate_diffraction(
         energy_keV,
         np.concatenate(to_source),
         np.concatenate(exits),
-        settings.n_points or _enough_points(sample),
+        settings.n_points or enough_points(sample),
         rng,
     )
-    intensity = _intensities_of(reflections, true)
+    intensity = intensities_of(reflections, true)
     factor = intensity * np.concatenate(lp_factors) * np.array(reflections["qe"])
     factor *= _decay(experiments, reflections, [len(t) for t in tables], settings.decay_b)
     factor *= settings.mean_counts / np.nanmean(factor)
     keep = np.isfinite(factor)
+    expected = np.nan_to_num(factor * transmission)
     _add_counts(
         reflections,
-        np.nan_to_num(factor * transmission),
+        expected,
         settings.background,
         settings.instrument_error,
         rng,
     )
     reflections["true.intensity"] = flex.double(np.nan_to_num(intensity))
     reflections["true.transmission"] = flex.double(transmission)
+    reflections["true.counts"] = flex.double(expected)
     _mark_as_integrated(reflections)
     reflections = reflections.select(flex.bool(keep))
     for number, experiment in enumerate(experiments):
@@ -414,7 +434,7 @@ def simulate_diffraction(
     return experiments, reflections
 
 
-def _enough_points(sample: Sample) -> int:
+def enough_points(sample: Sample) -> int:
     """How many points in the crystal give its transmission within 0.1 to 0.3 %."""
     crystals = sample.of("crystal")
     return 256 if len(crystals) == 1 and len(crystals[0].faces) <= 42 else 2048

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 # the wavelength of the sulfur phasing experiments that the program was made for, Angstrom
 USUAL_WAVELENGTH = 4.13
+DETECTORS = ("p12m", "flat_1m")
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,11 @@ class DiffractionSettings:
         Relative error of strong reflections.
     decay_b : float
         By how much the temperature factor B grows over all sweeps, Angstrom^2.
-    distance_mm : float
-        How far the axis of the cylindrical detector lies behind the sample, mm.
+    detector : str
+        "p12m", the Pilatus 12M of I23, or "flat_1m", a flat detector of 1024 x 1024 pixels.
+    distance_mm : float, optional
+        How far the axis of the cylindrical detector lies behind the sample, mm (10 if not given);
+        of the flat detector its distance (100 if not given).
     """
 
     wavelength: float | None = None
@@ -81,9 +85,18 @@ class DiffractionSettings:
     background: float = 0.2
     instrument_error: float = 0.01
     decay_b: float = 2.0
-    distance_mm: float = 10.0
+    detector: str = "p12m"
+    distance_mm: float | None = None
 
     def __post_init__(self) -> None:
+        if self.detector not in DETECTORS:
+            raise ValueError(
+                f"The detector {self.detector} is unknown; there are {' and '.join(DETECTORS)}."
+            )
+        if self.distance_mm is not None and self.detector == "flat_1m" and self.distance_mm <= 0:
+            raise ValueError(
+                f"The distance of the flat detector is {self.distance_mm} mm; it must be > 0."
+            )
         counts_are_possible = (
             self.mean_counts > 0 and self.background >= 0 and self.instrument_error >= 0
         )

@@ -31,6 +31,7 @@ from anacor_dials.sample.frames import rotation_about, unit
 from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.simulation.crystal_habits import HABITS
 from anacor_dials.simulation.diffraction_settings import Sweep
+from anacor_dials.simulation.nxmx_files import ImageDetector, ImagePanel
 
 # Pilatus 12M: 24 rows of 5 modules of 487 x 195 pixels, 7 pixels between modules; the places of the
 # rows and of the beam are those of the header of a real image
@@ -45,8 +46,10 @@ CYLINDER_RADIUS_MM = 250.0
 FIRST_ROW_ANGLE = -98.2485  # of the row's slow axis from +Y towards +Z, degrees
 ROW_STEP = 8.344  # degrees from row to row
 ROW_START_MM = -16.8  # the row's first pixel from the foot of the cylinder's normal on it
+ROW_GAP = 17  # rows of pixels between two rows of modules in an image
 BEAM_COLUMN = 1080
 CYLINDER_Y_MM = -0.172  # the cylinder's axis in the lab; along -Z it is the detector's distance
+FLAT_PIXELS = 1024  # of the flat detector, each way
 KAPPA_AXIS = (0.6427876096865393, -0.766044443118978, 0.0)
 
 THAUMATIN_CELL = HABITS["thaumatin"].cell
@@ -94,6 +97,76 @@ def i23_detector(wavelength: float, distance_mm: float = 10.0) -> Detector:
     return detector
 
 
+def flat_detector(wavelength: float, distance_mm: float = 100.0) -> Detector:
+    """A flat detector of 1024 x 1024 pixels across the beam, at I23's place, for small data sets.
+
+    Pixels and sensor are those of the Pilatus; there are no gaps. The beam meets its middle.
+
+    Parameters
+    ----------
+    wavelength : float
+        Angstrom, for the depth in the sensor at which X-rays are absorbed.
+    distance_mm : float
+        From the sample.
+    """
+    mu_per_mm = attenuation_coefficient.get_table("Si").mu_at_angstrom(wavelength) / 10.0
+    half = FLAT_PIXELS * PIXEL_MM / 2
+    detector = Detector()
+    panel = detector.add_panel()
+    panel.set_type("SENSOR_PAD")
+    panel.set_name("flat")
+    panel.set_local_frame((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (-half, half, -distance_mm))
+    panel.set_pixel_size((PIXEL_MM, PIXEL_MM))
+    panel.set_image_size((FLAT_PIXELS, FLAT_PIXELS))
+    panel.set_trusted_range((0.0, 1e6))
+    panel.set_thickness(SENSOR_MM)
+    panel.set_material("Si")
+    panel.set_mu(mu_per_mm)
+    panel.set_px_mm_strategy(ParallaxCorrectedPxMmStrategy(mu_per_mm, SENSOR_MM))
+    return detector
+
+
+def detector_called(name: str, wavelength: float, distance_mm: float | None = None) -> Detector:
+    """One of DETECTORS.
+
+    Parameters
+    ----------
+    name : str
+    wavelength : float
+        Angstrom.
+    distance_mm : float, optional
+        See :func:`i23_detector` and :func:`flat_detector`; 10 and 100 mm if not given.
+    """
+    make = {"p12m": i23_detector, "flat_1m": flat_detector}[name]
+    return make(wavelength) if distance_mm is None else make(wavelength, distance_mm)
+
+
+def image_detector(detector: Detector) -> ImageDetector:
+    """A detector as its images show it: rows of modules below each other, gaps between them.
+
+    Parameters
+    ----------
+    detector : Detector
+        Of :func:`detector_called`.
+    """
+    panels, row = [], 0
+    for panel in detector:
+        columns, rows = panel.get_image_size()
+        fast, slow, origin = (
+            np.array(vector)
+            for vector in (panel.get_fast_axis(), panel.get_slow_axis(), panel.get_origin())
+        )
+        panels.append(ImagePanel(fast, slow, origin, (rows, columns), row))
+        row += rows + ROW_GAP
+    shape = (row - ROW_GAP, columns)
+    mask = np.zeros(shape, dtype=bool)
+    for one in panels:
+        mask[one.rows] = True
+    if columns == ROW_PIXELS[0]:
+        mask[:, np.mod(np.arange(columns), MODULE_WIDTH + MODULE_GAP) >= MODULE_WIDTH] = False
+    return ImageDetector(panels, shape, mask, PIXEL_MM, SENSOR_MM)
+
+
 def i23_goniometer(sweep: Sweep) -> MultiAxisGoniometer:
     """I23's goniometer: phi on kappa on omega, all but kappa along X; omega is scanned."""
     return MultiAxisGoniometer(
@@ -115,25 +188,20 @@ def thaumatin_crystal(rng: np.random.Generator) -> Crystal:
 
 
 def thaumatin_experiments(
-    wavelength: float,
-    sweeps: Sequence[Sweep],
-    rng: np.random.Generator,
-    distance_mm: float = 10.0,
+    sweeps: Sequence[Sweep], rng: np.random.Generator, beam: Beam, detector: Detector
 ) -> ExperimentList:
     """Experiments at I23 on one crystal, one per sweep, with identifiers and a profile model.
 
     Parameters
     ----------
-    wavelength : float
-        Angstrom.
     sweeps : sequence of Sweep
     rng : numpy.random.Generator
-    distance_mm : float
-        See :func:`i23_detector`.
+    beam : Beam
+        Of :func:`i23_beam`.
+    detector : Detector
+        Of :func:`detector_called`.
     """
     lattice = thaumatin_crystal(rng)
-    beam = i23_beam(wavelength)
-    detector = i23_detector(wavelength, distance_mm)
     experiments = ExperimentList()
     for number, sweep in enumerate(sweeps):
         scan = Scan((1, sweep.n_images), (sweep.omega_start, sweep.image_width))
