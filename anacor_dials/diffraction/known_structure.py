@@ -18,9 +18,9 @@ import numpy as np
 from cctbx import miller, xray
 from numpy.typing import NDArray
 
-logger = logging.getLogger("dials.anacor_dials.diffraction.known_structure")
+from anacor_dials.sample.frames import FloatArray
 
-FloatArray = NDArray[np.float64]
+logger = logging.getLogger("dials.anacor_dials.diffraction.known_structure")
 
 FEWEST = 10  # reflections in a shell that has a correlation coefficient
 

@@ -32,10 +32,9 @@ from dxtbx.model.experiment_list import ExperimentListFactory
 from numpy.typing import NDArray
 
 from anacor_dials.diffraction.wavelengths import wavelength_groups
+from anacor_dials.sample.frames import FloatArray
 
 logger = logging.getLogger("dials.anacor_dials.diffraction.merging")
-
-FloatArray = NDArray[np.float64]
 
 # two limits count as one when they differ by less than rounding
 RESOLUTION_TOLERANCE = 1e-6

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from anacor_dials.sample.materials import Composition, protein_crystal
+from anacor_dials.sample.materials import NYLON, POLYIMIDE, Composition, protein_crystal
 from anacor_dials.sample.output_files import OutputFiles
 from anacor_dials.sample.tomogram_files import SampleFile, read_sample_file, write_sample
 from anacor_dials.simulation.detector import DetectorModel
@@ -31,10 +31,6 @@ from anacor_dials.tomography.reconstruction_plan import plan_reconstruction
 from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 
 logger = logging.getLogger("dials.anacor_dials.jobs.training_scans")
-
-# the usual materials of loops
-POLYIMIDE = Composition.parse("C22H10N2O5", 1.42)
-NYLON = Composition.parse("C6H11NO", 1.14)
 
 # of a flat, at most: fringes are up to three times as bright, and 16 bits hold no more than 65535
 MEAN_COUNTS = 20000.0
@@ -104,7 +100,7 @@ def materials_of_contrast(
     """
     glycerol, salt = float(rng.uniform(0.1, 0.35)), float(rng.uniform(0.0, 0.02))
     solvent_content = float(rng.uniform(0.35, 0.65))
-    loop = POLYIMIDE if rng.random() < 0.7 else NYLON
+    loop = Composition.parse(*(POLYIMIDE if rng.random() < 0.7 else NYLON))
 
     def made(amount: float) -> tuple[Composition, Composition]:
         in_liquor, in_crystal = max(amount, 0.0), max(-amount, 0.0)

@@ -14,7 +14,7 @@ from anacor_dials.sample.materials import typical_composition
 
 if TYPE_CHECKING:
     from anacor_dials.jobs.reconstruct import Reconstruction
-    from anacor_dials.tomography.corrections import FloatImages
+    from anacor_dials.sample.frames import FloatImages
     from anacor_dials.tomography.reconstruction_plan import Diagnostics, ReconstructionPlan
     from anacor_dials.tomography.scan_checks import ScanFindings
 

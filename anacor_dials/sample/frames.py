@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
+FloatImages = NDArray[np.float32]
 
 AXIS_NAMES = ("x", "y", "z")
 

@@ -27,6 +27,10 @@ ENERGY_TOLERANCE = 0.002
 PROTEIN = "C4.94H7.76N1.36O1.48S0.04"
 PROTEIN_DENSITY = 1.35
 
+# The usual materials of loops, formula and g/cm3: polyimide (Kapton), nylon 6.
+POLYIMIDE = ("C22H10N2O5", 1.42)
+NYLON = ("C6H11NO", 1.14)
+
 
 def energy_from_wavelength(wavelength_angstrom: float) -> float:
     """The photon energy of a wavelength in Angstrom, keV. Raises ValueError unless it is > 0.
@@ -320,7 +324,7 @@ def typical_composition(name: str) -> Composition | None:
     if name == "liquor":
         return Composition.parse("H2O", 1.0)
     if name == "loop":
-        return Composition.parse("C22H10N2O5", 1.42)  # Kapton
+        return Composition.parse(*POLYIMIDE)
     return None
 
 

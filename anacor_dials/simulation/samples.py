@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from anacor_dials.sample.frames import FloatArray, rotation_about, unit
-from anacor_dials.sample.materials import Composition, protein_crystal
+from anacor_dials.sample.materials import NYLON, POLYIMIDE, Composition, protein_crystal
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume
 from anacor_dials.simulation.crystal_habits import HABITS, Lattice
 from anacor_dials.simulation.meshes import (
@@ -42,7 +42,7 @@ BACKGROUND = DEFAULT_NAMES[0]
 # cryoprotectant; loops are polyimide (1.42 g/cm3). Crystals have 55 % solvent; 43 % is the most
 # frequent value, 27 to 65 % occur (Matthews, J. Mol. Biol. 33 (1968) 491).
 LIQUOR = Composition.parse("0.70 H2O + 0.29 C3H8O3 + 0.01 NaCl", 1.08)
-LOOP = Composition.parse("C22H10N2O5", 1.42)
+LOOP = Composition.parse(*POLYIMIDE)
 SOLVENT_CONTENT = 0.55
 
 
@@ -223,7 +223,7 @@ def random_materials(rng: np.random.Generator) -> tuple[dict[str, Composition], 
     density += 0.7 * parts.get("NaCl", 0.0) + 0.55 * parts.get("N2H8SO4", 0.0)
     liquor = Composition.parse(text, density)
     solvent = float(rng.uniform(0.35, 0.75))
-    loop_text, loop_density = (("C22H10N2O5", 1.42), ("C12H22N2O2", 1.14))[int(rng.integers(0, 2))]
+    loop_text, loop_density = (POLYIMIDE, NYLON)[int(rng.integers(0, 2))]
     compositions = {
         "liquor": liquor,
         "loop": Composition.parse(loop_text, loop_density),

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from anacor_dials import __version__
 from anacor_dials.sample.frames import FloatArray, ImageAxes, scan_rotation
+from anacor_dials.sample.image_keys import DARK, FLAT, PROJECTION
 from anacor_dials.sample.output_files import OutputFiles
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume
@@ -48,7 +49,6 @@ from anacor_dials.simulation.wavefield import (
 
 logger = logging.getLogger("dials.anacor_dials.simulation.scan")
 
-PROJECTION, FLAT, DARK = 0, 1, 2
 N_BEAM_STATES = 4  # patterns of the incident beam that are propagated to the sample and kept
 
 

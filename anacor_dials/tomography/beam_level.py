@@ -8,8 +8,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from anacor_dials.sample.frames import FloatArray
-from anacor_dials.tomography.survey import FloatImages
+from anacor_dials.sample.frames import FloatArray, FloatImages
 
 # Chosen by hand.
 AIR_SHARE = 0.02  # of the sample's largest -ln T; air has no more at any angle

@@ -12,11 +12,9 @@ import math
 import numba
 import numpy as np
 import scipy.fft
-from numpy.typing import NDArray
 
+from anacor_dials.sample.frames import FloatImages
 from anacor_dials.sample.materials import wavelength_from_energy
-
-FloatImages = NDArray[np.float32]
 
 RING_METHODS = ("off", "light", "strong")
 # a parabola through seven pixels, at the middle one (Savitzky & Golay, Anal. Chem. 36 (1964) 1627)

@@ -13,9 +13,9 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.frames import FloatArray, FloatImages
 from anacor_dials.tomography.beam_level import BeamLevel, measure_beam
-from anacor_dials.tomography.survey import FloatImages, Survey
+from anacor_dials.tomography.survey import Survey
 
 LEAST_PROJECTIONS = 20  # in a shorter scan neighbours differ too much to be compared
 LONGEST_RUN = 5  # bad frames in a row that are found by comparison with their neighbours

@@ -21,7 +21,7 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.frames import FloatArray, FloatImages
 from anacor_dials.sample.scan_geometry import ScanGeometry
 from anacor_dials.tomography.count_times import relative_exposures
 from anacor_dials.tomography.frame_checks import LEAST_PROJECTIONS
@@ -29,8 +29,6 @@ from anacor_dials.tomography.image_stacks import Frames
 from anacor_dials.tomography.resampling import Motion, moved_back
 from anacor_dials.tomography.scan_checks import ScanFindings, checked_scan
 from anacor_dials.tomography.scan_files import ScanDescription, find_scan
-
-FloatImages = NDArray[np.float32]
 
 logger = logging.getLogger("dials.anacor_dials.tomography.projections")
 

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.frames import FloatArray, FloatImages
 from anacor_dials.sample.memory import available_memory_bytes, require_memory
 from anacor_dials.sample.volumes import Tomogram
 from anacor_dials.tomography.backprojection import LANES, reconstruct_slices
-from anacor_dials.tomography.corrections import FloatImages
 from anacor_dials.tomography.iterative import (
     TotalVariation,
     bytes_of_a_batch,

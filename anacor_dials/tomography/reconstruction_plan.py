@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.frames import FloatArray, FloatImages
 from anacor_dials.tomography.backprojection import choose_backend, reconstruct_slices
-from anacor_dials.tomography.corrections import FloatImages, remove_rings
+from anacor_dials.tomography.corrections import remove_rings
 from anacor_dials.tomography.projections import Projections
 from anacor_dials.tomography.ramp_filter import Sinograms
 from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings

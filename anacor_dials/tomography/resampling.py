@@ -9,9 +9,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from anacor_dials.sample.frames import FloatArray
-
-FloatImages = NDArray[np.float32]
+from anacor_dials.sample.frames import FloatArray, FloatImages
 
 TAPS = 2  # pixels to either side that a cubic looks at
 

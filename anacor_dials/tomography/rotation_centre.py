@@ -9,12 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.ndimage
-from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import FloatArray
+from anacor_dials.tomography.ramp_filter import Sinograms
 from anacor_dials.tomography.scan_angles import is_full_turn
-
-Sinograms = NDArray[np.float32]
 
 logger = logging.getLogger("dials.anacor_dials.tomography.rotation_centre")
 

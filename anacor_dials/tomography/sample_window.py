@@ -9,7 +9,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from anacor_dials.tomography.corrections import FloatImages
+from anacor_dials.sample.frames import FloatImages
 from anacor_dials.tomography.projections import Projections
 from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 from anacor_dials.tomography.sinograms import attenuation

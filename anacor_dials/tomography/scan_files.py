@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import FloatArray, ImageAxes
 from anacor_dials.sample.hdf5_files import open_hdf5
+from anacor_dials.sample.image_keys import DARK, FLAT, INVALID, PROJECTION
 from anacor_dials.sample.scan_geometry import ScanGeometry
 from anacor_dials.tomography.hdf5_items import as_text, require_dataset
 from anacor_dials.tomography.image_stacks import (
@@ -46,7 +47,6 @@ from anacor_dials.tomography.scan_checks import ScanChecks
 logger = logging.getLogger("dials.anacor_dials.tomography.scan_files")
 
 MISSING_LIMIT = 0.1  # of a numbered series; if more are missing, the series is refused
-PROJECTION, FLAT, DARK, INVALID = 0, 1, 2, 3
 FAST_AXIS, SLOW_AXIS = (
     (0.0, 1.0, 0.0),
     (1.0, 0.0, 0.0),

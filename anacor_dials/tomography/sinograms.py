@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from anacor_dials.sample.frames import FloatImages
 from anacor_dials.tomography.corrections import (
-    FloatImages,
     bridge_unusable,
     minus_log,
     paganin_length_um,

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.frames import FloatArray, FloatImages
 
 if TYPE_CHECKING:
     from anacor_dials.tomography.projections import Projections
 
-FloatImages = NDArray[np.float32]
 
 ACROSS, ALONG = (
     256,
