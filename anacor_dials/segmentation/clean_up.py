@@ -237,7 +237,7 @@ def clean(
             small = np.bincount(bodies.ravel()) * voxel_volume_um3 < settings.smallest_loop_um3
             small[0] = False
             c.relabel(small[bodies], None)
-        c.done("specks of loop become what is next probable")
+        c.done("specks of loop get the next probable label")
     bodies, n = scipy.ndimage.label(c.labels == crystal)
     kept = _crystals(bodies, n, probabilities, crystal, settings)
     if not settings.crystal_in_air:
@@ -252,7 +252,7 @@ def clean(
         c.done("crystal in air becomes air")
     if n > 1:
         c.relabel((c.labels == crystal) & ~kept[bodies], None)
-    c.done("crystal apart from the main bodies becomes what is next probable")
+    c.done("crystal apart from the main bodies gets the next probable label")
     if settings.fill_crystal:
         here = c.labels == crystal
         c.relabel(scipy.ndimage.binary_fill_holes(here) & ~here, crystal)
@@ -264,5 +264,5 @@ def clean(
         bodies, n = scipy.ndimage.label(c.labels == crystal)
         kept = _crystals(bodies, n, probabilities, crystal, settings)
         c.relabel((c.labels == crystal) & ~kept[bodies], None)
-    c.done("crystal that hangs on to the main bodies by bridges becomes what is next probable")
+    c.done("crystal beyond thin bridges gets the next probable label")
     return c.labels, c.steps
