@@ -290,7 +290,7 @@ def test_dask_gives_the_same_bytes(folder: Path, one_by_one: dict[str, str], clu
 
 
 def wait_for(path: Path) -> str:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 900  # a busy machine is slow
     while not path.exists():
         assert time.monotonic() < end, f"{path} did not come"
         time.sleep(0.05)
