@@ -20,9 +20,11 @@ A crystal with plane faces needs no tomogram: faces= names a list of its faces, 
 distance (um), FACE h k l distance (mm; SHELX-76, PLATON), or a CIF. The faces turn with the
 orientation matrix, and there is nothing to align.
 
-The angle between the zeros of the two experiments, the sense of rotation and a common factor on mu
-can be taken from the agreement of symmetry equivalents (alignment.refine); where the data do not
-determine them, nothing is moved and a warning says why.
+The angle between the zeros of the two experiments and the sense of rotation can be taken from the
+faces of the crystal, which are lattice planes (alignment.refine=faces). These two, and a common
+factor on mu, can be taken from the agreement of symmetry equivalents (offset, sense, mu_scale).
+Where the data do not determine them, nothing is moved and a warning says why. In every run the
+faces are found in the labels, listed with their Miller indices, and compared with the alignment.
 
 Examples::
 
@@ -34,6 +36,9 @@ Examples::
     materials.liquor.formula="0.70 H2O + 0.29 C3H8O3 + 0.01 NaCl" materials.liquor.density=1.08
 
   dials.anacor_absorption symmetrized.expt symmetrized.refl tomo.h5 alignment.refine=offset,sense
+
+  dials.anacor_absorption integrated.expt integrated.refl tomo.h5 alignment.refine=faces \\
+    output.faces=faces.txt
 
   dials.anacor_absorption integrated.expt integrated.refl labels.npy labels.voxel_size_um=0.3 \\
     labels.axes=z,-y,x materials.crystal.mu=0.0193 materials.liquor.mu=0.0202 \\
@@ -57,7 +62,12 @@ from dials.util.options import ArgumentParser, reflections_and_experiments_from_
 
 from anacor_dials.command_line import begin_log
 from anacor_dials.diffraction.alignment import choices_from
-from anacor_dials.diffraction.crystal_faces import faces_text, read_faces, shelx_lines
+from anacor_dials.diffraction.crystal_faces import (
+    CrystalFaces,
+    faces_text,
+    read_faces,
+    shelx_lines,
+)
 from anacor_dials.diffraction.reflections import Alignment, scale_command
 from anacor_dials.jobs.coefficients import CoefficientSettings
 from anacor_dials.jobs.correct import Correction, CorrectionSettings, correct
@@ -215,6 +225,7 @@ def correction_settings(params: Any, sample: LoadedSample, changed: Any) -> Corr
             alignment.rotation_axis and tuple(alignment.rotation_axis),
         ),
         refine=alignment.refine or (),
+        find_faces=params.labels.find_faces,
         tracing=tracing_settings(params),
         progress=sys.stderr.isatty(),
     )
@@ -241,6 +252,11 @@ def face_settings(params: Any, files: list[str]) -> FaceSettings:
     )
 
 
+def list_of(faces: CrystalFaces, name: str) -> str:
+    """The faces as the text of a file; lines FACE if its name ends in .ins."""
+    return shelx_lines(faces) if name.endswith(".ins") else faces_text(faces)
+
+
 def save_by_faces(correction: FaceCorrection, command: str, params: Any) -> list[str]:
     """Writes all files of a correction by faces, and returns their names; command: how to scale."""
     output = params.output
@@ -259,9 +275,7 @@ def save_by_faces(correction: FaceCorrection, command: str, params: Any) -> list
         if output.cif:
             path(output.cif).write_text(faces_report.cif_block(correction), encoding="ascii")
         if output.faces:
-            shelx = output.faces.endswith(".ins")
-            text = shelx_lines(correction.faces) if shelx else faces_text(correction.faces)
-            path(output.faces).write_text(text, encoding="ascii")
+            path(output.faces).write_text(list_of(correction.faces, output.faces), encoding="ascii")
         correction.experiments.as_file(path(output.experiments))
         correction.corrected_table(output.mode).as_file(path(output.reflections))
     return written
@@ -303,6 +317,13 @@ def save(
             write_json(path(output.json), correction_report.record(correction, command))
         if output.cif:
             path(output.cif).write_text(correction_report.cif_block(correction), encoding="ascii")
+        faces = None if correction.faces is None else correction.faces.list_of_largest
+        if output.faces and faces is not None:
+            path(output.faces).write_text(list_of(faces, output.faces), encoding="ascii")
+        elif output.faces:
+            logger.warning(
+                "%s is not written: no faces that enclose the crystal were found.", output.faces
+            )
         correction.experiments.as_file(path(output.experiments))
         correction.corrected_table(output.mode).as_file(path(output.reflections))
     return written

@@ -37,7 +37,7 @@ from anacor_dials.diffraction.crystal_faces import (
     read_faces,
     shelx_lines,
 )
-from anacor_dials.report.faces import habit
+from anacor_dials.report.cif import habit
 
 CELL = (9.0, 12.0, 15.0, 90.0, 90.0, 90.0)
 BOX = "1 0 0 40\n-1 0 0 40\n0 1 0 25\n0 -1 0 25 # the large one\n\n0 0 1 10\n0,0,-1,10\n"

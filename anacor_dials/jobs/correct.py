@@ -16,12 +16,7 @@ from anacor_dials.absorption.coefficients import CoefficientFit, materials_from_
 from anacor_dials.absorption.directions import Directions
 from anacor_dials.absorption.factors import AbsorptionFactors, absorption_factors
 from anacor_dials.absorption.tracing import Tracing
-from anacor_dials.diffraction.alignment import (
-    AlignmentFit,
-    choices_from,
-    equivalents,
-    refine_alignment,
-)
+from anacor_dials.diffraction.alignment import AlignmentFit, choices_from
 from anacor_dials.diffraction.reflections import (
     DIALS_EXCLUDES_BELOW,
     Alignment,
@@ -41,6 +36,8 @@ from anacor_dials.jobs.coefficients import (
     ScanCoefficients,
     coefficients_from_projections,
 )
+from anacor_dials.jobs.correct_alignment import AlignmentSettings, find_alignment
+from anacor_dials.jobs.crystal_faces import SampleFaces
 from anacor_dials.jobs.label_uncertainty import MOST_UNCERTAIN
 from anacor_dials.jobs.load_sample import LoadedSample
 from anacor_dials.sample.frames import FloatArray
@@ -73,7 +70,10 @@ class CorrectionSettings:
     alignment : Alignment
         How the tomogram sits on the goniometer.
     refine : sequence of str
-        What of the alignment is taken from the data: some of "offset", "sense" and "mu_scale".
+        What of the alignment is taken from the data: some of "offset", "sense" and "mu_scale", from
+        symmetry equivalents, and "faces": offset and sense from the crystal's faces.
+    find_faces : bool
+        Whether the crystal's faces are looked for in the labels.
     tracing : Tracing
         Tolerance, method, beam, memory and device of the ray tracing.
     progress : bool
@@ -84,6 +84,7 @@ class CorrectionSettings:
     coefficients: CoefficientSettings = field(default_factory=CoefficientSettings)
     alignment: Alignment = field(default_factory=Alignment)
     refine: Sequence[str] = ()
+    find_faces: bool = True
     tracing: Tracing = field(default_factory=Tracing)
     progress: bool = False
 
@@ -188,13 +189,16 @@ class Correction(CorrectedReflections):
     coefficients : ScanCoefficients or None
         mu from projections, if it was taken from there.
     alignment_fit : AlignmentFit or None
-        The alignment from the data, if it was asked for.
+        The alignment from symmetry equivalents, if it was asked for.
+    faces : SampleFaces or None
+        The crystal's faces, if they were looked for and there is a crystal that is large enough.
     """
 
     labels: LabelVolume
     tomo_to_datum: FloatArray
     coefficients: ScanCoefficients | None = None
     alignment_fit: AlignmentFit | None = None
+    faces: SampleFaces | None = None
 
 
 def correct(
@@ -237,28 +241,28 @@ def correct(
         warnings += coefficients.fit.warnings
     from_labels = sample.file.factors_uncertainty
     warnings += _warnings_of_labels(labels, from_labels)
-    alignment, alignment_fit = settings.alignment, None
-    if settings.refine:
-        alignment_fit = refine_alignment(
-            equivalents(experiments, [table], [experiment_of_row], alignment, settings.tracing),
-            experiments,
-            labels,
-            [mu_by_label(of_wavelength) for of_wavelength in materials],
+    alignment = find_alignment(
+        experiments,
+        (table, experiment_of_row),
+        labels,
+        [mu_by_label(of_wavelength) for of_wavelength in materials],
+        AlignmentSettings(
+            settings.alignment,
             settings.refine,
-            alignment,
+            settings.find_faces,
             settings.tracing,
             settings.progress,
-        )
-        alignment = alignment_fit.after
-        materials = [_scaled(m, alignment_fit.mu_scale) for m in materials]
-        warnings += alignment_fit.warnings
-    to_datum = tomo_to_datum(experiments, alignment)
+        ),
+    )
+    materials = [_scaled(m, alignment.mu_scale) for m in materials]
+    warnings += alignment.warnings
+    to_datum = tomo_to_datum(experiments, alignment.used)
     found = factors_of_rows(
         experiments,
         table,
         experiment_of_row,
         to_datum,
-        axis_of_beam(experiments, alignment, settings.tracing.beam),
+        axis_of_beam(experiments, alignment.used, settings.tracing.beam),
         materials,
         lambda wavelength, of_group, directions: _factors(
             wavelength, of_group, directions, labels, settings
@@ -279,7 +283,8 @@ def correct(
         tomo_to_datum=to_datum,
         warnings=warnings + found.warnings,
         coefficients=coefficients,
-        alignment_fit=alignment_fit,
+        alignment_fit=alignment.intensities,
+        faces=alignment.faces,
         label_uncertainty=from_labels,
     )
 

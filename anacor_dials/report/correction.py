@@ -10,11 +10,13 @@ import numpy as np
 from anacor_dials import __version__
 from anacor_dials.jobs.records import AbsorptionRecord, MaterialRecord, WavelengthFactorsRecord
 from anacor_dials.report.alignment import alignment_items, alignment_record, alignment_text
+from anacor_dials.report.cif import absorption_blocks, face_lines, shape_lines
 from anacor_dials.report.coefficients import (
     coefficient_items,
     coefficients_record,
     coefficients_text,
 )
+from anacor_dials.report.crystal_surface import faces_items, faces_record, faces_text
 from anacor_dials.report.page import Figure, Item, Section, Table, Text
 from anacor_dials.report.sample import slice_figures, view_3d
 from anacor_dials.sample.frames import FloatArray
@@ -53,6 +55,8 @@ def log_text(correction: Correction, file_mu_per_um: FloatArray | None = None) -
         parts.append(f"mu from the projections:\n{table}")
     if correction.alignment_fit is not None:
         parts.append(f"Alignment:\n{alignment_text(correction.alignment_fit)}")
+    if correction.faces is not None:
+        parts.append(f"Faces of the crystal:\n{faces_text(correction.faces)}")
     for w in correction.wavelengths:
         table = materials_text(w.materials, correction.labels)
         parts.append(f"Wavelength {w.wavelength:.5f} A ({w.energy_keV:.4f} keV):\n{table}")
@@ -84,6 +88,7 @@ def record(correction: Correction, scale_command: str) -> AbsorptionRecord:
         wavelengths=[_wavelength_record(w, labels) for w in correction.wavelengths],
         coefficients_from_projections=None if fit is None else coefficients_record(fit),
         alignment=None if alignment is None else alignment_record(alignment),
+        faces=None if correction.faces is None else faces_record(correction.faces),
         tomo_to_datum=correction.tomo_to_datum.tolist(),
         factors_uncertainty_from_labels=correction.label_uncertainty,
         warnings=correction.warnings,
@@ -141,33 +146,26 @@ def accuracy_numbers(accuracy: Accuracy) -> dict[str, Any]:
 
 
 def cif_block(correction: Correction) -> str:
-    """A CIF block of what an absorption correction is asked for; mu of the crystal in 1/mm.
-
-    The core dictionary calls a correction by numerical integration over the crystal's measured
-    shape "numerical".
-    """
+    """CIF blocks of what an absorption correction is asked for."""
     a = correction.transmissions
-    lines = []
-    for number, w in enumerate(correction.wavelengths, 1):
-        crystal = next(m for m in w.materials if m.name == "crystal")
-        suffix = "" if len(correction.wavelengths) == 1 else f"_{number}"
-        lines += [
-            f"data_anacor{suffix}",
-            f"_diffrn_radiation_wavelength           {w.wavelength:.5f}",
-            f"_exptl_absorpt_coefficient_mu          {1e3 * crystal.mu_per_um:.4f}",
-            f"_exptl_absorpt_correction_T_min        {w.factors.transmission.min():.4f}",
-            f"_exptl_absorpt_correction_T_max        {w.factors.transmission.max():.4f}",
-            "_exptl_absorpt_correction_type         numerical",
-            "_exptl_absorpt_process_details",
-            ";",
+    crystal: list[str] = []
+    listed: list[str] = []
+    largest = correction.faces.crystals[0] if correction.faces is not None else None
+    if largest is not None and largest.solid is not None and largest.indices is not None:
+        crystal = shape_lines(largest.solid)
+        faces = largest.faces
+        if faces is not None and largest.indices.is_lattice_plane.all():
+            listed = face_lines(faces)
+    details = [
+        [
             f"  anacor_dials {__version__}: path lengths through crystal, mother liquor and loop, traced",
             "  through an X-ray tomogram of the sample taken on the same goniometer.",
             f"  mu (1/mm): {', '.join(f'{m.name} {1e3 * m.mu_per_um:.4f}' for m in w.materials)};",
             f"  {len(w.factors.transmission)} reflections, transmission {a.min():.4f} to {a.max():.4f}.",
-            ";",
-            "",
         ]
-    return "\n".join(lines)
+        for w in correction.wavelengths
+    ]
+    return absorption_blocks(correction.wavelengths, crystal, details, listed)
 
 
 def sections(correction: Correction, scale_command: str) -> list[Section]:
@@ -179,6 +177,8 @@ def sections(correction: Correction, scale_command: str) -> list[Section]:
     ]
     if correction.alignment_fit is not None:
         parts.append(Section("Alignment", alignment_items(correction.alignment_fit)))
+    if correction.faces is not None:
+        parts.append(Section("Faces of the crystal", faces_items(correction.faces)))
     pictures: list[Item] = [
         Figure(traces, layout, caption, height=460)
         for traces, layout, caption in slice_figures(labels)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from anacor_dials import __version__
 from anacor_dials.jobs.records import AbsorptionRecord, MaterialRecord, WavelengthFactorsRecord
+from anacor_dials.report.cif import absorption_blocks, face_lines, shape_lines
 from anacor_dials.report.correction import (
     accuracy_items,
     accuracy_numbers,
@@ -15,22 +14,10 @@ from anacor_dials.report.correction import (
     transmission_numbers,
 )
 from anacor_dials.report.page import Figure, Item, Section, Table, Text
+from anacor_dials.report.solid_view import view_of_solid
 
 if TYPE_CHECKING:
     from anacor_dials.jobs.correct_by_faces import FaceCorrection
-
-UM_PER_MM = 1000.0
-# A crystal whose smallest size is below this fraction of the middle one is called a plate; whose
-# middle size is below it of the largest one, a needle.
-THIN = 0.4
-
-
-def habit(size_um: tuple[float, float, float]) -> str:
-    """The habit as CIF names it: plate, needle or block, from the three sizes."""
-    largest, middle, smallest = size_um
-    if middle < THIN * largest:
-        return "needle"
-    return "plate" if smallest < THIN * middle else "block"
 
 
 def log_text(correction: FaceCorrection) -> str:
@@ -121,49 +108,22 @@ def record(correction: FaceCorrection, scale_command: str) -> AbsorptionRecord:
 
 
 def cif_block(correction: FaceCorrection) -> str:
-    """A CIF block of what checkCIF asks of a face-indexed correction; lengths in mm, mu in 1/mm.
-
-    The core dictionary calls a correction by numerical integration over the crystal's shape
-    "numerical"; "analytical" would be a sum of closed forms.
-    """
-    largest, middle, smallest = (size / UM_PER_MM for size in correction.solid.size_um)
-    shape = [
-        f"_exptl_crystal_description             {habit(correction.solid.size_um)}",
-        f"_exptl_crystal_size_max                {largest:.4f}",
-        f"_exptl_crystal_size_mid                {middle:.4f}",
-        f"_exptl_crystal_size_min                {smallest:.4f}",
-    ]
+    """CIF blocks of what checkCIF asks of a face-indexed correction."""
+    crystal = shape_lines(correction.solid)
     if correction.content is not None:
-        shape.append(
-            f"_exptl_crystal_density_diffrn          {correction.content.density_g_cm3:.3f}"
-        )
-        if correction.content.f000 is not None:
-            shape.append(f"_exptl_crystal_F_000                   {correction.content.f000:.0f}")
-    faces = ["loop_", *(f"  _exptl_crystal_face_index_{axis}" for axis in "hkl")]
-    faces.append("  _exptl_crystal_face_perp_dist")
-    for h, distance in zip(correction.faces.indices, correction.faces.distances_um, strict=True):
-        faces.append("  " + " ".join(f"{i:g}" for i in h) + f" {distance / UM_PER_MM:.5f}")
-    lines = []
-    for number, w in enumerate(correction.wavelengths, 1):
-        a = w.factors.transmission
-        suffix = "" if len(correction.wavelengths) == 1 else f"_{number}"
-        lines += [
-            f"data_anacor{suffix}",
-            f"_diffrn_radiation_wavelength           {w.wavelength:.5f}",
-            *shape,
-            f"_exptl_absorpt_coefficient_mu          {1e3 * w.materials[1].mu_per_um:.4f}",
-            f"_exptl_absorpt_correction_T_min        {a.min():.4f}",
-            f"_exptl_absorpt_correction_T_max        {a.max():.4f}",
-            "_exptl_absorpt_correction_type         numerical",
-            "_exptl_absorpt_process_details",
-            ";",
+        density, f000 = correction.content.density_g_cm3, correction.content.f000
+        crystal.append(f"_exptl_crystal_density_diffrn          {density:.3f}")
+        if f000 is not None:
+            crystal.append(f"_exptl_crystal_F_000                   {f000:.0f}")
+    details = [
+        [
             f"  anacor_dials {__version__}: numerical integration over the crystal with its indexed faces,",
-            f"  exact path lengths; rms error {100 * w.factors.accuracy.rms_error:.3f} %, {len(a)} reflections.",
-            ";",
-            *faces,
-            "",
+            f"  exact path lengths; rms error {100 * w.factors.accuracy.rms_error:.3f} %, "
+            f"{len(w.factors.transmission)} reflections.",
         ]
-    return "\n".join(lines)
+        for w in correction.wavelengths
+    ]
+    return absorption_blocks(correction.wavelengths, crystal, details, face_lines(correction.faces))
 
 
 def sections(correction: FaceCorrection, scale_command: str) -> list[Section]:
@@ -182,7 +142,7 @@ def sections(correction: FaceCorrection, scale_command: str) -> list[Section]:
             for w in correction.wavelengths
         ),
     ]
-    traces, layout = view_of_faces(correction)
+    traces, layout = view_of_solid(solid, correction.faces.names)
     rows = [
         (name, f"{distance:.2f}", f"{area:.1f}", f"{100 * area / solid.areas_um2.sum():.1f} %")
         for name, distance, area in zip(
@@ -206,42 +166,3 @@ def sections(correction: FaceCorrection, scale_command: str) -> list[Section]:
         Section("Factors", factor_figures(correction)),
         Section("Accuracy", accuracy_items(correction)),
     ]
-
-
-def view_of_faces(correction: FaceCorrection) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(traces, layout) of the crystal in three dimensions, with the indices on its faces."""
-    solid = correction.solid
-    x, y, z = np.round(solid.corners, 3).T
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "mesh3d",
-            "x": x,
-            "y": y,
-            "z": z,
-            "i": solid.triangles[:, 0],
-            "j": solid.triangles[:, 1],
-            "k": solid.triangles[:, 2],
-            "facecolor": [FACE_COLOURS[f % len(FACE_COLOURS)] for f in solid.face_of_triangle],
-            "opacity": 0.75,
-            "flatshading": True,
-            "hoverinfo": "skip",
-        }
-    ]
-    places, names = [], []
-    for face in np.flatnonzero(solid.areas_um2 > 0):
-        corners = np.unique(solid.triangles[solid.face_of_triangle == face])
-        places.append(
-            solid.corners[corners].mean(axis=0) + 0.04 * solid.size_um[0] * solid.normals[face]
-        )
-        names.append(correction.faces.names[face])
-    x, y, z = np.round(np.array(places), 3).T
-    traces.append({"type": "scatter3d", "x": x, "y": y, "z": z, "mode": "text", "text": names})
-    axes = {f"{name}axis": {"title": {"text": f"{name} (um)"}} for name in ("x", "y", "z")}
-    return traces, {
-        "scene": {"aspectmode": "data", **axes},
-        "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
-        "showlegend": False,
-    }
-
-
-FACE_COLOURS = ("#7fa8c9", "#c9a97f", "#8fbf8f", "#c98f9f", "#a89fc9", "#bfbf7f")

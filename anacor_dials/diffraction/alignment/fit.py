@@ -56,7 +56,8 @@ from anacor_dials.sample.volumes import LabelVolume
 
 logger = logging.getLogger("dials.anacor_dials.diffraction.alignment")
 
-CHOICES = ("offset", "sense", "mu_scale")
+# the last is for the crystal's faces, anacor_dials.diffraction.alignment.from_faces
+CHOICES = ("offset", "sense", "mu_scale", "faces")
 
 # With fewer, errors from clusters of observations are too uncertain to refute anything.
 FEWEST_UNIQUE = 50

@@ -10,6 +10,7 @@ from anacor_dials.jobs.records.absorption import (
     AbsorptionRecord,
     AlignmentRecord,
     CoefficientsRecord,
+    FacesRecord,
     MaterialRecord,
     WavelengthFactorsRecord,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "ComparisonRecord",
     "CrystalRecord",
     "CrystalRow",
+    "FacesRecord",
     "GroupRecord",
     "LikenessRecord",
     "MaterialRecord",

@@ -190,6 +190,30 @@ class AlignmentRecord:
 
 
 @dataclass(frozen=True)
+class FacesRecord:
+    """The faces of the crystals that were found in the labels.
+
+    Attributes
+    ----------
+    crystals : [mapping]
+        The largest first: "reason_for_no_faces" or null, "volume_um3", "flat_share" of the surface,
+        "rms_um" from the planes, the "experiment" whose lattice the indices are of, "origin_um" of
+        the distances in the frame of the tomogram, "encloses_the_crystal", and "faces": [{"hkl",
+        "lattice_plane", "distance_um", "area_um2", "angle_deg" to the reciprocal vector, "normal"
+        in the frame of the tomogram, "normal_error_deg"}].
+    alignment : mapping or null
+        At which the faces are lattice planes: "determined", "reason", "angle_offset_deg",
+        "angle_offset_error_deg", "rotation_sense"; logarithms of the likelihood ratio to faces
+        without a lattice, "log_likelihood_ratio" and "log_likelihood_ratio_given"; "rivals",
+        [{"angle_offset_deg", "rotation_sense", "less"}]; "rms_angle_deg" of the normals;
+        "tilt_deg" of the whole rotation, "tilt_error_deg".
+    """
+
+    crystals: Sequence[Mapping[str, Any]]
+    alignment: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
 class AbsorptionRecord(Record):
     """anacor_absorption.json.
 
@@ -207,7 +231,9 @@ class AbsorptionRecord(Record):
     wavelengths : [WavelengthFactorsRecord]
     coefficients_from_projections : CoefficientsRecord or null
     alignment : AlignmentRecord or null
-        Null if nothing was refined.
+        From symmetry equivalents; null if nothing was refined with them.
+    faces : FacesRecord or null
+        Null if no faces were looked for in labels.
     tomo_to_datum : [[float]] or null
         The rotation (3, 3) from the frame of the tomogram to the datum frame.
     factors_uncertainty_from_labels : float or null
@@ -228,6 +254,7 @@ class AbsorptionRecord(Record):
     crystal: Mapping[str, Any] | None = None
     coefficients_from_projections: CoefficientsRecord | None = None
     alignment: AlignmentRecord | None = None
+    faces: FacesRecord | None = None
     tomo_to_datum: Sequence[Sequence[float]] | None = None
     factors_uncertainty_from_labels: float | None = None
 
@@ -240,5 +267,6 @@ class AbsorptionRecord(Record):
             "wavelengths": [WavelengthFactorsRecord.of(w) for w in content["wavelengths"]],
             "coefficients_from_projections": mu and made_of(CoefficientsRecord, mu),
             "alignment": alignment and made_of(AlignmentRecord, alignment),
+            "faces": content.get("faces") and made_of(FacesRecord, content["faces"]),
         }
         return made_of(cls, {**content, **parts})
