@@ -50,6 +50,7 @@ def coefficients_record(found: ScanCoefficients) -> CoefficientsRecord:
                 "name": name,
                 "mu_per_um": fit.mu_per_um[label],
                 "standard_error_per_um": fit.standard_error_per_um[label],
+                "common_error_per_um": fit.common_error_per_um[label],
                 "expected_per_um": fit.expected_per_um[label],
                 "rays": fit.n_rays[label],
                 "margin_um": fit.margin_um[label],
@@ -170,6 +171,7 @@ def coefficient_items(found: ScanCoefficients) -> list[Item]:
             name,
             f"{fit.mu_per_um[label]:.6f}",
             f"{fit.standard_error_per_um[label]:.6f}",
+            f"{fit.common_error_per_um[label]:.6f}",
             f"{fit.expected_per_um[label]:.6f}",
             int(fit.n_rays[label]),
             f"{fit.margin_um[label]:.1f}",
@@ -180,10 +182,19 @@ def coefficient_items(found: ScanCoefficients) -> list[Item]:
     energy = "" if fit.energy_keV is None else f" at {fit.energy_keV:.4f} keV"
     table = Table(
         rows,
-        ("material", "mu (1/um)", "standard error", "from composition", "rays", "margin (um)"),
+        (
+            "material",
+            "mu (1/um)",
+            "standard error",
+            "of edges and axis",
+            "from composition",
+            "rays",
+            "margin (um)",
+        ),
         f"mu from the projections{energy}: least squares over {len(fit.angles_deg)} angles; -ln T of the "
         f"rays used differs by {100 * fit.unexplained:.1f} % rms; condition number "
-        f"{fit.condition_number:.1f}.",
+        f"{fit.condition_number:.1f}. Of edges and axis: the part of the standard error that labels wrong by "
+        "a part of a voxel, and an axis wrong by a part of a pixel, make in all views alike.",
     )
     figures = [
         Figure(traces, layout, caption, height=460)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,10 @@ class Solution:
         Materials that cannot be told apart.
     offsets : array (n_angles,)
         The offset of each view.
+    ridge : array (p, p)
+        What was added to the normal equations.
+    common : array (m,)
+        The part of the errors that all views share, 1/um.
     """
 
     mu: FloatArray
@@ -82,6 +86,12 @@ class Solution:
     condition: float
     pairs: tuple[tuple[int, int], ...]
     offsets: FloatArray
+    ridge: FloatArray
+    common: FloatArray
+
+    def with_common(self, common: FloatArray) -> Solution:
+        """The solution with errors (m,) that all views share, 1/um, added to its own."""
+        return replace(self, error=np.hypot(self.error, common), common=common)
 
 
 def _correlation(covariance: FloatArray) -> FloatArray:
@@ -191,4 +201,6 @@ def solve_with_errors(rays: Rays, weights: FloatArray, angles_deg: FloatArray, m
         condition,
         tuple(pairs),
         whole.offsets(parameters),
+        ridge,
+        np.zeros(m),
     )

@@ -25,8 +25,9 @@ together by least squares:
 * **Errors.** The errors of neighbouring rays are correlated, so the scatter of single rays says
   little. Standard errors are those of the delete-a-block jackknife (Kuensch, Ann. Statist. 17
   (1989) 1217), over blocks of neighbouring angles and over bands of slices in which the material
-  occurs; the larger one counts. They do not contain errors that all views and slices share (a wrong
-  pixel size, labels that are all too large).
+  occurs; the larger one counts. Added to them is what edges of the labels that are wrong by a part
+  of a voxel, and an axis that is wrong by a part of a pixel, do to mu in all views alike. They do
+  not contain a wrong pixel size, or labels that are wrong by more.
 * **Materials that cannot be told apart.** If the error of a mu is above a twentieth of the mean mu,
   and strongly anticorrelated with that of another material, their difference is taken as 0 +- 10 %
   of the mean mu (a ridge). Both then move to their common mean. What both absorb together, which
@@ -44,7 +45,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from anacor_dials.absorption.coefficients.calculated_views import calculated_views, measured_views
+from anacor_dials.absorption.coefficients.calculated_views import (
+    CalculatedViews,
+    calculated_views,
+    measured_views,
+)
+from anacor_dials.absorption.coefficients.common_errors import FittedRays, common_errors
 from anacor_dials.absorption.coefficients.errors import Solution, solve_with_errors
 from anacor_dials.absorption.coefficients.from_composition import (
     expected_coefficients,
@@ -115,6 +121,8 @@ class CoefficientFit:
     names : tuple of n_labels str
     mu_per_um, standard_error_per_um : array (n_labels,)
         1/um; 0 for the background, NaN for materials that no usable ray meets.
+    common_error_per_um : array (n_labels,)
+        The part of the standard error that all views share, 1/um: the labels' edges and the axis.
     expected_per_um : array (n_labels,)
         mu from the composition at the energy of the scan, 1/um; NaN if unknown.
     refraction_um : float
@@ -153,6 +161,7 @@ class CoefficientFit:
     names: tuple[str, ...]
     mu_per_um: FloatArray
     standard_error_per_um: FloatArray
+    common_error_per_um: FloatArray
     expected_per_um: FloatArray
     refraction_um: float
     correlation: FloatArray
@@ -178,6 +187,7 @@ class CoefficientFit:
         for name in (
             "mu_per_um",
             "standard_error_per_um",
+            "common_error_per_um",
             "expected_per_um",
             "n_rays",
             "margin_um",
@@ -237,6 +247,7 @@ class _Fitted:
     margins: FloatArray
     solution: Solution
     shift_um: FloatArray
+    rays: FittedRays
 
     @property
     def residual(self) -> FloatArray:
@@ -292,6 +303,8 @@ def absorption_coefficients(
         sx, sy = fit.shift_um / radiographs.pixel_xy_um
         origin = (origin[0] + sx, origin[1] + sy)
         fit = _fit(radiographs, labels, origin, delta, margin_um, most_blocks)
+    common = common_errors(fit.rays, labels, fit.shift_um, np.array(radiographs.pixel_xy_um))
+    fit = replace(fit, solution=fit.solution.with_common(common))
     return _described(fit, radiographs, labels, origin, expected)
 
 
@@ -334,23 +347,13 @@ def _fit(
     m = len(seen)
     total = traced.sum(axis=-1)[places]
     mu = np.full(m, max(float(total @ measured[places]) / float(total @ total), 0.0))
-    angle, ix, _ = np.nonzero(places)
     rays, design, weights = None, None, np.empty(0)
     known, weight = known_refraction(radiographs)
     for _ in range(MOST_CYCLES):
         design = calculated_views(traced, mu, delta[seen], sigma, grid.step_um)
         # linear about mu: -ln T = calculated + sum (mu' - mu) lengths + ...
-        linear = measured - design.calculated + design.lengths @ mu
-        linear -= known * design.refraction
-        rays = Rays(
-            linear[places],
-            np.column_stack([design.lengths[places], design.refraction[places]]),
-            angle.astype(np.int64),
-            grid.x_um[ix],
-            total > 0,
-            len(grid.angles_deg),
-            weight,
-        )
+        linear = measured - design.calculated + design.lengths @ mu - known * design.refraction
+        rays = _rays(linear, design, places, total > 0, grid, weight)
         parameters, _, weights = robust_fit(rays, m)
         before, mu = mu, parameters[:m]
         if np.all(np.abs(mu - before) < 1e-3 * np.abs(mu).max()):
@@ -366,7 +369,42 @@ def _fit(
     used = usable & (calculated < -math.log(LEAST_TRANSMISSION))
     shift = _remaining_shift(measured, calculated, solution.offsets, grid.step_um)
     solution = replace(solution, refraction=known + solution.refraction)
-    return _Fitted(grid, measured, calculated, used, lengths > 0, seen, margins, solution, shift)
+    fitted = FittedRays(
+        grid,
+        places,
+        rays,
+        weights,
+        solution.ridge,
+        solution.mu,
+        solution.refraction,
+        delta[seen],
+        sigma,
+        seen,
+    )
+    return _Fitted(
+        grid, measured, calculated, used, lengths > 0, seen, margins, solution, shift, fitted
+    )
+
+
+def _rays(
+    linear: FloatArray,
+    design: CalculatedViews,
+    places: NDArray[np.bool_],
+    in_sample: NDArray[np.bool_],
+    grid: RayGrid,
+    refraction_weight: float,
+) -> Rays:
+    """The rays of the places (k, gx, gy) with what is linear in the parameters (k, gx, gy)."""
+    angle, ix, _ = np.nonzero(places)
+    return Rays(
+        linear[places],
+        np.column_stack([design.lengths[places], design.refraction[places]]),
+        angle.astype(np.int64),
+        grid.x_um[ix],
+        in_sample,
+        len(grid.angles_deg),
+        refraction_weight,
+    )
 
 
 def _described(
@@ -377,9 +415,9 @@ def _described(
     expected: FloatArray,
 ) -> CoefficientFit:
     n, names, solution, seen = len(labels.names), labels.names, fit.solution, fit.seen
-    mu, error = np.full(n, np.nan), np.full(n, np.nan)
-    mu[0] = error[0] = 0.0
-    mu[seen], error[seen] = solution.mu, solution.error
+    mu, error, common = (np.full(n, np.nan) for _ in range(3))
+    mu[0] = error[0] = common[0] = 0.0
+    mu[seen], error[seen], common[seen] = solution.mu, solution.error, solution.common
     correlation = np.eye(n)
     correlation[np.ix_(seen, seen)] = solution.correlation
     sample = np.any(fit.in_label, axis=-1)
@@ -397,6 +435,7 @@ def _described(
         names=names,
         mu_per_um=mu,
         standard_error_per_um=error,
+        common_error_per_um=common,
         expected_per_um=expected,
         refraction_um=solution.refraction,
         correlation=correlation,

@@ -125,7 +125,15 @@ class FaceAlignment:
         return []
 
     def contradicts(self, offset_deg: float, sense: int, error_deg: float = 0.0) -> bool:
-        """Whether an alignment, with its standard error, deg, is not that of the faces."""
+        """Whether an alignment is not that of the faces.
+
+        Parameters
+        ----------
+        offset_deg : float
+        sense : int
+        error_deg : float
+            The standard error of its offset, deg.
+        """
         apart = angle_between(offset_deg, self.offset_deg)
         error = math.hypot(self.offset_error_deg, error_deg)
         return sense != self.sense or apart > max(3 * error, BASIN_DEG / 2)

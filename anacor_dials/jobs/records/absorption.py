@@ -94,7 +94,8 @@ class CoefficientsRecord:
     energy_keV : float or null
         Of the scan.
     materials : [mapping]
-        "label", "name", "mu_per_um", "standard_error_per_um"; "expected_per_um", of the typical
+        "label", "name", "mu_per_um", "standard_error_per_um"; "common_error_per_um", the part of it
+        that the edges of labels and the axis make in all views; "expected_per_um", of the typical
         composition of the name; "rays", how many determine this mu; "margin_um", how far they stay
         from other materials.
     correlation : [[float]]
