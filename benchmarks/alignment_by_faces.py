@@ -39,7 +39,7 @@ SIZE = 70.0  # um
 HIDDEN = [(7.3, 1), (181.0, -1), (7.3, -1), (181.0, 1)]
 ENERGY = 3.5  # keV
 WRONG_DEG = 2.0
-LABELS = [(0.0, 1.5), (0.5, 1.5), (1.0, 1.5), (0.5, 4.0)]  # rms and reach, voxels
+LABELS = [(0.0, 1.5), (0.5, 1.5), (1.0, 1.5)]  # rms and reach, voxels
 
 
 @dataclass(frozen=True)

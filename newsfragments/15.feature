@@ -3,3 +3,5 @@ Crystals by their faces, without a tomogram: ``dials.anacor_absorption models.ex
 ``dials.anacor_simulate sample.shape=thaumatin`` or ``lysozyme`` makes crystals whose faces are planes of the lattice that the diffraction data come from.
 
 The faces of the crystal are found in the labels: ``dials.anacor_absorption`` fits planes to its surface, gives them Miller indices with the orientation matrix, and lists them with distances, areas and angles in log, report (with a picture), JSON and ``output.faces=``. ``alignment.refine=faces`` takes offset and sense of rotation from them, without any absorption, with a standard error and the rivals that symmetry leaves; without it a warning says where the faces contradict the alignment.
+
+``alignment.refine=offset`` compares the labels with their mirror image: where that fits the intensities better, nothing is moved, and a warning says that the labels are mirrored.

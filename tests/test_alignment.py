@@ -40,7 +40,7 @@ from anacor_dials.diffraction.alignment import (
 )
 from anacor_dials.diffraction.alignment.trials import TrialTransmissions
 from anacor_dials.diffraction.reflections import Alignment, experiment_of_rows, tomo_to_datum
-from anacor_dials.report.alignment import alignment_record
+from anacor_dials.report.alignment import alignment_record, alignment_text
 from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume
@@ -136,6 +136,44 @@ def test_hidden_alignment_is_found_with_an_honest_error() -> None:
         pulls.append((difference / fit.offset_error_deg, (fit.mu_scale - 1.1) / fit.mu_scale_error))
     # the standard deviation of 8 numbers of standard deviation 1 lies there in all but 1 % of cases
     assert np.all((np.std(pulls, axis=0) > 0.35) & (np.std(pulls, axis=0) < 1.7))
+
+
+def mirror_image(directions: np.ndarray) -> np.ndarray:
+    """What the mirror image of the sample in X does; X, where the program mirrors Y."""
+    return depth(directions * np.array([-1.0, 1.0, 1.0]))
+
+
+def mirrored_form(
+    data: Equivalents, f: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[float, int], np.ndarray]:
+    """The transmissions of the mirror image in Y of a sample."""
+    return closed_form(data, lambda directions: f(directions * np.array([1.0, -1.0, 1.0])))
+
+
+def test_mirrored_labels_are_told() -> None:
+    """The sample is the mirror image of the labels: nothing is moved, and it says why."""
+    data = attenuated(random_equivalents(np.random.default_rng(12)), 40.0, 1, 1.0, mirror_image)
+    asked = ("offset", "sense")
+    wrong = fit_alignment(data, closed_form(data), asked, Alignment())
+    assert wrong.moved  # with confidence, and wrongly
+    fit = fit_alignment(
+        data, closed_form(data), asked, Alignment(), mirrored=mirrored_form(data, depth)
+    )
+    assert not fit.moved
+    assert fit.after == Alignment()
+    assert fit.refuted_mirror < -3
+    assert "the labels are mirrored" in fit.warnings[0]
+    right = fit_alignment(
+        data,
+        closed_form(data, mirror_image),
+        asked,
+        Alignment(),
+        mirrored=mirrored_form(data, mirror_image),
+    )
+    assert right.moved
+    assert right.after.angle_offset_deg == pytest.approx(40.0, abs=1.5)
+    assert right.refuted_mirror > 3
+    assert any("mirror image" in note for note in alignment_text(right).splitlines())
 
 
 def test_outliers_do_not_matter() -> None:

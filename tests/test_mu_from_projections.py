@@ -129,7 +129,7 @@ def test_mu_that_nobody_knows_comes_from_the_projections(folder):
     materials, content = materials_of(NO_LOOP)
     for name, mu in MU.items():
         assert materials[name]["mu_per_um"] == pytest.approx(mu, rel=0.02)
-        assert materials[name]["from"].startswith("projections at 3.5 keV, +- 0.000")
+        assert materials[name]["from"].startswith("projections at 3.5 keV, +- 0.00")
     assert materials["loop"]["from"] == "given"
     fit = content["coefficients_from_projections"]
     assert fit["centre_pixel"][0] == pytest.approx(26.3, abs=0.1)

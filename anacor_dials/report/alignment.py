@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from anacor_dials.jobs.records import AlignmentRecord
@@ -60,6 +61,16 @@ def _notes(fit: AlignmentFit) -> list[str]:
             f"{fit.refuted_others:.1f}"
         )
     notes.append(f"{better}; {fit.refuted_at:g} are needed.")
+    if math.isfinite(fit.refuted_mirror) and fit.moved:
+        notes.append(
+            f"The best is better than that of the mirror image of the labels by {fit.refuted_mirror:.1f} standard "
+            "deviations"
+            + (
+                "."
+                if fit.refuted_mirror >= fit.refuted_at
+                else ": the data do not tell whether the labels are mirrored."
+            )
+        )
     notes.append(
         "Standard errors are of the intensities; errors of labels and voxels are not in them."
     )
@@ -121,6 +132,7 @@ def alignment_record(fit: AlignmentFit) -> AlignmentRecord:
             "alternative": None
             if fit.other is None
             else {"angle_offset_deg": fit.other[0], "rotation_sense": fit.other[1]},
+            "than_mirror_image": fit.refuted_mirror,
             "needed": fit.refuted_at,
         },
         curve={

@@ -135,6 +135,9 @@ class AlignmentFit:
         Factors on mu.
     refuted_at : float
         The standard deviations that are needed.
+    refuted_mirror : float
+        By how many standard deviations the best trial is better than the best one of the mirror
+        image of the labels; NaN if they were not compared.
     """
 
     asked: tuple[str, ...]
@@ -166,6 +169,7 @@ class AlignmentFit:
     other: tuple[float, int] | None = None
     mu_grid: FloatArray = field(default_factory=MU_GRID.copy)
     refuted_at: float = REFUTED_AT
+    refuted_mirror: float = math.nan
 
     @property
     def moved(self) -> bool:
@@ -238,7 +242,9 @@ def refine_alignment(
     transmissions = TrialTransmissions(
         labels, mu_per_um, data, experiments, alignment, senses, tracing or Tracing(), progress
     )
-    return fit_alignment(data, transmissions, asked, alignment, progress)
+    # the mirror image of a slit is another slit
+    mirrored = None if tracing is not None and tracing.beam is not None else transmissions.mirrored
+    return fit_alignment(data, transmissions, asked, alignment, progress, mirrored)
 
 
 def _too_few(data: Equivalents) -> str:
@@ -264,6 +270,7 @@ def fit_alignment(
     asked: Sequence[str],
     alignment: Alignment,
     progress: bool = False,
+    mirrored: LogTransmission | None = None,
 ) -> AlignmentFit:
     """The fit to given observations.
 
@@ -278,6 +285,9 @@ def fit_alignment(
         The given alignment.
     progress : bool
         Whether to show progress bars.
+    mirrored : callable, optional
+        The same as transmissions, of the mirror image of the labels. If it fits better, the labels
+        are mirrored, and nothing is moved.
     """
     asked = choices_from(asked)
     senses = (1, -1) if "sense" in asked else (alignment.rotation_sense,)
@@ -312,6 +322,8 @@ def fit_alignment(
                 best = search.refine_offset(best)
             residual = search.residual(best)
         fit = _judged(search, grid, best, asked, alignment, offsets, senses)
+        if mirrored is not None and fit.moved and "offset" in asked:
+            fit = _unless_mirrored(fit, search, best, mirrored)
         fits.append(replace(fit, friedel_apart=apart))
     # mates together are more comparisons; apart, their anomalous differences are no disagreement
     return min(
@@ -401,6 +413,27 @@ def _why_not(best: Trial, asked: Sequence[str], evidence: _Evidence) -> str:
             f"{LARGEST_MU_SCALE_ERROR:g} is accepted)"
         )
     return ""
+
+
+def _unless_mirrored(
+    fit: AlignmentFit, search: Search, best: Trial, mirrored: LogTransmission
+) -> AlignmentFit:
+    """The fit; with a reason not to move anything if the mirror image of the labels fits better."""
+    other = search.with_transmissions(mirrored)
+    trials = [other.trial(offset, sense) for sense in fit.senses for offset in fit.offsets_deg]
+    image = other.refine_offset(min(trials, key=lambda trial: trial.chi2))
+    better = search.superiority(search.residual(best), other.residual(image))
+    if better > -REFUTED_AT:
+        return replace(fit, refuted_mirror=better)
+    return replace(
+        fit,
+        refuted_mirror=better,
+        after=fit.before,
+        mu_scale=1.0,
+        reason=f"the mirror image of the labels fits better, by {-better:.1f} standard deviations (offset "
+        f"{image.offset_deg:.1f} deg, sense {image.sense:+d}): the labels are mirrored; see "
+        "projections.fast_axis and slow_axis, or labels.axes",
+    )
 
 
 def _moved(alignment: Alignment, best: Trial, asked: Sequence[str]) -> Alignment:

@@ -135,9 +135,17 @@ class Search:
         self._smooth = smooth_scales(data)
         self.set_weights(0.1, np.ones(len(data)))
 
+    def with_transmissions(self, transmissions: LogTransmission) -> Search:
+        """A search with the same observations and weights, and other transmissions."""
+        other = Search(self.data, transmissions)
+        other.unique = self.unique
+        other.set_weights(self.instrument_error, self._robust)
+        return other
+
     def set_weights(self, instrument_error: float, robust: FloatArray) -> None:
         """Sets the weights: robust (n,) / ((sigma / I)^2 + instrument_error^2)."""
         self.instrument_error = instrument_error
+        self._robust = robust
         weight = robust / (self.data.relative_variance + instrument_error**2)
         self.disagreement = Disagreement(self.unique, self._smooth, weight)
         self._measured = self.disagreement.residual(self.data.log_intensity)

@@ -150,7 +150,20 @@ class TrialTransmissions:
         return back @ from_lab @ axis
 
     def __call__(self, offset_deg: float, sense: int) -> FloatArray:
+        return self._of(*self._to_tomo(offset_deg, sense), sense)
+
+    def mirrored(self, offset_deg: float, sense: int) -> FloatArray:
+        """The same for the mirror image of the sample: Y of the tomo frame has the other sign.
+
+        Every other mirror image is this one at another offset, or with the other sense. What the
+        sample does to a pair of directions, its mirror image does to the mirror images of both.
+        """
+        flip = np.array([1.0, -1.0, 1.0])
         source, exit_ = self._to_tomo(offset_deg, sense)
+        return self._of(source * flip, exit_ * flip, sense)
+
+    def _of(self, source: FloatArray, exit_: FloatArray, sense: int) -> FloatArray:
+        """ln A (3, n) of directions to the source and of exit (n, 3) in the tomo frame."""
         first = sum(len(self._rings[s]) for s in self._senses[: self._senses.index(sense)])
         base, weights = _ring_weights(self._rings[sense], source[:, 0])
         result = np.zeros((len(MU_NODES), len(source)))

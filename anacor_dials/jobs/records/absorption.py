@@ -165,7 +165,8 @@ class AlignmentRecord:
         Relative.
     standard_deviations_better : mapping
         How much better the best is: "than_no_correction", "than_best_alternative"; the
-        "alternative" itself; and how much is "needed" to change the alignment.
+        "alternative" itself; "than_mirror_image" of the labels, null if not compared; and how much
+        is "needed" to change the alignment.
     curve : mapping
         "angle_offset_deg", [float], and "by_sense", [{"rotation_sense", "rms_difference",
         "mu_scale"}].
