@@ -703,6 +703,34 @@ def test_what_is_run_on_what(tmp_path: Path, mad: list, programs: Programs):
     )
 
 
+def test_a_tomogram_of_another_program_is_segmented(
+    tmp_path: Path, mad: list, programs: Programs, monkeypatch: pytest.MonkeyPatch
+):
+    """It may hold whole numbers, as labels do; the scan beside it is named from here."""
+    monkeypatch.chdir(tmp_path)
+    with h5py.File("savu.h5", "w") as file:
+        file["recon"] = np.zeros((4, 4, 4), np.uint16)
+    sweeps = [sweep for crystal in mad for sweep in crystal.sweeps]
+    crystals = assign_tomography(sweeps, [], {"X1": "savu.h5:/recon", "X2": "tomo.h5"})
+    settings = PipelineSettings(
+        strategies=SETTINGS.strategies,
+        segmentation_options={
+            "X1": ("tomogram.axes=z,x,y", "tomogram.projections=scan.nxs", "tomogram.scale=2")
+        },
+    )
+    process(crystals, settings, work_in(tmp_path), write_report)
+    assert programs.command("dials.anacor_segment") == (
+        "dials.anacor_segment", f"{tmp_path}/savu.h5:/recon", "tomogram.axes=z,x,y",
+        f"tomogram.projections={tmp_path}/scan.nxs", "tomogram.scale=2", "nproc=1",
+    )  # fmt: skip
+    programs.ran()
+    process(crystals, settings, work_in(tmp_path), write_report)
+    assert programs.ran() == []
+    (tmp_path / "scan.nxs").write_text("other projections")
+    process(crystals, settings, work_in(tmp_path), write_report)
+    assert programs.ran()[0] == "anacor_segment"
+
+
 def test_a_finished_pipeline_is_not_run_again_and_changes_run_what_they_must(
     tmp_path: Path, mad: list, programs: Programs
 ):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from anacor_dials.diffraction.scaling import Strategy, strategy_called
 from anacor_dials.diffraction.statistics import STATISTICS
-from anacor_dials.jobs.pipeline.inputs import Crystal
+from anacor_dials.jobs.pipeline.inputs import Crystal, files_of
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,31 @@ class PipelineSettings:
 
 
 def options_of(crystal: str, given: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The options for all crystals and then those for this one."""
-    return (*given.get("", ()), *given.get(crystal, ()))
+    """The options for all crystals and then those for this one.
+
+    The names of files in them become absolute, since a step runs in a folder of its own.
+    """
+    return tuple(_absolute(option) for option in (*given.get("", ()), *given.get(crystal, ())))
+
+
+def _absolute(option: str) -> str:
+    name, equals, value = option.partition("=")
+    there = bool(value) and not _is_number(value) and bool(files_of(Path(os.path.abspath(value))))
+    return f"{name}{equals}{os.path.abspath(value)}" if there else option
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def files_named_in(options: Sequence[str]) -> tuple[Path, ...]:
+    """The files that options of :func:`options_of` name, whose content decides the result."""
+    values = (option.partition("=")[2] for option in options)
+    return tuple(f for v in values if os.path.isabs(v) for f in files_of(Path(v)))
 
 
 def refuse_unknown_crystals(crystals: Sequence[Crystal], settings: PipelineSettings) -> None:

@@ -27,7 +27,7 @@ from anacor_dials.jobs.pipeline.results import (
     WavelengthResult,
     same_observations,
 )
-from anacor_dials.jobs.pipeline.settings import PipelineSettings, options_of
+from anacor_dials.jobs.pipeline.settings import PipelineSettings, files_named_in, options_of
 from anacor_dials.jobs.pipeline.steps import FinishedStep, Step, StepError, WorkingFolder
 from anacor_dials.sample.output_files import file_name
 
@@ -97,7 +97,7 @@ def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -
             Step(
                 f"{name}/segment",
                 ("dials.anacor_segment", str(crystal.tomography), *of_segmentation),
-                files_of(crystal.tomography),
+                (*files_of(crystal.tomography), *files_named_in(of_segmentation)),
                 ("tomo.h5", "anacor_segment.json"),
                 free,
             )
@@ -117,6 +117,7 @@ def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -
                 *(sweep.experiments for sweep in crystal.sweeps),
                 *(sweep.reflections for sweep in crystal.sweeps),
                 *files_of(labels),
+                *files_named_in(options),
             ),
             ("corrected.expt", "corrected.refl", "anacor_absorption.json"),
             free,
