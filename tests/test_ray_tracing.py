@@ -268,7 +268,17 @@ def test_a_march_leaves_out_no_sample(engine, sample_labels, directions):
     values = np.where(x**2 + y**2 + z**2 <= 28**2, 1, 0).astype(np.uint8)
     values[10:38, 20:44, 12:30] = 3
     large = LabelVolume(values, (0.5, 0.8, 0.7))
-    for labels, mu in ((sample_labels, MU), (large, MU), (large, 0.02 * MU)):
+    # a diagonal plate, which fills its box badly; and a crystal beside it that does not absorb
+    plate = np.where(np.abs(x - y + z) < 8, 1, 0).astype(np.uint8)
+    plate[2:9, 50:57, 40:60] = 3
+    oblique = LabelVolume(plate, (0.5, 0.8, 0.7))
+    for labels, mu in (
+        (sample_labels, MU),
+        (large, MU),
+        (large, 0.02 * MU),
+        (oblique, MU),
+        (oblique, np.array([0.0, 0.02, 0.0, 0.0])),
+    ):
         volume = prepare_volume(labels, mu)
         points = crystal_points(labels, 40)
         marched = engine.to_numpy(engine.march_transmission(volume, points, directions))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,73 @@ MOST_MATERIALS = 128  # the other 127 codes of a uint8 grid are levels of mean m
 COUNTS_FULL_SCALE = 2**20  # mu as a whole number: 1e-6 of the largest, and sums fit an int64
 EMPTY = 255  # the code of a cell outside the box
 
+# Beside the sides of the box, rays end where planes with these normals touch what absorbs: those of
+# the edges and corners of a cube.
+HULL_NORMALS = np.array(
+    [
+        (1, 1, 0), (1, -1, 0), (1, 0, 1), (1, 0, -1), (0, 1, 1),
+        (0, 1, -1), (1, 1, 1), (1, 1, -1), (1, -1, 1), (-1, 1, 1),
+    ],
+    dtype=np.float64,
+)  # fmt: skip
+
+# Cells that are near each other lie in one line of the cache (64 bytes), and these in one page of
+# the memory: a march of scattered rays takes two thirds of the time that it takes through rows.
+LINE_EDGE = 4
+PAGE_EDGE = 16
+
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockedGrid:
+    """The codes of a grid, in cubes of PAGE_EDGE cells that consist of cubes of LINE_EDGE cells.
+
+    Attributes
+    ----------
+    codes : array (n,) of uint8
+        The cell (i, j, k) is at x[i] + y[j] + z[k].
+    x, y, z : array (nx,), (ny,), (nz,) of uint64
+    """
+
+    codes: NDArray[np.uint8]
+    x: NDArray[np.uint64]
+    y: NDArray[np.uint64]
+    z: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, grid: NDArray[np.uint8]) -> BlockedGrid:
+        """The same cells as those of a grid (nx, ny, nz)."""
+        _, pages_y, pages_z = (-(-n // PAGE_EDGE) for n in grid.shape)
+        page = PAGE_EDGE**3
+        lines = PAGE_EDGE // LINE_EDGE
+        x, y, z = (
+            (i // PAGE_EDGE * pages * page)
+            + (i % PAGE_EDGE // LINE_EDGE) * stride * LINE_EDGE**3
+            + (i % LINE_EDGE) * inner
+            for i, pages, stride, inner in zip(
+                [np.arange(n, dtype=np.uint64) for n in grid.shape],
+                (pages_y * pages_z, pages_z, 1),
+                (lines * lines, lines, 1),
+                (LINE_EDGE * LINE_EDGE, LINE_EDGE, 1),
+                strict=True,
+            )
+        )
+        n = -(-grid.shape[0] // PAGE_EDGE) * pages_y * pages_z * page
+        codes = np.full(n, EMPTY, dtype=np.uint8)
+        _fill_blocks(grid, x, y, z, codes)
+        return cls(codes, x, y, z)
+
+
+@njit(parallel=True, cache=True)
+def _fill_blocks(grid, x, y, z, codes):  # type: ignore[no-untyped-def]
+    nx, ny, nz = grid.shape
+    for i in prange(nx):
+        for j in range(ny):
+            row = grid[i, j]
+            start = x[i] + y[j]
+            for k in range(nz):
+                codes[start + z[k]] = row[k]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +126,9 @@ class AttenuatingVolume:
         The number of voxels in a cell along each axis.
     step_um : float
         The step of the march, um.
+    hull : array (2, n_normals)
+        Nothing absorbs where the product of HULL_NORMALS and coordinates in the grid is below the
+        first or above the second.
     """
 
     labels: NDArray[np.uint8]
@@ -71,6 +141,7 @@ class AttenuatingVolume:
     grid_unit_per_um: float
     binning: NDArray[np.int64]
     step_um: float
+    hull: FloatArray
 
     def __repr__(self) -> str:
         return (
@@ -82,6 +153,11 @@ class AttenuatingVolume:
         """Points (n, 3), given as voxel indices, in cells of the grid from its outer corner."""
         inner = (np.asarray(points, dtype=np.float64) + 0.5 - self.lower) / self.binning
         return inner + 1.0
+
+    @cached_property
+    def blocked_grid(self) -> BlockedGrid:
+        """The grid in the order in which the CPU reads it."""
+        return BlockedGrid.of(self.grid)
 
     @property
     def cell_um(self) -> FloatArray:
@@ -150,8 +226,52 @@ def prepare_volume(
     grid = _code_grid(labels.values, by_code, mu.size, lower, upper, binning)
     counts = np.round(by_code / unit).astype(np.int64)
     return AttenuatingVolume(
-        labels.values, table, labels.voxel_size_um, lower, upper, grid, counts, unit, binning, step
+        labels.values,
+        table,
+        labels.voxel_size_um,
+        lower,
+        upper,
+        grid,
+        counts,
+        unit,
+        binning,
+        step,
+        _hull(grid, counts > 0),
     )
+
+
+def _hull(grid: NDArray[np.uint8], filled: NDArray[np.bool_]) -> FloatArray:
+    """The least and the largest product (2, n) of HULL_NORMALS and the corners of filled cells."""
+    low, high = _plane_products(grid, filled, HULL_NORMALS)
+    one_cell = np.maximum(HULL_NORMALS, 0).sum(axis=1), np.minimum(HULL_NORMALS, 0).sum(axis=1)
+    return np.stack([low.min(axis=0) + one_cell[1], high.max(axis=0) + one_cell[0]])
+
+
+@njit(parallel=True, cache=True)
+def _plane_products(grid, filled, normals):  # type: ignore[no-untyped-def]
+    """For every plane of x: bounds (nx, n_normals) of normals times the indices of filled cells."""
+    nx, ny, nz = grid.shape
+    n = normals.shape[0]
+    low = np.full((nx, n), 1e30)
+    high = np.full((nx, n), -1e30)
+    for i in prange(nx):
+        for j in range(ny):
+            row = grid[i, j]
+            first = 0
+            while first < nz and not filled[row[first]]:
+                first += 1
+            if first == nz:
+                continue
+            last = nz - 1
+            while not filled[row[last]]:
+                last -= 1
+            for k in range(n):
+                aside = normals[k, 0] * i + normals[k, 1] * j
+                a = aside + normals[k, 2] * first
+                b = aside + normals[k, 2] * last
+                low[i, k] = min(low[i, k], a, b)
+                high[i, k] = max(high[i, k], a, b)
+    return low, high
 
 
 def label_bounds(labels: Array, wanted: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

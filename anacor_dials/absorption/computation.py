@@ -439,7 +439,7 @@ class Computation:
                 n_nodes(fine),
             )
         coarse = self.grid(COARSE_RATIO * fine[1].step_deg)
-        log_fine, _, _ = self._node_values(points, parts[:1], fine)
+        log_fine, _, _ = self._node_values(points, parts[:1], fine, with_error=False)
         log_all, log_variance, log_some = self._node_values(points, parts, coarse)
         correction = DirectionTable(*coarse, log_all - log_some)
         return (
@@ -449,11 +449,18 @@ class Computation:
         )
 
     def _node_values(
-        self, points: SampledPoints, parts: list[NDArray[np.int64]], grid: Grid
+        self,
+        points: SampledPoints,
+        parts: list[NDArray[np.int64]],
+        grid: Grid,
+        with_error: bool = True,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """At the nodes: log A, the log of its relative variance, log A of the first part alone."""
+        """At the nodes: log A, the log of its relative variance, log A of the first part alone.
+
+        with_error: whether the variance is computed; else it is 0.
+        """
         exits = grid[1].directions
-        sums = _NodeSums(self, grid)
+        sums = _NodeSums(self, grid, with_error)
         # rays of both kinds, their squares and pair products, in float32
         bytes_per_point = 4 * 3 * sum(sums.shape)
         chunk = int((self.memory_bytes - _table_bytes(grid)) * 0.5 / bytes_per_point)
@@ -474,11 +481,13 @@ class Computation:
 class _NodeSums:
     """Sums over points at the nodes of a grid, on the engine's device.
 
-    With f = w T_in T_out: sum f, sum f^2, the products of f and of w within pairs, sum w.
+    With f = w T_in T_out: sum f, sum w; and with_error sum f^2, the products of f and of w within
+    pairs.
     """
 
-    def __init__(self, computation: Computation, grid: Grid) -> None:
+    def __init__(self, computation: Computation, grid: Grid, with_error: bool = True) -> None:
         arcs, exit_grid = grid
+        self._with_error = with_error
         self._computation = computation
         self._xp = computation.engine.xp
         self.incident = np.concatenate([arc.directions for arc in arcs])
@@ -502,9 +511,12 @@ class _NodeSums:
             self._light += w.sum(axis=1, dtype=np.float64)[:, None]
             self._w_squares += (d_w**2).sum(axis=1, dtype=np.float64)[:, None]
             t_in = t_in * w
-            self._f_weights += (d_w * t_in[:, ::2]) @ t_out[:, ::2].T
-            self._f_weights -= (d_w * t_in[:, 1::2]) @ t_out[:, 1::2].T
+            if self._with_error:
+                self._f_weights += (d_w * t_in[:, ::2]) @ t_out[:, ::2].T
+                self._f_weights -= (d_w * t_in[:, 1::2]) @ t_out[:, 1::2].T
         self._sums += t_in @ t_out.T
+        if not self._with_error:
+            return
         self._pairs += (t_in[:, ::2] * t_in[:, 1::2]) @ (t_out[:, ::2] * t_out[:, 1::2]).T
         self._squares += (t_in**2) @ (t_out**2).T
 
@@ -516,6 +528,8 @@ class _NodeSums:
 
     def log_relative_variance(self) -> FloatArray:
         """The log of the relative variance of A, of taking points instead of the whole crystal."""
+        if not self._with_error:
+            return np.zeros(self.shape)
         mean, norm = np.exp(self.log_mean()), self._numpy(self._light)
         f_squares = self._numpy(self._squares) - 2 * self._numpy(self._pairs)
         error = ray_tracing.ratio_error(

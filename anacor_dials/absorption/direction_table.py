@@ -308,6 +308,20 @@ def _cubic_weights(t):  # type: ignore[no-untyped-def]
     )
 
 
+@njit(inline="always")
+def _four_nodes(first, n, closed):  # type: ignore[no-untyped-def]
+    """Four successive nodes of n, from first on: round and round, or not beyond the ends."""
+    if closed:
+        return first % n, (first + 1) % n, (first + 2) % n, (first + 3) % n
+    last = n - 1
+    return (
+        min(max(first, 0), last),
+        min(max(first + 1, 0), last),
+        min(max(first + 2, 0), last),
+        min(max(first + 3, 0), last),
+    )
+
+
 @njit(parallel=True, cache=True)
 def _interpolate(coefficients, offsets, sizes, closed, sweep, along_arc, theta, psi, result):  # type: ignore[no-untyped-def]
     n_theta = coefficients.shape[1]
@@ -321,25 +335,20 @@ def _interpolate(coefficients, offsets, sizes, closed, sweep, along_arc, theta, 
         wa = _cubic_weights(along_arc[i] - base_a)
         wt = _cubic_weights(theta[i] - base_t)
         wp = _cubic_weights(psi[i] - base_p)
+        ia = _four_nodes(base_a - 1, n, closed[sweep[i]])
+        it = _four_nodes(base_t - 1, n_theta, True)
+        ip = _four_nodes(base_p - 1, n_psi, True)
         total = 0.0
-        for a in range(4):
-            if n == 1:
-                if a > 0:
-                    break
-                row = start
-                weight_a = 1.0
-            else:
-                ia = base_a - 1 + a
-                if closed[sweep[i]]:
-                    ia %= n
-                else:
-                    ia = min(max(ia, 0), n - 1)
-                row = start + ia
-                weight_a = wa[a]
+        for a in range(4 if n > 1 else 1):  # a single node is all that there is
+            plane = coefficients[start + ia[a]]
+            here = 0.0
             for b in range(4):
-                it = (base_t - 1 + b) % n_theta
-                weight_b = weight_a * wt[b]
-                for c in range(4):
-                    ip = (base_p - 1 + c) % n_psi
-                    total += weight_b * wp[c] * coefficients[row, it, ip]
+                line = plane[it[b]]
+                here += wt[b] * (
+                    wp[0] * line[ip[0]]
+                    + wp[1] * line[ip[1]]
+                    + wp[2] * line[ip[2]]
+                    + wp[3] * line[ip[3]]
+                )
+            total += here * (wa[a] if n > 1 else 1.0)
         result[i] = total

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials.absorption.attenuating_volume import (
     FIXED_POINT_BITS,
+    HULL_NORMALS,
     AttenuatingVolume,
     label_bounds,
 )
@@ -33,6 +34,8 @@ from anacor_dials.sample.volumes import LabelVolume
 
 # Points of one task of a thread: enough for its start to cost nothing, few enough for many tasks.
 POINTS_PER_TASK = 512
+# Cells per um across a plane of the hull: rays that approach it more slowly do not end at it.
+LEAST_APPROACH = 1e-3
 
 Array = NDArray[Any]
 
@@ -73,13 +76,18 @@ def _length_to_edge(x, y, z, gx, gy, gz, lx, ly, lz, ux, uy, uz):  # type: ignor
 
 
 @njit(parallel=True, fastmath=True, cache=True)
-def _march(grid, counts, points, gradients, step, tau_per_count, transmission):  # type: ignore[no-untyped-def]
-    """Writes exp(-tau) of every direction and point to transmission (n_directions, n_points)."""
-    nx, ny, nz = grid.shape
-    flat = grid.ravel()
-    stride_x = np.uint64(ny * nz)
-    stride_y = np.uint64(nz)
+def _march(  # type: ignore[no-untyped-def]
+    grid, counts, points, products, gradients, approach, hull, step, tau_per_count, transmission
+):
+    """Writes exp(-tau) of every direction and point to transmission (n_directions, n_points).
+
+    grid: what a BlockedGrid holds. products (n_points, n) and approach (n_directions, n): the
+    normals of the hull times points and gradients.
+    """
+    codes, at_x, at_y, at_z = grid
+    nx, ny, nz = len(at_x), len(at_y), len(at_z)
     n_points = points.shape[0]
+    n_normals = products.shape[1]
     n_tasks = (n_points + POINTS_PER_TASK - 1) // POINTS_PER_TASK
     one = 1 << FIXED_POINT_BITS
     # successive tasks have the same direction: rays of neighbouring points read the same cells
@@ -92,14 +100,23 @@ def _march(grid, counts, points, gradients, step, tau_per_count, transmission): 
         step_x = int(round(gx * step * one))
         step_y = int(round(gy * step * one))
         step_z = int(round(gz * step * one))
+        # of the two planes with one normal, that which the ray leaves by, and um per cell
+        ends = np.full(n_normals, np.float32(1e6))
+        per_cell = np.ones(n_normals, np.float32)
+        for k in range(n_normals):
+            if abs(approach[d, k]) > LEAST_APPROACH:
+                ends[k] = hull[1 if approach[d, k] > 0.0 else 0, k]
+                per_cell[k] = 1.0 / approach[d, k]
         for i in range(start, min(start + POINTS_PER_TASK, n_points)):
             x = points[i, 0]
             y = points[i, 1]
             z = points[i, 2]
-            length = _length_to_edge(
-                x, y, z, gx, gy, gz, 1.0, 1.0, 1.0, nx - 1.0, ny - 1.0, nz - 1.0
+            length = np.float32(
+                _length_to_edge(x, y, z, gx, gy, gz, 1.0, 1.0, 1.0, nx - 1.0, ny - 1.0, nz - 1.0)
             )
-            count = int(length / step + 0.5)
+            for k in range(n_normals):
+                length = min(length, (ends[k] - products[i, k]) * per_cell[k])
+            count = int(max(length, np.float32(0.0)) / step + 0.5)
             fx = int(x * one) + (step_x >> 1)
             fy = int(y * one) + (step_y >> 1)
             fz = int(z * one) + (step_z >> 1)
@@ -107,11 +124,11 @@ def _march(grid, counts, points, gradients, step, tau_per_count, transmission): 
             for _ in range(count):
                 # unsigned: else numba tests whether the index is negative
                 cell = (
-                    np.uint64(fx >> FIXED_POINT_BITS) * stride_x
-                    + np.uint64(fy >> FIXED_POINT_BITS) * stride_y
-                    + np.uint64(fz >> FIXED_POINT_BITS)
+                    at_x[np.uint64(fx >> FIXED_POINT_BITS)]
+                    + at_y[np.uint64(fy >> FIXED_POINT_BITS)]
+                    + at_z[np.uint64(fz >> FIXED_POINT_BITS)]
                 )
-                total += counts[flat[cell]]
+                total += counts[codes[cell]]
                 fx += step_x
                 fy += step_y
                 fz += step_z
@@ -138,11 +155,16 @@ def march_transmission(
     directions = np.asarray(directions, dtype=np.float64).reshape(-1, 3)
     coordinates = volume.grid_coordinates(points)
     transmission = np.empty((len(directions), len(coordinates)), dtype=np.float32)
+    gradients = directions / volume.cell_um
+    grid = volume.blocked_grid
     _march(
-        volume.grid,
+        (grid.codes, grid.x, grid.y, grid.z),
         volume.grid_counts,
         coordinates,
-        directions / volume.cell_um,
+        (coordinates @ HULL_NORMALS.T).astype(np.float32),
+        gradients,
+        gradients @ HULL_NORMALS.T,
+        volume.hull,
         volume.step_um,
         volume.grid_unit_per_um * volume.step_um,
         transmission,
