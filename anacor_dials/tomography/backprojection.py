@@ -35,7 +35,9 @@ from anacor_dials.tomography.slice_grid import SliceGrid
 
 BACKENDS = ("numba", "torch", "algotom", "tomopy", "astra")
 
-LANES = 16  # slices that are back-projected together
+# Slices that are back-projected together. The loop over them is the innermost one and takes its
+# length from an array: with a length known to the compiler it is unrolled, and not vectorised.
+LANES = 32
 TILE = 16  # voxels: edge of the square that stays in the cache while all angles are added
 
 
@@ -50,20 +52,20 @@ def _backproject(
     ny: int,
     nz: int,
 ) -> NDArray[np.float32]:
-    """Slices (LANES, ny, nz) from filtered sinograms (n_angles, n, LANES).
+    """Slices (lanes, ny, nz) from filtered sinograms (n_angles, n, lanes).
 
     Tiles of voxels are spread over the threads; within a tile all angles are added, and for each
     voxel and angle the place between two pixels is found once for all slices.
     """
-    n_angles, n = q.shape[0], q.shape[1]
-    out = np.empty((LANES, ny, nz), np.float32)
+    n_angles, n, lanes = q.shape
+    out = np.empty((lanes, ny, nz), np.float32)
     tiles_z = (nz + TILE - 1) // TILE
     tiles = ((ny + TILE - 1) // TILE) * tiles_z
     highest = np.float32(n - 2)
     for tile in numba.prange(tiles):
         j0 = (tile // tiles_z) * TILE
         k0 = (tile % tiles_z) * TILE
-        total = np.zeros((TILE * TILE, LANES), np.float32)
+        total = np.zeros((TILE * TILE, lanes), np.float32)
         left = np.empty(TILE * TILE, np.uint32)
         part = np.empty(TILE * TILE, np.float32)
         for a in range(n_angles):
@@ -81,12 +83,12 @@ def _backproject(
             for voxel in range(TILE * TILE):
                 i = left[voxel]
                 f = part[voxel]
-                for m in range(LANES):
+                for m in range(lanes):
                     value = row[i, m]
                     total[voxel, m] += value + f * (row[i + np.uint32(1), m] - value)
         for j in range(min(TILE, ny - j0)):
             for k in range(min(TILE, nz - k0)):
-                for m in range(LANES):
+                for m in range(lanes):
                     out[m, j0 + j, k0 + k] = total[j * TILE + k, m]
     return out
 

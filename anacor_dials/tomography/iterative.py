@@ -30,8 +30,11 @@ from anacor_dials.sample.frames import FloatArray
 from anacor_dials.tomography.ramp_filter import Sinograms, ramp_filter
 from anacor_dials.tomography.slice_grid import SliceGrid
 
-LANES = 16  # slices that are reconstructed together
+# Slices that are reconstructed together. The loop over them is the innermost one and takes its
+# length from an array: with a length known to the compiler it is unrolled, and not vectorised.
+LANES = 32
 TILE = 16  # voxels: edge of the square that stays in the cache while all angles are added
+ANGLES = 16  # angles for which a row of voxels is projected while it stays in the cache
 PADDING = 2  # pixels beside the detector, on which falls what is out of view
 HALO = 1  # slices on either side of a batch that are reconstructed for the sake of its own
 STEPS = 25  # mu and noise change by less than 1 % and a tenth with twice as many
@@ -123,28 +126,33 @@ def _project(
     z_start: float,
     out: Block,
 ) -> None:
-    ny, nz = slices.shape[0], slices.shape[1]
-    n_u = out.shape[1]
+    ny, nz, lanes = slices.shape
+    n_angles, n_u = out.shape[0], out.shape[1]
     highest = np.float32(n_u - 1 + 2 * PADDING - 1)
-    for a in numba.prange(len(cos)):
-        row = np.zeros((n_u + 2 * PADDING, LANES), np.float32)
+    for block in numba.prange((n_angles + ANGLES - 1) // ANGLES):
+        first = block * ANGLES
+        last = min(first + ANGLES, n_angles)
+        rows = np.zeros((ANGLES, n_u + 2 * PADDING, lanes), np.float32)
         pixel = np.empty(nz, np.uint32)
         left = np.empty(nz, np.float32)
         right = np.empty(nz, np.float32)
-        peak = np.float32(1.0 / max(abs(cos[a]), abs(sin[a])))
         for j in range(ny):
-            u0 = (y_start + j) * cos[a] - z_start * sin[a] + axis + PADDING
-            _shadows(u0, -sin[a], peak, highest, pixel, left, right)
-            for k in range(nz):
-                i = pixel[k]
-                one, two = left[k], right[k]
-                for m in range(LANES):
-                    value = slices[j, k, m]
-                    row[i, m] += one * value
-                    row[i + np.uint32(1), m] += two * value
-        for i in range(n_u):
-            for m in range(LANES):
-                out[a, i, m] = row[i + PADDING, m]
+            for a in range(first, last):
+                row = rows[a - first]
+                peak = np.float32(1.0 / max(abs(cos[a]), abs(sin[a])))
+                u0 = (y_start + j) * cos[a] - z_start * sin[a] + axis + PADDING
+                _shadows(u0, -sin[a], peak, highest, pixel, left, right)
+                for k in range(nz):
+                    i = pixel[k]
+                    one, two = left[k], right[k]
+                    for m in range(lanes):
+                        row[i, m] += one * slices[j, k, m]
+                    for m in range(lanes):
+                        row[i + np.uint32(1), m] += two * slices[j, k, m]
+        for a in range(first, last):
+            for i in range(n_u):
+                for m in range(lanes):
+                    out[a, i, m] = rows[a - first, i + PADDING, m]
 
 
 @numba.njit(parallel=True, fastmath=True, cache=True, error_model="numpy")
@@ -159,14 +167,14 @@ def _back_project(
 ) -> None:
     """sinograms: padded by PADDING pixels of zeros on either side."""
     n_angles, n_u = sinograms.shape[0], sinograms.shape[1] - 2 * PADDING
-    ny, nz = out.shape[0], out.shape[1]
+    ny, nz, lanes = out.shape
     tiles_z = (nz + TILE - 1) // TILE
     tiles = ((ny + TILE - 1) // TILE) * tiles_z
     highest = np.float32(n_u - 1 + 2 * PADDING - 1)
     for tile in numba.prange(tiles):
         j0 = (tile // tiles_z) * TILE
         k0 = (tile % tiles_z) * TILE
-        total = np.zeros((TILE * TILE, LANES), np.float32)
+        total = np.zeros((TILE * TILE, lanes), np.float32)
         pixel = np.empty(TILE, np.uint32)
         left = np.empty(TILE, np.float32)
         right = np.empty(TILE, np.float32)
@@ -180,11 +188,11 @@ def _back_project(
                     i = pixel[k]
                     one, two = left[k], right[k]
                     voxel = np.uint32(j * TILE + k)
-                    for m in range(LANES):
+                    for m in range(lanes):
                         total[voxel, m] += one * row[i, m] + two * row[i + np.uint32(1), m]
         for j in range(min(TILE, ny - j0)):
             for k in range(min(TILE, nz - k0)):
-                for m in range(LANES):
+                for m in range(lanes):
                     out[j0 + j, k0 + k, m] = total[j * TILE + k, m]
 
 
@@ -288,16 +296,21 @@ def _solve(
     np.maximum(x, 0.0, out=x)
     moved = x.copy()
     dual = np.zeros((3, *x.shape), dtype=np.float32)
-    of_data = np.zeros_like(sinograms)
+    # the dual of the data stays in its transform, in which (p + sigma (A x - b)) / (1 + sigma) is
+    # taken frequency by frequency
+    of_data = np.zeros((n, len(sigma), LANES), dtype=np.complex64)
+    kept = (1.0 / (1.0 + sigma)).astype(np.float32)[:, None]
+    added = sigma.astype(np.float32)[:, None] * kept
     for _ in range(STEPS):
-        left = geometry.project(moved) - sinograms
-        # (p + sigma (A x - b)) / (1 + sigma), frequency by frequency
-        spectrum = scipy.fft.rfft(of_data, axis=1)
-        spectrum += sigma[:, None] * scipy.fft.rfft(left, axis=1)
-        spectrum /= 1.0 + sigma[:, None]
-        of_data = scipy.fft.irfft(spectrum, geometry.n_u, axis=1)
+        left = geometry.project(moved)
+        left -= sinograms
+        transformed = scipy.fft.rfft(left, axis=1, overwrite_x=True)
+        transformed *= added
+        of_data *= kept
+        of_data += transformed
+        explained = scipy.fft.irfft(of_data, geometry.n_u, axis=1)
         _step_dual(dual, moved, n_slices, along, of_dual, most)
-        _step_slices(x, moved, geometry.back_project(of_data), dual, step)
+        _step_slices(x, moved, geometry.back_project(explained), dual, step)
     return x
 
 
