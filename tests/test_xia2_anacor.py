@@ -44,7 +44,6 @@ from anacor_dials.jobs.records import (
     AbsorptionRecord,
     MaterialRecord,
     WavelengthFactorsRecord,
-    pipeline_schema,
 )
 from anacor_dials.report.page import plain
 from anacor_dials.sample.materials import energy_from_wavelength
@@ -422,62 +421,6 @@ def test_two_wavelengths_of_a_virtual_crystal(
         merged = iotbx.mtz.object(one["files"]["merged MTZ"])
         lengths = {round(d.wavelength(), 3) for c in merged.crystals() for d in c.datasets()}
         assert lengths - {0.0} == {length}
-
-
-# ---- several crystals on a cluster ----------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_real_crystals_by_a_cluster_and_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three virtual crystals by DIALS' own programs: the same data, and a record of the schema."""
-    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
-    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
-    monkeypatch.chdir(tmp_path)
-    sample = sample_from_meshes({"crystal": box((150, 60, 100))})
-    energy = energy_from_wavelength(3.5)
-    mu = sample.mu_per_um(energy)
-    write_sample_file("tomo.h5", labels=sample.label_volume(2.0), mu_per_um=mu, energy_keV=energy)
-    names = ["A", "B", "C"]
-    for i, name in enumerate(names):
-        data = simulate_diffraction(
-            sample,
-            np.random.default_rng(i),
-            DiffractionSettings(3.5, d_min=6.0, sweeps=[Sweep(0, 70, 0.1)], n_points=64),
-        )
-        write_diffraction(*data, f"{name}.expt", f"{name}.refl")
-    command = [
-        *(f"{name}.{kind}" for kind in ("expt", "refl") for name in names),
-        *(f"tomography.{name}=tomo.h5" for name in names),
-        "scaling.strategies=none+analytical", "symmetry.space_group=P41212",
-        "scaling.full_matrix=False",
-        "scaling.options=error_model=None physical.decay_correction=False",
-    ]  # fmt: skip
-    run([*command, "nproc=2", "crystals_at_a_time=2"])
-    Path("anacor").rename("without")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None
-    ) as cluster:
-        run([*command, f"dask.scheduler={cluster.scheduler_address}"])
-    for name in names:
-        for file in (f"{name}_scaled.mtz", f"{name}_scaled_unmerged.mtz"):
-            one, other = (
-                iotbx.mtz.object(f"{of}/DataFiles/{file}") for of in ("without", "anacor")
-            )
-            assert one.column_labels() == other.column_labels()
-            for label in one.column_labels():
-                a, b = (np.array(of.get_column(label).extract_values()) for of in (one, other))
-                assert np.array_equal(a, b, equal_nan=True), (file, label)
-    content = json.loads(Path("anacor/anacor.json").read_text())
-    jsonschema.validate(content, pipeline_schema())
-    assert {row["crystal"] for row in content["overview"]} == set(names)
-    for row in content["overview"]:
-        assert row["r_meas_with_factors"] < row["r_meas_without"]
-        assert row["crystal_volume_um3"] == pytest.approx(150 * 60 * 100, rel=0.03)
-        assert row["mu_per_mm"]["crystal"] == pytest.approx(1e3 * mu[3], rel=1e-6)
-    html = Path("anacor/anacor.html").read_text()
-    assert html.count("data:image/png") == 2 * len(names)
 
 
 # ---- what the command makes of a result -----------------------------------------------------------
