@@ -43,9 +43,9 @@ from anacor_dials.segmentation.inference import (
     load_networks,
     segment,
 )
-from anacor_dials.segmentation.network import model_card_path
 from anacor_dials.segmentation.tiles import InferenceSettings, class_probabilities
 from anacor_dials.segmentation.training_data import TOMO, TRUTH, labels_on_grid
+from anacor_dials.segmentation.weights_files import model_card_path
 from anacor_dials.segmentation.working_grid import working_volume
 
 HERE = Path(__file__).resolve().parent

@@ -98,7 +98,7 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
         try:
             from anacor_dials.jobs.train import SimulatedSamples, train_weights
             from anacor_dials.jobs.training_stream import StreamedTomograms
-            from anacor_dials.segmentation.network import model_card_path
+            from anacor_dials.segmentation.weights_files import model_card_path
         except ImportError as error:
             raise ValueError(
                 f"Training needs torch, torchvision and safetensors ({error}); install them."

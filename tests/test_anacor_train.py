@@ -20,8 +20,9 @@ from anacor_dials.jobs.training_scans import (
     write_training_scans,
 )
 from anacor_dials.segmentation.evaluation import evaluate_samples, mean_scores
-from anacor_dials.segmentation.network import NetworkSettings, build_network, load_weights
+from anacor_dials.segmentation.network import NetworkSettings, build_network
 from anacor_dials.segmentation.training_data import find_training_files, labels_on_grid
+from anacor_dials.segmentation.weights_files import load_weights
 
 
 @pytest.mark.parametrize("contrast", [-0.1, 0.0, 0.1])

@@ -14,8 +14,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGE = CHECKOUT / "anacor_dials"
 # what has no such lists yet; this list may only become shorter
 NOT_YET = [
-    *(PACKAGE / "segmentation").glob("training*.py"),
-    *(PACKAGE / f"segmentation/{name}.py" for name in ("edges", "losses", "network")),
+    PACKAGE / "segmentation/edges.py",
     PACKAGE / "simulation/virtual_tomograms.py",
 ]
 CHECKED = sorted(set(PACKAGE.rglob("*.py")) - set(NOT_YET))

@@ -12,6 +12,7 @@ pytest.importorskip("torchvision", reason="torchvision is not installed")
 safetensors_torch = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
 
 from anacor_dials.segmentation import network as networks  # noqa: E402
+from anacor_dials.segmentation import weights_files  # noqa: E402
 from anacor_dials.segmentation.coarse_grid import N_CHANNELS  # noqa: E402
 from anacor_dials.segmentation.context import ContextNetwork  # noqa: E402
 from anacor_dials.segmentation.inference import load_networks  # noqa: E402
@@ -22,9 +23,11 @@ from anacor_dials.segmentation.network import (  # noqa: E402
     build_network,
     channels,
     deformable_depthwise,
+    n_parameters,
+)
+from anacor_dials.segmentation.weights_files import (  # noqa: E402
     load_weights,
     model_card_path,
-    n_parameters,
     save_weights,
 )
 
@@ -294,7 +297,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, monkeypatch):
         save_weights(path, network, {})
     assert not path.exists()
     with monkeypatch.context() as unchecked:
-        unchecked.setattr(networks, "_check_finite", lambda *_: None)
+        unchecked.setattr(weights_files, "_check_finite", lambda *_: None)
         save_weights(path, network, {})
     with pytest.raises(ValueError, match=f"no numbers, in {name}"):
         load_weights(path)
@@ -311,11 +314,11 @@ def test_shipped_weights_are_numbers_and_alive():
 
 def test_weights_too_large_to_ship_are_told(tmp_path, caplog, monkeypatch):
     """More than what may ship, though halved."""
-    monkeypatch.setattr(networks, "LARGEST_WEIGHTS", 2 * 2**20)
+    monkeypatch.setattr(weights_files, "LARGEST_WEIGHTS", 2 * 2**20)
     network = build_network(NetworkSettings())
     path = tmp_path / "w.safetensors"
     told = []
-    monkeypatch.setattr(networks.logger, "warning", lambda text, *_: told.append(text))
+    monkeypatch.setattr(weights_files.logger, "warning", lambda text, *_: told.append(text))
     save_weights(path, network, {})
     assert len(told) == 1
     assert "at most 16 MiB" in told[0]
@@ -337,7 +340,7 @@ def test_absent_and_foreign_files(tmp_path):
 
 def test_another_version(network, tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
-    monkeypatch.setattr(networks, "WEIGHTS_VERSION", 99)
+    monkeypatch.setattr(weights_files, "WEIGHTS_VERSION", 99)
     save_weights(path, network, {})
     monkeypatch.undo()
     with pytest.raises(ValueError, match="version 99"):
@@ -349,13 +352,13 @@ def test_weights_of_version_2_have_no_context(tmp_path, monkeypatch):
     torch.manual_seed(2)
     network = build_network(NetworkSettings("unet", n_slices=1, context=False)).eval()
     path = tmp_path / "w.safetensors"
-    as_written = networks.asdict
+    as_written = weights_files.asdict
 
     def as_then(settings):
         return {k: v for k, v in as_written(settings).items() if k != "context"}
 
-    monkeypatch.setattr(networks, "asdict", as_then)
-    monkeypatch.setattr(networks, "WEIGHTS_VERSION", 2)
+    monkeypatch.setattr(weights_files, "asdict", as_then)
+    monkeypatch.setattr(weights_files, "WEIGHTS_VERSION", 2)
     save_weights(path, network, {})
     monkeypatch.undo()
     again = load_weights(path)
@@ -373,13 +376,13 @@ def test_weights_of_version_3_have_no_bound_to_their_gates(tmp_path, monkeypatch
         if isinstance(module, LargeKernelGate):
             module.mix.weight.data *= 50  # so that a bound would be felt
     path = tmp_path / "w.safetensors"
-    as_written = networks.asdict
+    as_written = weights_files.asdict
 
     def as_then(settings):
         return {k: v for k, v in as_written(settings).items() if k != "bounded_gates"}
 
-    monkeypatch.setattr(networks, "asdict", as_then)
-    monkeypatch.setattr(networks, "WEIGHTS_VERSION", 3)
+    monkeypatch.setattr(weights_files, "asdict", as_then)
+    monkeypatch.setattr(weights_files, "WEIGHTS_VERSION", 3)
     save_weights(path, network, {})
     monkeypatch.undo()
     again = load_weights(path)

@@ -19,7 +19,7 @@ from anacor_dials.sample.volumes import LabelVolume, Tomogram  # noqa: E402
 from anacor_dials.segmentation import training  # noqa: E402
 from anacor_dials.segmentation.coarse_grid import N_CHANNELS  # noqa: E402
 from anacor_dials.segmentation.fringes import views  # noqa: E402
-from anacor_dials.segmentation.network import NetworkSettings, build_network, load_weights  # noqa: E402
+from anacor_dials.segmentation.network import NetworkSettings, build_network  # noqa: E402
 from anacor_dials.segmentation.replicas import Batch, ThreadedReplicas, gradients  # noqa: E402
 from anacor_dials.segmentation.training import (  # noqa: E402
     ExponentialMovingAverage,
@@ -30,6 +30,7 @@ from anacor_dials.segmentation.training import (  # noqa: E402
 )
 from anacor_dials.segmentation.training_data import TrainingVolume  # noqa: E402
 from anacor_dials.segmentation.training_settings import TrainingSettings  # noqa: E402
+from anacor_dials.segmentation.weights_files import load_weights  # noqa: E402
 
 
 def ball(seed):

@@ -12,10 +12,9 @@ import pytest
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Tomogram, Volume
 from anacor_dials.segmentation.coarse_grid import class_shares, context_input
+from anacor_dials.segmentation.crops import Augmentation, CropSource
 from anacor_dials.segmentation.fringes import LENGTHS, N_VIEWS, smoothed, views
 from anacor_dials.segmentation.training_data import (
-    Augmentation,
-    CropSource,
     PooledVolume,
     TrainingVolume,
     VolumePool,

@@ -15,7 +15,6 @@ from anacor_dials.jobs.training_stream import StreamedTomograms
 from anacor_dials.segmentation.calibration import calibrate, fit_calibration, logits_of_samples
 from anacor_dials.segmentation.evaluation import evaluate_samples, mean_scores
 from anacor_dials.segmentation.inference import load_network
-from anacor_dials.segmentation.network import model_card_path, save_weights
 from anacor_dials.segmentation.tiles import InferenceSettings
 from anacor_dials.segmentation.training import (
     argument_parser,
@@ -24,6 +23,7 @@ from anacor_dials.segmentation.training import (
 )
 from anacor_dials.segmentation.training_data import TrainingVolume, read_training_volumes
 from anacor_dials.segmentation.training_settings import TrainingSettings
+from anacor_dials.segmentation.weights_files import model_card_path, save_weights
 
 logger = logging.getLogger("dials.anacor_dials.jobs.train")
 

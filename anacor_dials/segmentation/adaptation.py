@@ -30,11 +30,10 @@ from tqdm import tqdm
 from anacor_dials.sample.devices import chosen_device
 from anacor_dials.segmentation.coarse_grid import BIN, context_input
 from anacor_dials.segmentation.context import at_plane, context_probabilities
+from anacor_dials.segmentation.crops import Augmentation, CropSource
 from anacor_dials.segmentation.losses import soft_dice
 from anacor_dials.segmentation.network import SliceNetwork, has_fast_bfloat16, on_device
 from anacor_dials.segmentation.training_data import (
-    Augmentation,
-    CropSource,
     TrainingVolume,
     VolumePool,
     turned,

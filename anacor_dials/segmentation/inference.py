@@ -66,7 +66,7 @@ def load_network(weights: str | Path | None = None) -> SliceNetwork:
         If torch is not installed or the file does not hold the weights of a network.
     """
     try:
-        from anacor_dials.segmentation.network import load_weights
+        from anacor_dials.segmentation.weights_files import load_weights
     except ImportError as error:
         raise ValueError(
             f"Segmentation needs torch, torchvision and safetensors ({error}); install them (pip install "

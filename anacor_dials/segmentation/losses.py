@@ -1,5 +1,7 @@
-"""What training minimises: class-weighted cross-entropy plus one minus Dice, on labels or on
-shares of classes."""
+"""The loss of the training: class-weighted cross-entropy plus one minus Dice.
+
+The truth are labels, or shares of classes.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,12 @@ from anacor_dials.segmentation.network import SliceNetwork
 def soft_dice(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """Dice (n_classes,) of probabilities and true shares of the classes, over the whole batch.
 
-    2 sum(p t) / (sum(p) + sum(t)) for every class (Milletari et al., 3DV 2016); one where a class
-    is neither there nor predicted. logits, shares: (n, n_classes, ...).
+    2 sum(p t) / (sum(p) + sum(t)) for every class (Milletari et al., 3DV 2016), with one added to
+    both sums, so that it is one for a class that is neither there nor predicted.
+
+    Parameters
+    ----------
+    logits, shares : tensor (n, n_classes, ...)
     """
     p = torch.softmax(logits.float(), dim=1)
     over = (0, *range(2, p.ndim))
@@ -30,10 +36,14 @@ def shares_of(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
 def segmentation_loss(
     logits: torch.Tensor, shares: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(cross-entropy, one minus the mean Dice) of logits and true shares (n, n_classes, ...).
+    """(cross-entropy, one minus the mean Dice) of logits and true shares.
 
-    weights: (n_classes,) of the cross-entropy, which is divided by the mean weight of the true
-    classes, as torch does it for labels.
+    Parameters
+    ----------
+    logits, shares : tensor (n, n_classes, ...)
+    weights : tensor (n_classes,)
+        Of the cross-entropy, which is divided by the mean weight of the true classes, as torch does
+        for labels.
     """
     logs = torch.log_softmax(logits.float(), dim=1)
     per_class = weights.reshape(1, -1, *[1] * (logits.ndim - 2)) * shares
@@ -43,12 +53,17 @@ def segmentation_loss(
 
 @torch.no_grad()  # type: ignore[misc, unused-ignore]
 def adjust_logits(network: SliceNetwork, weights: torch.Tensor) -> None:
-    """Takes the logarithms of the classes' weights (c,) off the logits, for the time after
-    training.
+    """Logit adjustment: subtracts the logarithms of the class weights (c,) from the logits.
 
-    Weighted cross-entropy is least where the probabilities are those of the classes times their
-    weights, and rare classes are then found too large (Menon et al., ICLR 2021, on logit
-    adjustment).
+    It is done after the training. Weighted cross-entropy is least if the probabilities are those of
+    the classes times their weights, so that rare classes would be found too large (Menon et al.,
+    ICLR 2021).
+
+    Parameters
+    ----------
+    network : SliceNetwork
+        It is changed.
+    weights : tensor (n_classes,)
     """
     assert network.head.bias is not None
     network.head.bias -= torch.log(weights).to(network.head.bias)

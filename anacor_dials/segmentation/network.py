@@ -1,10 +1,11 @@
-"""AnACorNet, a plain U-Net of equal size beside it, and their weights on disk.
+"""AnACorNet, and a plain U-Net of equal size for comparison.
 
-AnACorNet labels slices of a tomogram. It is 2.5-dimensional: the slice and its neighbours come in as
-channels, from the tomogram and from its views without fringes (:mod:`.fringes`), and one map of logits
-per class comes out, at any slice size. Encoder: a stem at full and half resolution, large-kernel
-attention at 1/4, hybrid large-kernel attention at 1/8, a vision transformer at 1/16. Decoder: that of a U-Net, with hybrid large-kernel attention at 1/8 and 1/4. Further heads at
-1/2 and 1/4 are supervised in training and left out otherwise.
+AnACorNet labels slices of a tomogram. It is 2.5-dimensional: its input channels are the slice and
+its neighbours, from the tomogram and from its views without fringes (:mod:`.fringes`), of any size;
+its output is one map of logits for each class. The encoder has a stem at full and half resolution,
+large-kernel attention at 1/4, hybrid large-kernel attention at 1/8, and a vision transformer at
+1/16. The decoder is that of a U-Net, with hybrid large-kernel attention at 1/8 and 1/4. Auxiliary
+heads at 1/2 and 1/4 are used in training only.
 
 **Hybrid large-kernel attention (HLKA)**, as this program defines it (no publication of that exact
 name is known)::
@@ -12,57 +13,48 @@ name is known)::
     a = depthwise 5x5 (x)                          x: (n, c, h, w), after 1x1 and GELU
     a1, a2 = halves of a's channels
     r = depthwise 7x7, dilation 3 (a1)             rigid: reaches 23 voxels
-    d = modulated deformable depthwise 3x3, dilation 3 (a2)     follows what it finds
+    d = modulated deformable depthwise 3x3, dilation 3 (a2)     follows the image
     g = 1x1 (r, d)
     HLKA(x) = x * 4 tanh(g / 4)                    the gate, bounded
 
-Its ancestors: the large-kernel attention of VAN (Guo et al., Comput. Vis. Media 9 (2023) 733), which is
-HLKA with the rigid half alone; deformable convolution (Dai et al., ICCV 2017; modulated: Zhu et al., CVPR
-2019); D-LKA Net (Azad et al., WACV 2024), which makes every kernel deformable. Here half of the channels
-keep a fixed large kernel, which is cheap and steady, and half may bend along thin curved things such
-as a loop. Offsets begin at zero and modulations at one, so that training begins with a rigid kernel.
-The gate is bounded, here and in the large-kernel attention: a product of two things that both grow
-with x grows as its square, and without a bound the maps of the deepest levels reached 1e4 in
-training and said nothing.
+It is derived from the large-kernel attention of VAN (Guo et al., Comput. Vis. Media 9 (2023) 733),
+which is HLKA with the rigid half alone; from deformable convolution (Dai et al., ICCV 2017;
+modulated: Zhu et al., CVPR 2019); and from D-LKA Net (Azad et al., WACV 2024), in which every
+kernel is deformable. Here half of the channels have a fixed large kernel, which is cheap and
+stable, and the kernels of the other half may bend along thin curved objects such as a loop. Offsets
+begin at zero and modulations at one, so that training begins with a rigid kernel. The gate is
+bounded, here and in the large-kernel attention: x times a gate that grows with x grows as the
+square of x, and without a bound the maps of the deepest levels reached 1e4 in training and carried
+no information.
 
-The transformer has no table of positions: a depthwise 3x3 convolution in every layer tells the
-tokens where they are (Chu et al., ICLR 2023), so that slices of any size will do.
+The transformer has no table of positions. Instead a depthwise 3x3 convolution in every layer
+encodes the positions of the tokens (Chu et al., ICLR 2023), so that slices may have any size.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from anacor_dials.sample.output_files import whole_file
 from anacor_dials.sample.volumes import DEFAULT_NAMES
 from anacor_dials.segmentation.context import ContextNetwork
 from anacor_dials.segmentation.fringes import N_VIEWS
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.network")
 
-WEIGHTS_FORMAT = "anacor_dials segmentation"
-WEIGHTS_VERSION = 4
-# those of version 2 have no context, those of versions 2 and 3 no bound to their gates
-READABLE_VERSIONS = ("2", "3", "4")
-BEFORE = {"context": False, "bounded_gates": False}  # settings that a file does not name
-GATE_LIMIT = 4.0
-LARGEST_WEIGHTS = 16 * 2**20  # bytes
+GATE_LIMIT = 4.0  # of the bounded gate; chosen by hand
 STRIDE = 16  # slices are padded to multiples of this
-# (value - 1) / window, where 1 is the sample's own level: of the plain view, which is shown as it is, too,
-# and of those without fringes
+# (value - 1) / window, with 1 the level of the sample: of the plain view, which is also used as it
+# is, and of those without fringes. As the windows of the coarse pass; chosen by hand.
 CONTRAST_WINDOWS = (0.25, 0.2, 0.15)
 
-# widths at 1/1, 1/2, 1/4, 1/8, 1/16; blocks at 1/4, 1/8, 1/16
+# Widths at 1/1, 1/2, 1/4, 1/8, 1/16; blocks at 1/4, 1/8, 1/16. Chosen by hand; the U-Nets have
+# about as many parameters as the AnACorNets.
 SIZES: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
     "anacornet": {
         "tiny": ((16, 32, 64, 128, 192), (2, 2, 3)),
@@ -77,11 +69,23 @@ SIZES: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """What a network is: architecture ("anacornet", "unet"), size ("tiny", "base"), slices, classes.
+    """The kind of a network.
 
-    n_slices: neighbouring slices that it sees at once, odd; of each view, see :func:`channels`. names: of
-    the classes, by label. context: whether a coarse pass over the whole sample (:mod:`.context`) comes first,
-    whose probabilities the slices see.
+    Parameters
+    ----------
+    architecture : str
+        "anacornet" or "unet".
+    size : str
+        "tiny" or "base".
+    n_slices : int
+        Neighbouring slices that it sees at once, odd; of each view, see :func:`channels`.
+    names : tuple of str
+        Of the classes, by label.
+    context : bool
+        Whether a coarse pass over the whole sample (:mod:`.context`) comes first; its probabilities
+        are further input channels.
+    bounded_gates : bool
+        Whether the gates of the attention are bounded. Those of weights before version 4 are not.
     """
 
     architecture: str = "anacornet"
@@ -113,24 +117,27 @@ class NetworkSettings:
 
     @property
     def n_classes(self) -> int:
+        """The number of classes."""
         return len(self.names)
 
     @property
     def n_planes(self) -> int:
-        """How many slices come in: n_slices of each view."""
+        """The number of input slices: n_slices of each view."""
         return N_VIEWS * self.n_slices
 
     @property
     def n_channels(self) -> int:
+        """The number of channels of the first convolution."""
         return self.n_planes + self.n_slices + (self.n_classes if self.context else 0)
 
 
 def channels(slices: torch.Tensor) -> torch.Tensor:
-    """What the network sees (n, s + s / N_VIEWS, h, w) of slices (n, s, h, w), s / N_VIEWS of each view.
+    """The input channels (n, s + s / N_VIEWS, h, w), of slices (n, s, h, w).
 
-    Slices are normalised: air is 0, the sample 1. Those of the plain tomogram come as they are, clipped to
-    -1 ... 3; then those of every view in a narrow window about the sample, where the few per cent
-    between crystal and liquor fill the range.
+    There are s / N_VIEWS slices of each view. Slices are normalised: air is 0 and the sample 1.
+    Slices of the plain tomogram are used as they are, clipped to -1 ... 3, and slices of all views
+    in a narrow window about the level of the sample, so that the few per cent between crystal and
+    liquor fill the range.
     """
     views = slices.chunk(N_VIEWS, dim=1)
     narrow = [
@@ -149,8 +156,8 @@ def _normalised_conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
 class DeformableDepthwise(nn.Module):  # type: ignore[misc]
     """A modulated deformable depthwise convolution 3x3 with dilation 3; always in float32.
 
-    The same as torchvision's deform_conv2d with as many groups as channels, but all nine places are
-    taken by one call of grid_sample, which is three times as fast on a CPU.
+    It is the same as torchvision's deform_conv2d with as many groups as channels, but one call of
+    grid_sample reads all nine places, which is three times as fast on a CPU.
     """
 
     def __init__(self, width: int) -> None:
@@ -164,6 +171,7 @@ class DeformableDepthwise(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # in bfloat16 offsets would lose their digits
+        """The convolved map (n, c, h, w)."""
         with torch.autocast(x.device.type, enabled=False):
             x32 = x.float()
             shifts = self.shifts(x32)
@@ -177,8 +185,15 @@ def deformable_depthwise(
 ) -> torch.Tensor:
     """A modulated deformable depthwise convolution 3x3, dilation 3, padded by 3: (n, c, h, w).
 
-    x: (n, c, h, w); weight: (c, 1, 3, 3); offsets: (n, 18, h, w), row and column of each of the nine
-    places in voxels; modulation: (n, 9, h, w). Linear between voxels; outside of the map is zero.
+    Values are interpolated linearly between voxels; outside of the map they are zero.
+
+    Parameters
+    ----------
+    x : tensor (n, c, h, w)
+    weight : tensor (c, 1, 3, 3)
+    offsets : tensor (n, 18, h, w)
+        Row and column of each of the nine places, in voxels.
+    modulation : tensor (n, 9, h, w)
     """
     n, c, h, w = x.shape
     steps = torch.tensor((-3.0, 0.0, 3.0), device=x.device)
@@ -196,7 +211,7 @@ def deformable_depthwise(
 
 
 class LargeKernelGate(nn.Module):  # type: ignore[misc]
-    """x times its large-kernel attention: rigid (LKA), or half rigid and half deformable (HLKA)."""
+    """x times its large-kernel attention: rigid (LKA), or half rigid, half deformable (HLKA)."""
 
     def __init__(self, width: int, hybrid: bool, bounded: bool = True) -> None:
         super().__init__()
@@ -209,6 +224,7 @@ class LargeKernelGate(nn.Module):  # type: ignore[misc]
         self.n_rigid = rigid
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The map (n, c, h, w) after the gate."""
         a = self.near(x)
         if self.deformable is None:
             seen = self._rigid(a)
@@ -221,14 +237,14 @@ class LargeKernelGate(nn.Module):  # type: ignore[misc]
     def _rigid(self, a: torch.Tensor) -> torch.Tensor:
         if a.device.type != "cpu":
             return self.rigid(a)
-        # on CPUs the gradient in bfloat16 by the weights of a dilated depthwise kernel is wrong, at times
-        # infinite (oneDNN 3.12)
+        # on CPUs the gradient of a dilated depthwise kernel by its weights is wrong in bfloat16,
+        # sometimes infinite (oneDNN 3.12)
         with torch.autocast("cpu", enabled=False):
             return self.rigid(a.float()).to(a.dtype)
 
 
 class AttentionBlock(nn.Module):  # type: ignore[misc]
-    """x + 1x1(LKA or HLKA(GELU(1x1 x))), then a feed-forward part with a depthwise 3x3 (as in VAN)."""
+    """x + 1x1(LKA or HLKA(GELU(1x1 x))), then a feed-forward part with a depthwise 3x3 (VAN)."""
 
     def __init__(self, width: int, hybrid: bool, bounded: bool = True, expansion: int = 2) -> None:
         super().__init__()
@@ -246,12 +262,13 @@ class AttentionBlock(nn.Module):  # type: ignore[misc]
         self.scale2 = nn.Parameter(torch.full((width, 1, 1), 0.1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The map (n, c, h, w) after the block."""
         x = x + self.scale1 * self.after(self.gate(F.gelu(self.before(self.norm1(x)))))
         return x + self.scale2 * self.feed_forward(self.norm2(x))
 
 
 class TransformerLayer(nn.Module):  # type: ignore[misc]
-    """Self-attention over all positions of a map (n, c, h, w), positions told by a depthwise 3x3."""
+    """Self-attention over a map (n, c, h, w); a depthwise 3x3 encodes the positions."""
 
     def __init__(self, width: int, head_width: int = 32) -> None:
         super().__init__()
@@ -264,6 +281,7 @@ class TransformerLayer(nn.Module):  # type: ignore[misc]
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The map (n, c, h, w) after the layer."""
         n, c, h, w = x.shape
         x = x + self.positions(x)
         tokens = x.flatten(2).transpose(1, 2)  # (n, h w, c)
@@ -275,8 +293,8 @@ class TransformerLayer(nn.Module):  # type: ignore[misc]
         return tokens.transpose(1, 2).reshape(n, c, h, w)
 
 
-class Joined(nn.Module):  # type: ignore[misc]
-    """The coarser map, twice as large, joined with the encoder's map of that size."""
+class UpBlock(nn.Module):  # type: ignore[misc]
+    """A step of the decoder: the coarser map, enlarged, with the encoder's map of that size."""
 
     def __init__(self, coarse: int, skip: int, width: int) -> None:
         super().__init__()
@@ -284,16 +302,21 @@ class Joined(nn.Module):  # type: ignore[misc]
         self.join = _normalised_conv(width + skip, width)
 
     def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """The joined map (n, width, h, w).
+
+        coarse: (n, c, h / 2, w / 2); skip: (n, c', h, w), of the encoder.
+        """
         up = F.interpolate(self.reduce(coarse), scale_factor=2.0, mode="bilinear")
         return self.join(torch.cat([up, skip], dim=1))
 
 
 class SliceNetwork(nn.Module):  # type: ignore[misc]
-    """What both networks share: normalised slices (n, n_planes, h, w) in, logits (n, classes, h, w) out.
+    """What both networks share.
 
-    A network with context also takes the probabilities (n, classes, h, w) that its coarse pass,
-    ``network.context``, gives at the middle slice. In training mode a list of logits comes back: at full size, at
-    1/2 and at 1/4.
+    The input are normalised slices (n, n_planes, h, w), the output logits (n, classes, h, w). A
+    network with context also takes the probabilities (n, classes, h, w) of its coarse pass,
+    ``network.context``, in the middle slice. In training mode it returns a list of logits: at full
+    size, at 1/2 and at 1/4.
     """
 
     def __init__(self, settings: NetworkSettings) -> None:
@@ -311,6 +334,10 @@ class SliceNetwork(nn.Module):  # type: ignore[misc]
         raise NotImplementedError
 
     def forward(self, slices: torch.Tensor, context: torch.Tensor | None = None) -> Any:
+        """Logits (n, classes, h, w); in training mode a list of them.
+
+        slices: (n, n_planes, h, w); context: (n, classes, h, w), if the network has a coarse pass.
+        """
         if slices.ndim != 4 or slices.shape[1] != self.settings.n_planes:
             raise ValueError(
                 f"The network sees {self.settings.n_slices} slices at once, each in {N_VIEWS} views; the input "
@@ -358,11 +385,12 @@ class AnACorNet(SliceNetwork):
         self.level16 = nn.Sequential(
             _normalised_conv(w8, w16, 2), *(TransformerLayer(w16) for _ in range(n16))
         )
-        self.join8, self.join4 = Joined(w16, w8, w8), Joined(w8, w4, w4)
-        self.join2, self.join1 = Joined(w4, w2, w2), Joined(w2, w1, w1)
+        self.join8, self.join4 = UpBlock(w16, w8, w8), UpBlock(w8, w4, w4)
+        self.join2, self.join1 = UpBlock(w4, w2, w2), UpBlock(w2, w1, w1)
         self.up8, self.up4 = AttentionBlock(w8, True, bounded), AttentionBlock(w4, True, bounded)
 
     def decoded(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """See :meth:`SliceNetwork.decoded`."""
         full = self.level1(x)
         half = self.level2(full)
         quarter = self.level4(half)
@@ -386,11 +414,13 @@ class UNet(SliceNetwork):
             )
         self.steps = nn.ModuleList(steps)
         self.joins = nn.ModuleList(
-            Joined(coarse, fine, fine) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)
+            UpBlock(coarse, fine, fine)
+            for fine, coarse in zip(widths[:-1], widths[1:], strict=True)
         )
         self.after = nn.ModuleList(_normalised_conv(width, width) for width in widths[:-1])
 
     def decoded(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """See :meth:`SliceNetwork.decoded`."""
         skips = []
         for step in self.steps:
             x = step(x)
@@ -403,21 +433,32 @@ class UNet(SliceNetwork):
 
 
 def build_network(settings: NetworkSettings | None = None) -> SliceNetwork:
-    """A network with random weights; seed torch before for the same ones."""
+    """A network with random weights. The same seed of torch gives the same weights."""
     settings = settings or NetworkSettings()
     return AnACorNet(settings) if settings.architecture == "anacornet" else UNet(settings)
 
 
-# parts of AnACorNet that are taken from no weights whose gates had no bound
+# parts of AnACorNet that are not taken from weights whose gates had no bound
 DEEPEST = ("level8.", "level16.", "join8.", "up8.", "join4.reduce.")
 
 
 def take_over(network: SliceNetwork, earlier: SliceNetwork) -> None:
     """Gives a network the weights of an earlier one of the same architecture, size and classes.
 
-    Where the earlier one had no context, what the network sees of it counts for nothing at first.
-    Where its gates had no bound, the deepest levels, which said nothing, stay as they are in the network.
-    Raises ValueError for networks of another kind.
+    If the earlier network had no coarse pass, the channels of its probabilities have zero weight at
+    first. If its gates had no bound, the deepest levels, which carried no information, keep the
+    weights of the new network.
+
+    Parameters
+    ----------
+    network : SliceNetwork
+        It is changed.
+    earlier : SliceNetwork
+
+    Raises
+    ------
+    ValueError
+        If the networks are of different kinds.
     """
     new = network.settings
     if replace(earlier.settings, context=new.context, bounded_gates=new.bounded_gates) != new:
@@ -440,21 +481,25 @@ def take_over(network: SliceNetwork, earlier: SliceNetwork) -> None:
 
 
 def n_parameters(network: nn.Module) -> int:
+    """The number of weights of a network."""
     return sum(p.numel() for p in network.parameters())
 
 
 def memory_layout(device: torch.device) -> torch.memory_format:
-    """In which order networks and slices lie in memory: what is faster there, as measured.
+    """The order in which networks and slices lie in memory: the faster one, as measured.
 
-    Channels last on GPUs and on CPUs with AVX-512 (1.4 to 1.9 times as fast); on others they are slower
-    by a fifth.
+    It is channels last on GPUs and on CPUs with AVX-512 (1.4 to 1.9 times as fast); on other CPUs
+    channels last is slower by a fifth.
     """
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return torch.channels_last if device.type == "cuda" or wide else torch.contiguous_format
 
 
 def on_device(network: SliceNetwork, device: torch.device) -> SliceNetwork:
-    """The network moved to a device, its two-dimensional kernels in the order of :func:`memory_layout`."""
+    """The network, moved to a device.
+
+    Its two-dimensional kernels are in the order of :func:`memory_layout`.
+    """
     network = network.to(device)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -463,112 +508,10 @@ def on_device(network: SliceNetwork, device: torch.device) -> SliceNetwork:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32: on GPUs and on CPUs with AMX; elsewhere it is far slower."""
+    """Whether bfloat16 is faster than float32: on GPUs and on CPUs with AMX.
+
+    On other CPUs it is far slower.
+    """
     # old versions of torch do not tell
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cuda" or bool(capabilities.get("amx_bf16", False))
-
-
-# ---- weights on disk ------------------------------------------------------------------------------
-
-
-def model_card_path(weights: str | os.PathLike[str]) -> Path:
-    """Where the model card of a weights file lies: beside it, .json."""
-    return Path(weights).with_suffix(".json")
-
-
-def save_weights(
-    path: str | os.PathLike[str],
-    network: SliceNetwork,
-    card: Mapping[str, Any],
-    half: bool | None = None,
-) -> None:
-    """Writes NAME.safetensors and the model card NAME.json beside it; both or neither.
-
-    card: what is known of the training, plain values. half: float16 instead of float32; by default
-    only where float32 would be more than 16 MiB. What float16 cannot hold stays float32: the
-    normalisations' means and variances reach 1e9, and float16 ends at 65504. Raises ValueError where
-    a weight is no number.
-    """
-    from safetensors.torch import save_file
-
-    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    _check_finite(state, path)
-    size = sum(v.numel() * v.element_size() for v in state.values())
-    if half is None:
-        half = size > 0.99 * LARGEST_WEIGHTS
-    if half:
-        state = {k: v.half() if _fits_half(k, v) else v for k, v in state.items()}
-        size = sum(v.numel() * v.element_size() for v in state.values())
-    if size > LARGEST_WEIGHTS:
-        logger.warning(
-            "The weights take %.1f MiB; what ships with the package is at most 16 MiB.",
-            size / 2**20,
-        )
-    metadata = {
-        "format": WEIGHTS_FORMAT,
-        "version": str(WEIGHTS_VERSION),
-        "settings": json.dumps(asdict(network.settings)),
-    }
-    with whole_file(model_card_path(path)) as card_file, whole_file(path) as weights_file:
-        save_file(state, str(weights_file), metadata)
-        card_file.write_text(json.dumps(dict(card), indent=1) + "\n", encoding="utf-8")
-        weights_file.chmod(card_file.stat().st_mode)  # safetensors lets only the owner read
-
-
-def _fits_half(name: str, tensor: torch.Tensor) -> bool:
-    """Whether float16 holds a tensor: not the statistics of normalisations, nor anything large."""
-    if not tensor.is_floating_point() or ".running_" in name:
-        return False
-    return bool(tensor.abs().max() < 0.1 * torch.finfo(torch.float16).max)
-
-
-def _check_finite(state: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
-    """ValueError where a tensor of the weights holds what is no number."""
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
-                f"The weights {path} hold values that are no numbers, in {name}; train again, or take others."
-            )
-
-
-def load_weights(path: str | os.PathLike[str]) -> SliceNetwork:
-    """The network of a weights file, in evaluation mode, on the CPU, float32.
-
-    Raises ValueError for files that are absent, no safetensors, of another program or version, that
-    hold values that are no numbers, or whose tensors are not those of the network that they name (the number of channels, say).
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise ValueError(f"There is no weights file {path}.")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {k: file.get_tensor(k) for k in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no safetensors file ({error}).") from None
-    if metadata.get("format") != WEIGHTS_FORMAT:
-        raise ValueError(
-            f"{path} does not hold weights of this program; make them by dials.anacor_train."
-        )
-    if metadata.get("version") not in READABLE_VERSIONS:
-        raise ValueError(
-            f"{path} holds weights of version {metadata.get('version')} and this program reads versions "
-            f"{' and '.join(READABLE_VERSIONS)}; train again, or use the program that made them."
-        )
-    try:
-        network = build_network(NetworkSettings(**(BEFORE | json.loads(metadata["settings"]))))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} does not say what network it belongs to ({error}).") from None
-    expected = network.state_dict()
-    for name, tensor in expected.items():
-        if name not in state or state[name].shape != tensor.shape:
-            found = tuple(state[name].shape) if name in state else "absent"
-            raise ValueError(
-                f"{path} does not fit the network that it names: {name} is {found} and should be "
-                f"{tuple(tensor.shape)} ({network.settings.n_channels} input channels)."
-            )
-    _check_finite(state, path)
-    network.load_state_dict({k: v.to(expected[k].dtype) for k, v in state.items() if k in expected})
-    return network.eval()

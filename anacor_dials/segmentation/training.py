@@ -3,13 +3,13 @@
 ``python -m anacor_dials.segmentation.training --data FOLDER --weights NAME.safetensors`` where
 DIALS is not installed; ``dials.anacor_train`` elsewhere.
 
-The loss is class-weighted cross-entropy plus 1 - Dice (Milletari et al., 3DV 2016), the latter
-averaged over the classes, with deep supervision at 1/2 and 1/4. AdamW with a warm-up and a cosine;
-the weights looked at are the exponential mean of the last few hundred steps, and those are kept
-whose loss on the samples left out of training was the lowest. On GPUs, and on CPUs with AMX, in
-bfloat16, the deformable convolutions in float32; on other CPUs in float32, where bfloat16 is far
-slower. The crops of a step depend on the seed and the step alone, so that a training that is taken
-up again sees the same ones.
+The loss is class-weighted cross-entropy plus 1 - Dice (Milletari et al., 3DV 2016), averaged over
+the classes; auxiliary heads at 1/2 and 1/4 of the size contribute, too (deep supervision). The
+optimiser is AdamW with a warm-up and a cosine schedule. Validation uses an exponential moving
+average of the weights; the weights with the lowest loss on the samples left out of training are
+kept. On GPUs, and on CPUs with AMX, bfloat16 is used, but float32 for the deformable convolutions;
+on other CPUs float32, since bfloat16 is far slower there. The crops of a step depend on the seed
+and the step alone, so that a training that is continued sees the same crops.
 """
 
 from __future__ import annotations
@@ -38,21 +38,19 @@ from anacor_dials.sample.output_files import whole_file
 from anacor_dials.segmentation.batch_statistics import measure_statistics
 from anacor_dials.segmentation.coarse_grid import WINDOWS
 from anacor_dials.segmentation.context import at_plane, context_probabilities
+from anacor_dials.segmentation.crops import CropSource
 from anacor_dials.segmentation.losses import adjust_logits
 from anacor_dials.segmentation.network import (
     NetworkSettings,
     SliceNetwork,
     build_network,
-    load_weights,
     memory_layout,
     n_parameters,
     on_device,
-    save_weights,
     take_over,
 )
 from anacor_dials.segmentation.replicas import Batch, ThreadedReplicas
 from anacor_dials.segmentation.training_data import (
-    CropSource,
     PooledVolume,
     TrainingVolume,
     VolumePool,
@@ -69,17 +67,20 @@ from anacor_dials.segmentation.training_record import (
     write_log,
 )
 from anacor_dials.segmentation.training_settings import TrainingSettings
+from anacor_dials.segmentation.weights_files import load_weights, save_weights
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.training")
 
-STATISTICS_BATCHES = 40  # that the normalisations of the final weights are measured on
+STATISTICS_BATCHES = 40  # for the statistics of the final weights: some hundred crops
 
 # ---- the mean of the weights ---------------------------------------------------------------------
 
 
 class ExponentialMovingAverage:
-    """The exponential mean of a network's weights; of what is no float (counters), the last
-    value."""
+    """The exponential moving average of a network's weights over about n_steps steps.
+
+    Of integers (counters) it is the last value.
+    """
 
     def __init__(self, network: SliceNetwork, n_steps: int) -> None:
         self.n_steps, self.n = n_steps, 0
@@ -87,6 +88,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()  # type: ignore[misc, unused-ignore]
     def add(self, network: SliceNetwork) -> None:
+        """Adds the present weights of a network to the average."""
         self.n += 1
         keep = 1.0 - 1.0 / min(self.n, self.n_steps)  # the plain mean at first
         for name, value in network.state_dict().items():
@@ -100,8 +102,7 @@ class ExponentialMovingAverage:
 
 
 def crops_of_step(settings: TrainingSettings, step: int) -> tuple[int, int]:
-    """(how many crops, their edge in voxels) of a step: every third one has fewer and larger
-    ones."""
+    """(number of crops, their edge in voxels) of a step; every third step may have larger ones."""
     if settings.large_crop and step % 3 == 2:
         n = round(settings.batch * (settings.crop / settings.large_crop) ** 2)
         return max(n, settings.threads), settings.large_crop
@@ -112,8 +113,16 @@ def crops_of_step(settings: TrainingSettings, step: int) -> tuple[int, int]:
 def validation_scores(
     network: SliceNetwork, volumes: Sequence[TrainingVolume], device: torch.device, every: int = 8
 ) -> tuple[float, NDArray[np.float64]]:
-    """(cross-entropy, Dice (n_classes,)) of labels on every eighth slice along X, over all
-    samples."""
+    """(cross-entropy, Dice (n_classes,)) of labels, over all samples.
+
+    Parameters
+    ----------
+    network : SliceNetwork
+    volumes : sequence of TrainingVolume
+    device : torch.device
+    every : int
+        One of so many slices along X is used.
+    """
     n, half = network.settings.n_classes, network.settings.n_slices // 2
     both, total, loss, seen = np.zeros(n), np.zeros(n), 0.0, 0
     network.eval()
@@ -139,8 +148,7 @@ def validation_scores(
 
 
 def _fingerprint(settings: TrainingSettings, samples: Sequence[TrainingVolume]) -> dict[str, Any]:
-    """What must be the same for a training to be taken up; more steps stretch what is left of
-    it."""
+    """What must be the same for a training to be continued; the number of steps may change."""
     kept = asdict(settings)
     for name in (
         "steps", "minutes", "within_minutes", "device", "precision", "validate_every", "threads",
@@ -150,8 +158,7 @@ def _fingerprint(settings: TrainingSettings, samples: Sequence[TrainingVolume]) 
 
 
 class _Trainer:
-    """The state of a training: network, optimiser, average, course; and how it goes on by a
-    step."""
+    """A training: network, optimiser, average and course, and the methods that do a step."""
 
     def __init__(
         self,
@@ -190,14 +197,16 @@ class _Trainer:
 
     @property
     def seconds(self) -> float:
+        """Time of training so far, of earlier runs, too."""
         return self.seconds_before + time.perf_counter() - self.start
 
     @property
     def checkpoint(self) -> Path:
+        """The path of the checkpoint."""
         return self.weights.with_suffix(".checkpoint.pt")
 
     def take_up(self) -> None:
-        """Goes on from the checkpoint. Raises ValueError where it belongs to another training."""
+        """Continues from the checkpoint. Raises ValueError if it belongs to another training."""
         kept = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         if json.loads(kept["fingerprint"]) != _fingerprint(
             self.settings, [*self.training, *self.validation]
@@ -239,8 +248,7 @@ class _Trainer:
             )
 
     def fill_pool(self, progress: bool) -> None:
-        """Brings the pool to the present step; at the first one weighs the classes by what is in
-        it."""
+        """Brings the pool to the present step; at the first one also finds the class weights."""
         self.enter(self.pool.advance(self.step, progress))
         if not self.step:
             volumes = self.pool.volumes()
@@ -248,8 +256,7 @@ class _Trainer:
         self.per_class = torch.tensor(self.class_weights, dtype=torch.float32, device=self.device)
 
     def enter(self, new: Sequence[PooledVolume]) -> None:
-        """Lets the coarse pass see samples that are new in the pool, once it has learned
-        something."""
+        """The coarse pass labels samples that are new in the pool, after the warm-up."""
         if self.network.context is not None and self.step >= self.settings.warm_up:
             for pooled in new:
                 pooled.context = context_probabilities(self.network, pooled.volume.views)
@@ -277,7 +284,8 @@ class _Trainer:
         for pooled, (turn, (gain, offset)) in whole:
             x = tensor(turned(pooled.coarse_input, *turn)).float()
             a = self.settings.augmentation
-            # the levels are not exactly one and zero: the windows shift by as much in their own units
+            # the levels are not exactly one and zero: the windows shift by as much in their own
+            # units
             x[0] = x[0] * (1 + gain * a.gain) + offset * a.offset
             shift = gain * a.gain + offset * a.offset
             for k, window in enumerate(WINDOWS):
@@ -316,8 +324,7 @@ class _Trainer:
         return rate
 
     def averaged_network(self, state: dict[str, torch.Tensor] | None = None) -> SliceNetwork:
-        """The network with averaged weights (or those of a state), without the weights of the
-        classes."""
+        """The averaged network (or that of a state) after the logit adjustment."""
         network = build_network(self.settings.network)
         network.load_state_dict(state or self.average.state)
         network = on_device(network, self.device)
@@ -325,7 +332,7 @@ class _Trainer:
         return network.eval()
 
     def batches_for_statistics(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Crops of the present pool, none of them of an earlier step."""
+        """Crops of the present pool that no step has used."""
         for number in range(STATISTICS_BATCHES):
             rng = np.random.default_rng([self.settings.seed, 1 << 30, number])
             slices, context, _ = self.source.batch(rng, *crops_of_step(self.settings, number))
@@ -337,8 +344,7 @@ class _Trainer:
             )
 
     def look(self, rate: float, validate: bool) -> None:
-        """Adds a row to the course, with the scores of the samples left out where asked for; saves
-        all."""
+        """Adds a row to the course, with validation scores if wanted; saves all."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # steps without the coarse pass
             entropy, dice, coarse_entropy, coarse_dice = np.nanmean(self.window, axis=0)
@@ -374,7 +380,7 @@ class _Trainer:
         self.save()
 
     def run(self, progress: bool) -> bool:
-        """Steps until the end or until the time is up; returns whether it is the end."""
+        """Does steps until the end or until the time is over; returns whether it is the end."""
         settings = self.settings
         limit_s = math.inf if settings.within_minutes is None else 60 * settings.within_minutes
         threads = 1 if self.device.type == "cuda" else settings.threads
@@ -386,8 +392,8 @@ class _Trainer:
             initial=self.step, total=settings.steps, unit="step", desc="Training",
             disable=not progress,
         )  # fmt: skip
-        # ahead of the step on a GPU, where drawing takes longer than the step; which of the coarse pass's
-        # probabilities a crop then sees is a matter of time
+        # ahead of the step on a GPU, where drawing takes longer than the step; which of the coarse
+        # pass's probabilities a crop then sees is a matter of time
         ahead = 16 if self.device.type == "cuda" else 0
         waiting: deque[Future[Any]] = deque()
         with ThreadPoolExecutor(max_workers=8) as drawing, bar:
@@ -451,24 +457,36 @@ def train(
 ) -> dict[str, Any]:
     """Trains a network and writes its weights; returns the model card.
 
-    The weights are those of the step (kept_step in the card) whose loss on the samples left out
-    (cross-entropy without weights, plus 1 - Dice) was the lowest of all that were looked at; those
-    of the last step where none are left out.
+    The weights are those of the validated step (kept_step in the card) with the lowest loss on the
+    samples left out (cross-entropy without class weights, plus 1 - Dice); those of the last step if
+    no sample is left out.
 
-    Beside NAME.safetensors come NAME.json (the card), NAME.csv and NAME.png (the course) and,
-    until the last step is done, NAME.checkpoint.pt, from which training goes on when it is called
-    again with the same settings and samples.
+    Beside NAME.safetensors it writes NAME.json (the card), NAME.csv and NAME.png (the course) and,
+    until the last step is done, NAME.checkpoint.pt. From this checkpoint the training continues if
+    the function is called again with the same settings and samples.
 
     Parameters
     ----------
-    volumes: samples that stay, of which settings.n_validation are left out of training.
-    stream: a function of a number that returns a fresh sample, the same for a number (None: no stream). It
-        must be picklable: `workers` processes call it, this one where workers is 0.
-    validation: the samples left out, instead of some of `volumes`.
+    volumes : sequence of TrainingVolume
+        Samples that stay; settings.n_validation of them are left out of training.
+    settings : TrainingSettings
+    weights : Path
+        NAME.safetensors.
+    resume : bool
+        Whether the training continues from a checkpoint.
+    progress : bool
+        Whether progress bars are shown.
+    stream : callable, optional
+        Returns a fresh sample for a number, always the same one. It must be picklable.
+    workers : int
+        Processes that call it; 0: this process does.
+    validation : sequence of TrainingVolume, optional
+        The samples left out, instead of some of `volumes`.
 
     Raises
     ------
-    ValueError: a checkpoint belongs to another training, or the settings do not fit the samples.
+    ValueError
+        If a checkpoint belongs to another training, or the settings do not fit the samples.
     """
     if validation is None:
         training, validation = split_samples(volumes, settings.n_validation, settings.seed)
@@ -511,8 +529,7 @@ def train(
 
 
 def argument_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """The options of a training as a program that needs no DIALS; :func:`settings_of` reads
-    them."""
+    """The options of a training without DIALS; :func:`settings_of` makes settings of them."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     defaults = TrainingSettings()
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="folders of samples")

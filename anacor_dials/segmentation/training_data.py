@@ -1,11 +1,12 @@
 """Training data: tomograms with their true labels, from which augmented crops are drawn.
 
-A folder of training data holds pairs ``NAME.tomo.h5`` (a reconstruction) and ``NAME.truth.h5`` (labels),
-with ``NAME.json`` (seed, shape family; optional) beside them, as ``dials.anacor_train`` makes them; or
-``tomo.h5`` files of real samples that hold labels themselves. Volumes are split as whole samples.
+A folder of training data holds pairs ``NAME.tomo.h5`` (a reconstruction) and ``NAME.truth.h5``
+(labels), with ``NAME.json`` (seed, shape family; optional) beside them, as ``dials.anacor_train``
+makes them; or ``tomo.h5`` files of real samples that hold labels themselves. For training and
+validation whole samples are separated, not parts of them.
 
-Randomness is drawn first and from a generator of its own for every crop, so that training can be
-taken up anywhere and gives the same crops.
+Every crop has a random generator of its own, so that a training can be continued at any step and
+gives the same crops.
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from anacor_dials.sample.tomogram_files import read_sample_file
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Volume
-from anacor_dials.segmentation.coarse_grid import BIN, class_shares, context_input
-from anacor_dials.segmentation.fringes import LENGTHS, N_VIEWS, views
+from anacor_dials.segmentation.coarse_grid import class_shares, context_input
+from anacor_dials.segmentation.fringes import N_VIEWS, views
 from anacor_dials.segmentation.tiles import sample_box
 from anacor_dials.segmentation.working_grid import (
     bin_factors,
@@ -42,18 +42,25 @@ logger = logging.getLogger("dials.anacor_dials.segmentation.training_data")
 
 TOMO, TRUTH = ".tomo.h5", ".truth.h5"
 COUNTED_AS = {"salt": "liquor", "ice": "liquor", "dirt": "liquor", "pin": "loop"}
-CENTRES_KEPT = 4000  # voxels of each class about which crops are drawn
-CENTRED = 0.75  # the share of crops that are centred on a voxel of a class drawn at random
-AIR_KEPT = 24  # voxels of air around the sample
+CENTRES_KEPT = 4000  # voxels of each class at which crops are drawn; limits the memory
+AIR_KEPT = 24  # voxels of air around the sample: more than the network is given (AIR_AROUND)
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingVolume:
-    """One sample: normalised values and true labels on the working grid, as far as the sample reaches.
+    """A sample: normalised values and true labels on the working grid, without air far from it.
 
-    views: float16 (N_VIEWS, nx, ny, nz), air 0 and sample 1: the tomogram, then without its fringes
-    (:mod:`.fringes`); labels: uint8 (nx, ny, nz); voxel_size_um: (3,).
-    record: how the sample was made (seed, shape, contrast ...), where that is known.
+    Attributes
+    ----------
+    name : str
+    views : array (N_VIEWS, nx, ny, nz) of float16
+        The tomogram and its views without fringes (:mod:`.fringes`); air is 0 and the sample 1.
+    labels : array (nx, ny, nz) of uint8
+    voxel_size_um : (float, float, float)
+    names : tuple of str
+        Of the labels.
+    record : mapping
+        How the sample was made (seed, shape, contrast ...), if that is known.
     """
 
     name: str
@@ -71,15 +78,27 @@ class TrainingVolume:
 
     @property
     def family(self) -> str:
-        """The shape family of the crystal; "real" where the sample is not a virtual one."""
+        """The shape family of the crystal; "real" if the sample is not a virtual one."""
         return str(self.record.get("shape", "real"))
 
 
 def labels_on_grid(labels: LabelVolume, grid: Volume) -> NDArray[np.uint8]:
-    """The labels uint8 (nx, ny, nz) at the voxels of another volume; background outside of their own.
+    """Labels uint8 (nx, ny, nz) at the voxels of another volume.
 
-    Both must have the same size of voxel (to 1 %); their origins may lie anywhere and the nearest voxel
-    is taken. Raises ValueError for other voxels.
+    Outside of their own volume they are background.
+
+    Both must have the same size of voxels (to 1 %). The origins may differ; the nearest voxel is
+    taken.
+
+    Parameters
+    ----------
+    labels : LabelVolume
+    grid : Volume
+
+    Raises
+    ------
+    ValueError
+        If the voxels differ, or the volumes do not overlap.
     """
     if not np.allclose(labels.voxel_size_um, grid.voxel_size_um, rtol=0.01):
         raise ValueError(
@@ -100,7 +119,10 @@ def labels_on_grid(labels: LabelVolume, grid: Volume) -> NDArray[np.uint8]:
 
 
 def _in_order(labels: LabelVolume, names: Sequence[str], path: Path) -> NDArray[np.uint8]:
-    """The labels renumbered as the names are ordered; salt, ice and dirt count as liquor, a pin as loop."""
+    """The labels renumbered in the order of the names.
+
+    Salt, ice and dirt count as liquor, a pin counts as loop.
+    """
     counted = [COUNTED_AS.get(name, name) for name in labels.names]
     missing = [name for name in counted if name not in names]
     if missing:
@@ -112,7 +134,7 @@ def _in_order(labels: LabelVolume, names: Sequence[str], path: Path) -> NDArray[
 
 
 def read_record(tomogram: Path) -> dict[str, Any]:
-    """How a sample was made, from NAME.json beside NAME.tomo.h5; empty where that is not known."""
+    """How a sample was made, from NAME.json beside NAME.tomo.h5; empty if that is not known."""
     described = tomogram.with_name(f"{tomogram.name.removesuffix(TOMO)}.json")
     return dict(json.loads(described.read_text(encoding="utf-8"))) if described.is_file() else {}
 
@@ -122,8 +144,18 @@ def read_training_volume(
 ) -> TrainingVolume:
     """One sample from its files, without the air that is more than AIR_KEPT voxels away from it.
 
-    truth: None where the tomogram's file holds the labels itself.
-    Raises ValueError where one of the two is missing or they do not belong together.
+    Parameters
+    ----------
+    tomogram : Path
+    truth : Path, optional
+        The file of the labels, if the file of the tomogram does not hold them.
+    names : sequence of str
+        Of the classes.
+
+    Raises
+    ------
+    ValueError
+        If one of the two is missing or they do not belong together.
     """
     sample = read_sample_file(tomogram, labels=truth is None)
     if sample.tomogram is None:
@@ -144,9 +176,20 @@ def read_training_volume(
 def training_volume(
     name: str, tomogram: Volume, labels: LabelVolume, record: Mapping[str, Any] | None = None
 ) -> TrainingVolume:
-    """A sample of a tomogram in 1/um and its labels, without the air that is more than AIR_KEPT voxels away.
+    """A sample of a tomogram and its labels, without air more than AIR_KEPT voxels away from it.
 
-    Raises ValueError where the tomogram has no scale (nothing stands out of the noise) or the grids do not fit.
+    Parameters
+    ----------
+    name : str
+    tomogram : Volume
+        1/um.
+    labels : LabelVolume
+    record : mapping, optional
+
+    Raises
+    ------
+    ValueError
+        If nothing in the tomogram stands out of the noise, or the grids do not fit.
     """
     factors = bin_factors(tomogram.voxel_size_um)
     scale = intensity_scale(tomogram.values, tomogram.voxel_size_um)
@@ -165,7 +208,10 @@ def training_volume(
 def find_training_files(folders: Sequence[Path]) -> list[tuple[Path, Path | None]]:
     """(tomogram, truth or None) of every sample in some folders, by name.
 
-    Raises ValueError where a folder is absent or holds no training data.
+    Raises
+    ------
+    ValueError
+        If a folder is absent or holds no training data.
     """
     found: list[tuple[Path, Path | None]] = []
     if not folders:
@@ -191,7 +237,16 @@ def find_training_files(folders: Sequence[Path]) -> list[tuple[Path, Path | None
 def read_training_volumes(
     folders: Sequence[Path], names: Sequence[str] = DEFAULT_NAMES, progress: bool = False
 ) -> list[TrainingVolume]:
-    """All samples of some folders, sorted as they lie there. About a second each; several at a time."""
+    """All samples of some folders, in the order of their files; several are read at a time.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+    names : sequence of str
+        Of the classes.
+    progress : bool
+        Whether a progress bar is shown.
+    """
     found = find_training_files(folders)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         volumes = pool.map(lambda files: read_training_volume(files[0], files[1], names), found)
@@ -208,9 +263,18 @@ def read_training_volumes(
 def split_samples(
     volumes: Sequence[TrainingVolume], n_validation: int, seed: int
 ) -> tuple[list[TrainingVolume], list[TrainingVolume]]:
-    """(training, validation): whole samples, drawn at random but always the same for a seed.
+    """(training, validation): whole samples, drawn at random, always the same for a seed.
 
-    Raises ValueError unless at least one sample is left for training.
+    Parameters
+    ----------
+    volumes : sequence of TrainingVolume
+    n_validation : int
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        If no sample is left for training.
     """
     if not 0 <= n_validation < len(volumes):
         raise ValueError(
@@ -226,7 +290,7 @@ def split_samples(
 
 
 def class_weights(volumes: Sequence[TrainingVolume], n_classes: int) -> NDArray[np.float64]:
-    """Weights (n_classes,) of the cross-entropy: 1 / sqrt(frequency), mean 1 over the classes, <= 3."""
+    """Weights (n_classes,) of the cross-entropy: 1 / sqrt(frequency), of mean 1, at most 3."""
     counts = np.zeros(n_classes)
     for volume in volumes:
         counts += np.bincount(volume.labels.ravel(), minlength=n_classes)
@@ -236,7 +300,16 @@ def class_weights(volumes: Sequence[TrainingVolume], n_classes: int) -> NDArray[
 
 
 def turned(volume: NDArray[Any], order: Sequence[int], mirrored: Sequence[bool]) -> NDArray[Any]:
-    """A volume (n, cx, cy, cz) with its axes in another order, some of the new ones mirrored."""
+    """A volume (n, cx, cy, cz) with its axes in another order, some of them mirrored.
+
+    Parameters
+    ----------
+    volume : array (n, cx, cy, cz)
+    order : sequence of 3 int
+        Of the axes.
+    mirrored : sequence of 3 bool
+        For the axes in their new order.
+    """
     out = volume.transpose(0, *(1 + k for k in order))
     steps = tuple(slice(None, None, -1) if m else slice(None) for m in mirrored)
     return np.ascontiguousarray(out[(slice(None), *steps)])
@@ -245,43 +318,36 @@ def turned(volume: NDArray[Any], order: Sequence[int], mirrored: Sequence[bool])
 def turned_back(
     volume: NDArray[Any], order: Sequence[int], mirrored: Sequence[bool]
 ) -> NDArray[Any]:
-    """The volume that :func:`turned` was given, of what it returned."""
+    """The inverse of :func:`turned`.
+
+    Parameters
+    ----------
+    volume : array (n, cx, cy, cz)
+    order : sequence of 3 int
+    mirrored : sequence of 3 bool
+    """
     steps = tuple(slice(None, None, -1) if m else slice(None) for m in mirrored)
     back = np.argsort(order)
     return np.ascontiguousarray(volume[(slice(None), *steps)].transpose(0, *(1 + k for k in back)))
 
 
-# ---- crops ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How far crops are changed; every limit is that of a uniform distribution unless it is said.
-
-    zoom: factor on lengths, both ways; gain, offset: of the values, on top of the normalisation;
-    contrast: change of the crystal's value; fringes: the share of crops whose fringes are partly undone,
-    as those of a scintillator nearer to the sample; cupping: a slow change of values across the crop; noise:
-    standard deviation added, from 0 to this, and little of it to the views without fringes; turn: whether
-    crops are turned by any angle.
-    """
-
-    zoom: float = 1.35
-    gain: float = 0.06
-    offset: float = 0.03
-    contrast: float = 0.05
-    fringes: float = 0.3
-    cupping: float = 0.04
-    noise: float = 0.06
-    turn: bool = True
+# ---- the pool ------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class PooledVolume:
-    """A sample in the pool that crops are drawn from, with what the coarse pass sees, should find, and found.
+    """A sample in the pool, with the input of the coarse pass, its truth and its latest result.
 
-    centres: for every class some of its voxels (flat indices), about which crops are drawn. coarse_input and
-    coarse_shares: of :mod:`.context`. context: the coarse pass's latest probabilities, (n_classes, cx, cy, cz); all
-    classes are equally probable until it has seen the sample.
+    Attributes
+    ----------
+    volume : TrainingVolume
+    centres : list of array
+        For every class some of its voxels (flat indices), at which crops are drawn.
+    coarse_input, coarse_shares : array
+        As of :mod:`.coarse_grid`.
+    context : array (n_classes, cx, cy, cz)
+        The latest probabilities of the coarse pass. All classes are equally probable until it has
+        seen the sample.
     """
 
     volume: TrainingVolume
@@ -292,6 +358,7 @@ class PooledVolume:
 
     @classmethod
     def of(cls, volume: TrainingVolume) -> PooledVolume:
+        """A sample for the pool."""
         rng = np.random.default_rng(0)
         flat = volume.labels.ravel()
         centres = []
@@ -306,15 +373,25 @@ class PooledVolume:
 
 
 class VolumePool:
-    """The samples that a step of training draws from: fixed ones, and the latest of a stream of fresh ones.
+    """The samples that a step of the training draws from: fixed ones, and the latest of a stream.
 
-    Sample number k of the stream enters at step (k - size) * every, when the oldest leaves; so the pool at a step
-    depends on the step alone, and a training that is taken up again sees the same samples.
+    Sample number k of the stream enters at step (k - size) * every, when the oldest one leaves. So
+    the pool depends on the step alone, and a training that is continued sees the same samples.
 
-    fixed: samples that stay. make: a function of a number that returns a fresh sample (it must be
-    picklable), None for no stream. size: of the stream's part. every: steps from one fresh sample to the next.
-    workers: processes that make them, 0 to make them in this one. share: of the crops that are drawn from the
-    fixed ones where there are both.
+    Parameters
+    ----------
+    fixed : sequence of TrainingVolume
+        They stay in the pool.
+    make : callable, optional
+        Returns a fresh sample for a number. It must be picklable. No stream if it is not given.
+    size : int
+        Samples of the stream in the pool.
+    every : float
+        Steps from one fresh sample to the next.
+    workers : int
+        Processes that make fresh samples; 0: this process makes them.
+    share : float
+        The share of crops from the fixed samples, if there are both.
     """
 
     def __init__(
@@ -347,7 +424,14 @@ class VolumePool:
             self._next += 1
 
     def advance(self, step: int, progress: bool = False) -> list[PooledVolume]:
-        """Brings the pool to a step and returns the samples that are new in it; waits for them."""
+        """Brings the pool to a step, and returns the samples that are new in it; waits for them.
+
+        Parameters
+        ----------
+        step : int
+        progress : bool
+            Whether a progress bar is shown.
+        """
         if self.make is None:
             return []
         last = self.size + int(step / self.every)  # numbers below this have entered
@@ -383,144 +467,10 @@ class VolumePool:
         return [*self.fixed, *self.streamed]
 
     def volumes(self) -> list[TrainingVolume]:
+        """The samples that are in the pool now, without what belongs to the coarse pass."""
         return [pooled.volume for pooled in self.pooled()]
 
     def close(self) -> None:
+        """Ends the processes that make samples."""
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
-
-
-def _bilinear(
-    rows: NDArray[np.float64], columns: NDArray[np.float64], shape: tuple[int, ...]
-) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """A function that interpolates planes of a shape linearly at some places; the edge goes on beyond it."""
-    r = np.clip(rows, 0, shape[0] - 1)
-    c = np.clip(columns, 0, shape[1] - 1)
-    r0, c0 = (
-        np.minimum(r.astype(np.intp), max(shape[0] - 2, 0)),
-        np.minimum(c.astype(np.intp), max(shape[1] - 2, 0)),
-    )
-    fr, fc = (r - r0).astype(np.float32), (c - c0).astype(np.float32)
-    down, right = (shape[1] if shape[0] > 1 else 0), (1 if shape[1] > 1 else 0)
-    index = r0 * shape[1] + c0
-    w00, w01, w10, w11 = (1 - fr) * (1 - fc), (1 - fr) * fc, fr * (1 - fc), fr * fc
-
-    def at(plane: NDArray[Any]) -> NDArray[np.float32]:
-        flat = np.ascontiguousarray(plane, dtype=np.float32).ravel()
-        out: NDArray[np.float32] = w00 * flat[index]
-        out += w01 * flat[index + right]
-        out += w10 * flat[index + down]
-        out += w11 * flat[index + down + right]
-        return out
-
-    return at
-
-
-class CropSource:
-    """Draws crops of slices, with neighbours and the coarse pass's probabilities, from a pool of samples.
-
-    n_slices: neighbours together, odd. Three of four crops are centred on a voxel of a class drawn at random, so
-    that rare classes are seen; the others anywhere in the volume.
-    """
-
-    def __init__(
-        self, pool: VolumePool, n_slices: int, augmentation: Augmentation | None = None
-    ) -> None:
-        self.pool, self.n_slices = pool, n_slices
-        self.augmentation = augmentation or Augmentation()
-
-    def draw(
-        self, rng: np.random.Generator, crop: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
-        """(slices (N_VIEWS n_slices, crop, crop), context (n_classes, crop, crop), labels (crop, crop)).
-
-        As the network takes them; context and labels are those of the middle slice. crop: edge in voxels.
-        """
-        a = self.augmentation
-        pooled = self.pool.draw(rng)
-        volume = pooled.volume
-        label = int(rng.integers(len(volume.names))) if rng.random() < CENTRED else -1
-        places = pooled.centres[label] if label >= 0 else np.empty(0, dtype=np.intp)
-        if places.size:
-            centre = np.array(
-                np.unravel_index(int(places[rng.integers(places.size)]), volume.labels.shape),
-                dtype=np.float64,
-            )
-        else:
-            centre = rng.uniform(0.1, 0.9, 3) * (np.array(volume.labels.shape) - 1)
-        order = np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1]])[int(rng.integers(3))]
-        centre = centre[order]
-        centre[1:] += rng.uniform(-0.25, 0.25, 2) * crop
-        seen = volume.views.transpose(0, *(1 + order))
-        labels = volume.labels.transpose(order)
-        coarse = pooled.context.transpose(0, *(1 + order))
-        zoom = float(np.exp(rng.uniform(-1, 1) * np.log(a.zoom)))
-        angle = rng.uniform(0, 2 * np.pi) if a.turn else 0.5 * np.pi * int(rng.integers(4))
-        mirror = 1.0 if rng.random() < 0.5 else -1.0
-        upside = 1.0 if rng.random() < 0.5 else -1.0
-        grid = (np.arange(crop) - (crop - 1) / 2) / zoom
-        u, v = np.meshgrid(grid, grid * mirror, indexing="ij")
-        cos, sin = np.cos(angle), np.sin(angle)
-        y, z = centre[1] + cos * u - sin * v, centre[2] + sin * u + cos * v
-        interpolated = _bilinear(y, z, labels.shape[1:])
-        half = self.n_slices // 2
-        slices = np.empty((N_VIEWS, self.n_slices, crop, crop), dtype=np.float32)
-        # neighbours stay one voxel apart, at the nearest plane where the zoom moves them
-        for k in range(self.n_slices):
-            x = int(round(centre[0])) + round(upside * (k - half) / zoom)
-            for view, values in enumerate(seen):
-                slices[view, k] = interpolated(values[min(max(x, 0), values.shape[0] - 1)])
-        x = min(max(int(round(centre[0])), 0), labels.shape[0] - 1)
-        rows = np.clip(np.rint(y).astype(np.intp), 0, labels.shape[1] - 1)
-        columns = np.clip(np.rint(z).astype(np.intp), 0, labels.shape[2] - 1)
-        target = labels[x][rows, columns]
-        place = min(max((x + 0.5) / BIN - 0.5, 0.0), coarse.shape[1] - 1.0)
-        near = int(place)
-        share = np.float32(place - near)
-        planes = coarse[:, near].astype(np.float32)
-        if share:
-            planes += share * (coarse[:, near + 1].astype(np.float32) - planes)
-        at = _bilinear((y + 0.5) / BIN - 0.5, (z + 0.5) / BIN - 0.5, planes.shape[1:])
-        context = np.stack([at(plane) for plane in planes])
-        self._change_values(slices, target, volume, rng)
-        return slices.reshape(-1, crop, crop), context, target
-
-    def _change_values(
-        self,
-        slices: NDArray[np.float32],
-        target: NDArray[np.uint8],
-        volume: TrainingVolume,
-        rng: np.random.Generator,
-    ) -> None:
-        a = self.augmentation
-        softness = (0.0, *LENGTHS)  # of what is added to each view
-        plain = slices[0]
-        if rng.random() < a.fringes:
-            plain += rng.uniform(0, 0.8) * (slices[1] - plain)
-        if rng.random() < 0.5:
-            crystal = (target == volume.names.index("crystal")).astype(np.float32)
-            change = rng.uniform(-1, 1) * a.contrast
-            for view, length in zip(slices, softness, strict=True):
-                view += change * scipy.ndimage.gaussian_filter(crystal, max(0.8, length))
-        ramp = np.linspace(-1, 1, target.shape[0], dtype=np.float32)
-        field_ = rng.uniform(-1, 1, 3) * a.cupping
-        slow = field_[0] * ramp[:, None] + field_[1] * ramp[None, :]
-        slow = slow + field_[2] * (ramp[:, None] ** 2 + ramp[None, :] ** 2)
-        slices *= 1.0 + slow + rng.uniform(-1, 1) * a.gain
-        slices += rng.uniform(-1, 1) * a.offset
-        noise = rng.standard_normal(plain.shape).astype(np.float32)
-        if rng.random() < 0.5:  # of a smoothing reconstruction
-            noise = 2.0 * scipy.ndimage.gaussian_filter(noise, (0, 0.7, 0.7))
-        amount = rng.uniform(0, a.noise)
-        plain += amount * noise
-        for view, length in zip(slices[1:], LENGTHS, strict=True):
-            soft = scipy.ndimage.gaussian_filter(rng.standard_normal(noise.shape[1:]), length)
-            left = amount / np.sqrt(8 * np.pi * length**3)  # of white noise, by the views' filter
-            view += (left * soft / soft.std()).astype(np.float32)
-
-    def batch(
-        self, rng: np.random.Generator, size: int, crop: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
-        """(slices (size, N_VIEWS n_slices, crop, crop), context (size, n_classes, ...), labels (size, ...))."""
-        slices, context, labels = zip(*(self.draw(rng, crop) for _ in range(size)), strict=True)
-        return np.stack(slices), np.stack(context), np.stack(labels)

@@ -1,4 +1,4 @@
-"""What is written of a training beside its weights: its course, and what its samples were."""
+"""What is written beside the weights of a training: its course, and what its samples were."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 def commit_of_program() -> str:
-    """The commit that the program's files are from, "" where they are in no repository."""
+    """The commit of the program's files; "" if they are in no repository."""
     folder = Path(__file__).resolve().parent
     try:
         result = subprocess.run(
@@ -36,7 +36,16 @@ def commit_of_program() -> str:
 
 
 def write_log(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    """Writes the course of a training as CSV; names: of the classes."""
+    """Writes the course of a training as CSV.
+
+    Parameters
+    ----------
+    path : Path
+    rows : sequence of mapping
+        With the keys COLUMNS, and validation_dice_NAME.
+    names : sequence of str
+        Of the classes.
+    """
     columns = [*COLUMNS[:-1], *(f"validation_dice_{name}" for name in names)]
     with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
@@ -45,7 +54,16 @@ def write_log(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str
 
 
 def plot_log(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bool:
-    """Draws the training's course as a PNG; False where matplotlib is not installed."""
+    """Draws the course of a training as a PNG; False if matplotlib is not installed.
+
+    Parameters
+    ----------
+    path : Path
+    rows : sequence of mapping
+        As of :func:`write_log`.
+    names : sequence of str
+        Of the classes.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -71,7 +89,7 @@ def plot_log(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
 
 
 def described(volume: TrainingVolume) -> dict[str, Any]:
-    """What the model card says of a sample: its name, and of its record what matters."""
+    """What the model card says of a sample: its name, and the main parts of its record."""
     kept = (
         "seed",
         "shape",

@@ -8,26 +8,59 @@ from dataclasses import dataclass, field
 import torch
 
 from anacor_dials.sample.devices import chosen_device
+from anacor_dials.segmentation.crops import Augmentation
 from anacor_dials.segmentation.network import NetworkSettings, has_fast_bfloat16
-from anacor_dials.segmentation.training_data import Augmentation
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """How a network is trained.
 
-    steps: of the optimiser, in all; batch: crops in a step; crop: their edge in voxels;
-    large_crop: every third step has crops of this edge instead, fewer of them, 0 for none.
-    coarse_samples: whole samples that the coarse pass learns from, every second step. warm_up:
-    steps. pool, fresh_every: of a stream of samples, see :class:`.training_data.VolumePool`.
-    mean_steps: over how many steps the weights are averaged. validate_every: steps. minutes: stop
-    (and leave a checkpoint to go on from) after this long, None not to; within_minutes: the
-    learning rate falls with the time so that all is over after this long, with as many steps as
-    there was time for, `steps` at most. begin_with: weights of an earlier training to begin from,
-    "" for random ones. weights_taken_off: how much of the logarithms of the classes' weights is
-    taken off the logits in the end, 0 to 1. threads: on a CPU, how many share a step, each with
-    some of its crops and its own statistics of them. device: auto, cpu, cuda. precision: float32,
-    bfloat16 (mixed), or auto for what is faster on the device.
+    Parameters
+    ----------
+    network : NetworkSettings
+    steps : int
+        Of the optimiser, in all.
+    batch : int
+        Crops in a step.
+    crop : int
+        Their edge in voxels, a multiple of 16.
+    large_crop : int
+        Every third step has fewer crops of this edge; 0: no such steps.
+    coarse_samples : int
+        Whole samples that the coarse pass learns from in every second step.
+    pool, fresh_every : int, float
+        Of a stream of samples: see :class:`.training_data.VolumePool` (size, every).
+    learning_rate : float
+        The largest.
+    weight_decay : float
+    warm_up : int
+        Steps over which the learning rate rises.
+    mean_steps : int
+        The number of steps of the exponential moving average of the weights.
+    validate_every : int
+        Steps between two validations.
+    n_validation : int
+        Samples that are left out of the training.
+    seed : int
+    minutes : float, optional
+        After this time the training stops, and leaves a checkpoint from which it can go on.
+    within_minutes : float, optional
+        The training is finished after this time, with at most `steps` steps: the learning rate
+        falls with the time.
+    begin_with : str
+        Weights of an earlier training to begin with; "": random weights.
+    weights_taken_off : float
+        The strength of the logit adjustment after the training, 0 to 1: this part of the logarithms
+        of the class weights is subtracted from the logits.
+    threads : int
+        On a CPU, how many threads share a step. Each has some of the crops, and statistics of its
+        own.
+    device : str
+        auto, cpu or cuda.
+    precision : str
+        float32, bfloat16 (mixed), or auto: what is faster on the device.
+    augmentation : Augmentation
     """
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
@@ -82,14 +115,23 @@ class TrainingSettings:
 
     @property
     def mixed_precision(self) -> bool:
-        """Whether what stands it is computed in bfloat16."""
+        """Whether bfloat16 is used where its precision is sufficient."""
         if self.precision == "auto":
             return has_fast_bfloat16(self.torch_device)
         return self.precision == "bfloat16"
 
     def learning_rate_at(self, step: int, seconds: float = 0.0) -> float:
-        """Linear warm-up, then half a cosine down to 2 % over the steps or the time, what is over
-        sooner."""
+        """The learning rate of a step.
+
+        It rises linearly over the warm-up. Then it falls as half a period of a cosine, to 2 % at
+        the end of the steps or of the time, whichever comes first.
+
+        Parameters
+        ----------
+        step : int
+        seconds : float
+            Since the beginning of the training.
+        """
         if step < self.warm_up:
             return self.learning_rate * (step + 1) / self.warm_up
         done = (step - self.warm_up) / max(1, self.steps - self.warm_up)

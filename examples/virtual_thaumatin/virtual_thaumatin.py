@@ -29,7 +29,7 @@ from results import BEGIN, END, TRUTH, Judged, folder_name, write_results
 
 from anacor_dials import __version__
 from anacor_dials.segmentation.inference import SHIPPED_WEIGHTS
-from anacor_dials.segmentation.network import model_card_path
+from anacor_dials.segmentation.weights_files import model_card_path
 
 NETWORK, SAM2 = "AnACorNet", "AnACorNet + SAM-2"
 STRATEGIES = "none+sh_low+sh_high+analytical+analytical_sh"
