@@ -30,7 +30,7 @@ from anacor_dials.sample.volumes import LabelVolume, Tomogram
 from anacor_dials.simulation.crystal_habits import HABITS
 from anacor_dials.simulation.diffraction_data import tomo_to_datum
 from anacor_dials.simulation.diffraction_settings import Sweep
-from anacor_dials.simulation.i23 import thaumatin_experiments
+from anacor_dials.simulation.i23 import i23_beam, i23_detector, thaumatin_experiments
 from anacor_dials.simulation.samples import Sample, random_sample
 from anacor_dials.simulation.virtual_tomograms import Optics, propagated
 
@@ -117,7 +117,7 @@ def trials(
         offset, sense = HIDDEN[number % len(HIDDEN)]
         sample = random_sample(rng, SIZE, shape=shape, film=False, stem_length_um=20.0)
         labels = by_network(sample, rng) if network else displaced(sample, rms, reach, rng)
-        experiments = thaumatin_experiments(3.5, [Sweep()], rng)
+        experiments = thaumatin_experiments([Sweep()], rng, i23_beam(3.5), i23_detector(3.5))
         lattice = (sample.lattice or HABITS["lysozyme"].lattice).turned(
             tomo_to_datum(experiments[0], offset, sense)
         )
