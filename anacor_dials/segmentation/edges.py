@@ -2,22 +2,22 @@
 
 A network places a surface to within a voxel or so. The tomogram often shows it far better: where
 two materials meet, Fresnel fringes are dark on the side of the lower electron density and bright on
-the other, and the values rise most steeply at the surface itself. On each surface this module looks
-along the normal, over neighbouring places together, for the steepest rise, and moves the
-probabilities of all classes along the normal by as much. Where nothing rises clearly above the
+the other side, and the values rise most steeply at the surface itself. This module looks along the
+normals of each surface for the steepest rise, for neighbouring places together, and moves the
+probabilities of all classes along the normal to that place. If nothing rises clearly above the
 noise, the surface stays where the network put it.
 
-**What refraction does.** The sample is a lens: at long wavelengths X-rays are bent outwards at its
-rim, and the tomogram shows surfaces further out than they are. For a sphere of the radius R the rays
-through its rim arrive outside by about (z delta)^(2/3) (2 R)^(1/3), z the distance to the detector
-and delta the refractive index less from one, delta ~ 1 / E^2: a micrometre and more. In 50 virtual
-scans by wave optics (2 to 25 mm, 2.6 to 5.4 keV, samples of 20 to 450 um) the steepest rise lay
-outside the true surface by 1.1 um (z/mm (E/keV)^-2)^0.6, to within 0.2 um (rms), at surfaces in
-air; by half of it between crystal and liquor; and by nothing at loops in liquor
-(``benchmarks/edges.py``). Surfaces are moved back by as much where energy and distance are known.
-Tomograms that contrast transfer alone has made (:mod:`anacor_dials.simulation.virtual_tomograms`) do
-not show it; -ln of a transmission never gives dark fringes as deep as theirs, by which they are
-known.
+**Refraction.** The sample is a lens. At long wavelengths it bends X-rays outwards at its rim, and
+the tomogram shows surfaces further out than they are. For a sphere of the radius R the rays through
+its rim arrive outside of it by about (z delta)^(2/3) (2 R)^(1/3), where z is the distance to the
+detector and 1 - delta the refractive index, with delta ~ 1 / E^2: a micrometre and more. In 50
+virtual scans by wave optics (2 to 25 mm, 2.6 to 5.4 keV, samples of 20 to 450 um) the steepest rise
+was outside of the true surface by 1.1 um (z/mm (E/keV)^-2)^0.6, to within 0.2 um (rms), for
+surfaces in air. It was outside by about half of that between crystal and liquor, and not displaced
+at loops in liquor (``benchmarks/edges.py``). If energy and distance are known, surfaces are moved
+back by this displacement. Tomograms made by contrast transfer alone
+(:mod:`anacor_dials.simulation.virtual_tomograms`) do not show it. They are recognised by dark
+fringes deeper than -ln of a transmission ever gives.
 """
 
 from __future__ import annotations
@@ -40,44 +40,53 @@ Array = NDArray[np.float32]
 
 STEP = 0.25  # voxels between the places that are looked at along a normal
 REACH = 2.0  # voxels that a surface may move in one pass
-# voxels: standard deviation of where the surface is expected about the network's, REACH / PRIOR low
-# enough that the side lobes of fringes, some 2 voxels off, lose
+# voxels: how far the network's surface is expected to be wrong (standard deviation). Small enough
+# that the side lobes of fringes, some 2 voxels away, do not win; of 1.0 and 1.5 the better one on
+# 14 samples left out of training
 PRIOR = 1.0
 NEAR = 1.5  # voxels: places on a surface that are looked at together lie so close
 NORMAL = 2.0  # voxels: standard deviation of the smoothing that normals are taken from
 BAND = 4.0  # voxels: probabilities further from the surface stay
-# times the noise of a rise: rises below do not count, those above twice as much count fully
+# in units of the noise: smaller rises do not count, twice as large ones count fully. Chosen by
+# hand
 LEAST_RISE = 3.0
-SLOW = 0.3  # weight of "it stays" against the weights of the places around
-FAR_INSIDE = 4.0  # voxels: so deep no surface is expected, and rises there are noise
-PASSES = 3
-# the probabilities near a surface that was seen clearly are taken to this power: the network did not know
-# where the surface is as well as it is known now. Cross-entropy near surfaces was least for 1.5 to 2 in
-# virtual scans, for 2 to 4 in tomograms by contrast transfer
+SLOW = 0.3  # weight of "it stays" against the weights of the places around. Chosen by hand
+FAR_INSIDE = 4.0  # voxels: no surface is expected so deep inside, and rises there are noise
+PASSES = 3  # in a sphere wrong by 1.2 voxels, 0.27 voxels are left after two
+# The probabilities near a surface that was seen clearly are taken to this power: now it is known
+# better where the surface is than the network knew. The cross-entropy near surfaces was least for
+# 1.5 to 2 in virtual scans, and for 2 to 4 in tomograms by contrast transfer
 SHARPER = 2.0
 MARGIN = 12  # voxels around a class that are looked at
 LARGEST = 80_000_000  # voxels of the sample's box; larger ones are left as they are
 LEAST_SURFACE = 100  # voxels of a class
-# voxels: a film between a class and air that is thinner is not believed; the surface of one that is thicker
-# is not taken for that of the air, whose rise is far steeper, so far from it
+# voxels: a thinner film between a class and air is not believed. The surface under a thicker film
+# is not looked for within the margin of the film's own surface, where the values rise far more
+# steeply. Both chosen by hand
 THINNEST_FILM = 1.5
 FILM_MARGIN = 2.0
-# a class is taken for less dense than its neighbours where the values fall by so many times what they rise
+# a class is taken for less dense than its neighbours if the values fall by so many times what they
+# rise. Chosen by hand
 CLEARLY = 1.3
 
-# of the displacement at surfaces in air, by the class and its neighbour; 1 where air is one of them
+# share of the displacement at surfaces in air, by class and neighbour; 1 if one of them is air
 DISPLACEMENT_BETWEEN = {("crystal", "liquor"): 0.5, ("crystal", "loop"): 0.5}
 # the order in which the classes' surfaces are moved: the outer one first
 ORDER = ("background", "crystal", "loop")
-# dark fringes deeper than this many times the sample's level below air are not of -ln of a transmission:
-# 0.97 was the deepest in 50 virtual scans, with 2.6 mm of free path
+# dark fringes deeper below air than this many times the sample's level do not come from -ln of a
+# transmission: the deepest in 50 virtual scans was 0.97
 DEEPEST_FRINGE = 1.1
 
 
 def refraction_displacement_um(distance_mm: float, energy_keV: float) -> float:
     """How far outside of the true surface a tomogram shows the surface of a sample in air, um.
 
-    distance_mm: from the sample to the detector. See the module for the source.
+    Parameters
+    ----------
+    distance_mm : float
+        From the sample to the detector.
+    energy_keV : float
+        Of the photons. See the module for the source.
     """
     return 1.1 * (distance_mm / energy_keV**2) ** 0.6
 
@@ -139,6 +148,11 @@ def moved_to_edges(
     """
     box = sample_box(values)
     seen = np.clip(values[box], -3.0, 4.0)
+    if seen.size > LARGEST:
+        logger.info(
+            "The sample fills %d million voxels: surfaces stay where the network put them.",
+            seen.size / 1e6,
+        )
     if not seen.size or seen.size > LARGEST:
         return probabilities
     part = probabilities[(slice(None), *box)]
@@ -195,7 +209,14 @@ def _around(probabilities: NDArray[np.uint8], label: int) -> tuple[slice, slice,
 def deepest_fringe(values: Array, probabilities: NDArray[np.uint8]) -> float:
     """How far below air the values lie just outside of the sample, in units of its level.
 
-    Of the means over the three layers of voxels outside, the deepest.
+    The deepest of the means over the three layers of voxels outside.
+
+    Parameters
+    ----------
+    values : array (nx, ny, nz)
+        Normalised: air is 0 and the sample 1.
+    probabilities : array (n, nx, ny, nz) of uint8
+        Of the classes, background first.
     """
     air = most_probable(probabilities) == 0
     depth = scipy.ndimage.distance_transform_edt(air)
@@ -211,8 +232,16 @@ def deepest_fringe(values: Array, probabilities: NDArray[np.uint8]) -> float:
 class Surface:
     """Places on the surface of a class: one for each voxel that the surface passes.
 
-    cells: (k, 3) voxels. points: (k, 3) in voxels. normals: (k, 3), unit vectors into the class.
-    index: (nx, ny, nz) the number of the place in a voxel, -1 where there is none.
+    Parameters
+    ----------
+    cells : array (k, 3) of int
+        The voxels.
+    points : array (k, 3)
+        The places, in voxels.
+    normals : array (k, 3)
+        Unit vectors into the class.
+    index : array (nx, ny, nz) of int
+        The number of the place in each voxel, -1 if there is none.
     """
 
     cells: NDArray[np.intp]
@@ -248,7 +277,15 @@ class Surface:
 
 
 def surface_of(probabilities: NDArray[np.uint8], label: int) -> Surface | None:
-    """Where the class is as probable as the most probable other one; None for too small a class."""
+    """Where the class is as probable as the most probable other one; None for too small a class.
+
+    Parameters
+    ----------
+    probabilities : array (n, nx, ny, nz) of uint8
+        255 = 1.
+    label : int
+        Of the class.
+    """
     others = np.zeros(probabilities.shape[1:], dtype=np.int16)
     for other, p in enumerate(probabilities):
         if other != label:

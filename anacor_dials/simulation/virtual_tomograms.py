@@ -64,11 +64,23 @@ LABEL_OF = {
 class Optics:
     """How a tomogram is taken.
 
-    energy_keV; distance_um: sample to scintillator. blur_um: standard deviation of the point
-    spread, of interpolation too. bin_um: the edge of the blocks over which fine voxels were
-    averaged, 0 for none. n_projections over 180 degrees less missing_wedge_deg, which begins at
-    wedge_at_deg. noise: standard deviation of a voxel, 1/um; noise_cut: 0 for the full ramp, 1 for
-    noise that a window has taken the highest frequencies from.
+    Parameters
+    ----------
+    energy_keV : float
+    distance_um : float
+        From the sample to the scintillator.
+    blur_um : float
+        Standard deviation of the point spread, with that of interpolation.
+    bin_um : float
+        The edge of the blocks over which fine voxels were averaged, 0 for none.
+    n_projections : int
+        Over 180 degrees less the missing wedge.
+    missing_wedge_deg, wedge_at_deg : float
+        How wide the missing wedge is, and where it begins.
+    noise : float
+        Standard deviation of a voxel, 1/um.
+    noise_cut : float
+        0 for the full ramp, 1 for noise whose highest frequencies a window has removed.
     """
 
     energy_keV: float
@@ -93,6 +105,7 @@ class Optics:
 
     @property
     def wavelength_um(self) -> float:
+        """The wavelength of the photons, um."""
         return wavelength_from_energy(self.energy_keV) * 1e-4
 
 
@@ -100,11 +113,22 @@ class Optics:
 class Artefacts:
     """What else is wrong with a tomogram; amplitudes in units of mu of the liquor.
 
-    rings: standard deviation; streaks: how many, and their largest amplitude; cupping: change of
-    the sample's values from the middle to the edge of the field of view; ramp: change of values
-    across the volume; offset: added everywhere; truncation: brightening towards the rim, as of a
-    sample larger than the field of view. saturation: the level s at which -ln of strong fringes
-    bends, s asinh(t / s), in units of mu; 0 for none.
+    Parameters
+    ----------
+    rings : float
+        Standard deviation.
+    n_streaks, streak : int, float
+        How many, and their largest amplitude.
+    cupping : float
+        Change of the sample's values from the middle to the edge of the field of view.
+    ramp : float
+        Change of the values across the volume.
+    offset : float
+        Added everywhere.
+    truncation : float
+        Brightening towards the rim, as of a sample larger than the field of view.
+    saturation : float
+        The level s at which -ln of strong fringes bends, s asinh(t / s); 0 for none.
     """
 
     rings: float = 0.0
@@ -119,7 +143,16 @@ class Artefacts:
 
 @dataclass(frozen=True, eq=False)
 class VirtualTomogram:
-    """A tomogram in 1/um with its true labels, and how it was made (plain values)."""
+    """A tomogram with its true labels.
+
+    Parameters
+    ----------
+    tomogram : Tomogram
+        In 1/um.
+    labels : LabelVolume
+    record : mapping
+        How it was made, plain values.
+    """
 
     tomogram: Tomogram
     labels: LabelVolume
@@ -135,6 +168,16 @@ def projection_density(
     """How densely projections sample each frequency (ny, nz // 2 + 1) of a slice; 1 where enough
     of them do.
 
+    Parameters
+    ----------
+    shape : (int, int)
+        Of the slice, (ny, nz).
+    n_projections : int
+    missing_wedge_deg, wedge_at_deg : float
+        As of :class:`Optics`.
+
+    Notes
+    -----
     Every projection gives the spectrum on a line through the origin at its angle. The lines are
     laid down weighted by |f| times their angular distance, as filtered back-projection does, with
     linear interpolation; the sum is one where the lines lie closer than the spectrum's own grid,
@@ -168,10 +211,18 @@ def projection_density(
 def propagated(
     mu: Array, delta: Array, voxel_size_um: float, optics: Optics, rng: np.random.Generator
 ) -> Array:
-    """The tomogram (nx, ny, nz) in 1/um of mu in 1/um and delta, with noise, as the optics show it.
+    """The tomogram (nx, ny, nz) in 1/um, with noise, as the optics show it.
 
-    The volume is periodic here: a margin of air, or of what goes on beyond, keeps it from meeting
-    itself.
+    The volume is periodic here: it needs a margin of air, or of what continues beyond it.
+
+    Parameters
+    ----------
+    mu, delta : array (nx, ny, nz)
+        mu in 1/um; 1 - delta is the refractive index.
+    voxel_size_um : float
+    optics : Optics
+    rng : Generator
+        Of the noise.
     """
     nx, ny, nz = mu.shape
     fx, fy = (scipy.fft.fftfreq(n, voxel_size_um).astype(np.float32) for n in (nx, ny))
@@ -216,8 +267,17 @@ def propagated(
 def add_artefacts(
     values: Array, level: float, artefacts: Artefacts, rng: np.random.Generator
 ) -> None:
-    """Adds rings, streaks and slow changes to values (nx, ny, nz) in 1/um, in place; level: mu of
-    the liquor."""
+    """Adds rings, streaks and slow changes to a tomogram, in place.
+
+    Parameters
+    ----------
+    values : array (nx, ny, nz)
+        In 1/um.
+    level : float
+        mu of the liquor, 1/um.
+    artefacts : Artefacts
+    rng : Generator
+    """
     a = artefacts
     nx, ny, nz = values.shape
     y = (np.arange(ny) - (ny - 1) / 2 + rng.normal(0, 3))[:, None]
@@ -274,9 +334,13 @@ def random_optics(
 
     Parameters
     ----------
-    mu: of the liquor, 1/um.
-    wide: from no fringes to strong ones, from 60 to 900 projections, noise of 1 to 45 % of mu, and
-        missing wedges. Where False, as most scans are: 1.5 to 25 mm of free path, 140 to 900
+    rng : Generator
+    energy_keV, voxel_size_um : float
+    mu : float
+        Of the liquor, 1/um.
+    wide : bool
+        True: from no fringes to strong ones, from 60 to 900 projections, noise of 1 to 45 % of mu,
+        and missing wedges. False, as most scans are: 1.5 to 25 mm of free path, 140 to 900
         projections, noise of 1 to 12 %.
     """
     binned = rng.random() < 0.3
@@ -303,8 +367,11 @@ def random_artefacts(rng: np.random.Generator, local: bool = False, wide: bool =
 
     Parameters
     ----------
-    local: those of a sample larger than the field of view.
-    wide: where False, half as strong and less than half as often.
+    rng : Generator
+    local : bool
+        Whether those of a sample larger than the field of view are among them.
+    wide : bool
+        If False, they are half as strong and less than half as frequent.
     """
     often, strong = (1.0, 1.0) if wide else (0.4, 0.5)
 
@@ -328,12 +395,21 @@ def random_artefacts(rng: np.random.Generator, local: bool = False, wide: bool =
 def random_levels(
     rng: np.random.Generator, energy_keV: float, loop_material: str, fringes: bool = True
 ) -> tuple[dict[str, tuple[float, float]], float]:
-    """(mu in 1/um and delta by material, contrast: mu of the crystal over that of the liquor, less
-    one).
+    """(mu in 1/um and delta by material, contrast).
 
-    The contrast is -15 ... +60 %, within 2 % of equal in a fourth of all; the crystal's electron
-    density, and so its delta, is 0.96 to 1.14 of the liquor's. Without fringes a crystal as bright
-    as its liquor cannot be seen, so that the contrast is then at least 5 %.
+    The contrast is mu of the crystal over that of the liquor, less one: -15 to +60 %, and within
+    2 % of equal in a fourth of all. The crystal's electron density, and so its delta, is 0.96 to
+    1.14 times that of the liquor. Without fringes a crystal as bright as its liquor cannot be seen,
+    so that the contrast is then at least 5 %.
+
+    Parameters
+    ----------
+    rng : Generator
+    energy_keV : float
+    loop_material : str
+        "nylon" or "polyimide".
+    fringes : bool
+        Whether there are any.
     """
     compositions = default_materials()
     mu = compositions["liquor"].mu_per_um(energy_keV)
@@ -374,9 +450,15 @@ def random_tomogram(
 ) -> VirtualTomogram:
     """A fresh virtual tomogram with its labels; about a second of one core for 128^3 voxels.
 
-    voxel_size_um: the range that most voxels' sizes are drawn from; one in six is coarser, up to
-    2.5 um. voxels: least and largest number along an edge. One in twelve samples is larger than
-    the field of view.
+    One in twelve samples is larger than the field of view.
+
+    Parameters
+    ----------
+    rng : Generator
+    voxel_size_um : (float, float)
+        The range that most voxels' sizes are drawn from. One in six is coarser, up to 2.5 um.
+    voxels : (int, int)
+        Least and largest number along an edge.
     """
     voxel = float(rng.uniform(*voxel_size_um))
     if rng.random() < 1 / 6:
@@ -424,8 +506,18 @@ def sample_on_grid(
     voxel_size_um: float,
     centre: FloatArray,
 ) -> tuple[tuple[Array, Array], NDArray[np.uint8]]:
-    """((mu in 1/um, delta), labels uint8), each (nx, ny, nz), of solids with the levels of their
-    materials."""
+    """((mu in 1/um, delta), labels uint8) of solids, each (nx, ny, nz).
+
+    Parameters
+    ----------
+    solids : list of Solid
+    levels : mapping
+        (mu in 1/um, delta) by material.
+    shape : (int, int, int)
+    voxel_size_um : float
+    centre : array (3,)
+        Voxel index of the origin.
+    """
     labels = {material: DEFAULT_NAMES.index(name) for material, name in LABEL_OF.items()}
     (mu, delta), found = on_grid(solids, levels, labels, shape, voxel_size_um, centre)
     return (mu, delta), found
