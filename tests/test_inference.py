@@ -554,7 +554,7 @@ def test_missing_torch_is_one_sentence(monkeypatch):
     real = builtins.__import__
 
     def without(name, *args, **kwargs):
-        if name == "torch" or name.endswith("segmentation.network"):
+        if name == "torch" or name.endswith("segmentation.weights_files"):
             raise ImportError("No module named 'torch'")
         return real(name, *args, **kwargs)
 

@@ -536,7 +536,8 @@ class Programs:
             (folder / "anacor_segment.json").touch()
         elif program == "dials.anacor_absorption":
             write_models(folder / "corrected.expt", *self.models(command))
-            (folder / "corrected.refl").write_text(self.content(command))
+            turned = [word for word in command if word.startswith("alignment.")]
+            (folder / "corrected.refl").write_text(f"{turned} {self.content(command)}")
             (folder / "anacor_absorption.json").write_text("{}")
         elif program in ("dials.cosym", "dials.symmetry", "dials.reindex"):
             group = "P 41 21 2" if "laue_group=None" in command else "P 4 2 2"
