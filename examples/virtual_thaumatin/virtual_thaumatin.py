@@ -27,8 +27,8 @@ from pathlib import Path
 from dials.util.version import dials_version
 from results import BEGIN, END, TRUTH, Judged, folder_name, write_results
 
-from anacor_dials import __version__
 from anacor_dials.segmentation.inference import SHIPPED_WEIGHTS
+from anacor_dials.segmentation.training_record import commit_of_program
 from anacor_dials.segmentation.weights_files import model_card_path
 
 NETWORK, SAM2 = "AnACorNet", "AnACorNet + SAM-2"
@@ -204,7 +204,7 @@ def origin(given: argparse.Namespace) -> str:
         trained = f" (trained at commit {content['commit']})"
     options = ", ".join(f"`{option}`" for option in (*SIMULATION, *SETTINGS[given.setting]))
     return (
-        f"Made on {date.today()} by anacor_dials {__version__} and {dials_version()}, weights "
+        f"Made on {date.today()} by anacor_dials (commit {commit_of_program()}) and {dials_version()}, weights "
         f"`{weights.name}`{trained}, setting `{given.setting}`: {options}."
     )
 
