@@ -38,7 +38,7 @@ from anacor_dials.sample.tomogram_files import (
     write_sample,
 )
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
-from anacor_dials.segmentation.edges import EdgeSettings, moved_to_edges
+from anacor_dials.segmentation.edges import EdgeSettings, edge_step
 from anacor_dials.segmentation.evaluation import Evaluation, evaluate
 from anacor_dials.segmentation.inference import (
     LabellingSettings,
@@ -211,11 +211,9 @@ def load_source(
     sample = read_sample_file(name, labels=False)
     if sample.tomogram is None:
         raise ValueError(f"{name} holds no reconstruction, so there is nothing to segment.")
-    energy_keV = energy_keV or sample.scan_energy_keV
-    distance_mm = sample.scan_distance_mm
-    if description is not None:  # what the user says counts more
-        energy_keV = description.energy_keV or energy_keV
-        distance_mm = description.distance_mm or distance_mm
+    said = description or ScanDescription()  # what the user says counts more than the file
+    energy_keV = energy_keV or said.energy_keV or sample.scan_energy_keV
+    distance_mm = said.distance_mm or sample.scan_distance_mm
     known = energy_keV is not None and distance_mm is not None
     if not known and sample.projections is not None and sample.projections.exists():
         try:
@@ -288,15 +286,14 @@ def _at_edges(
     known = EdgeSettings(
         edges, source.energy_keV, source.distance_mm, source.paganin_delta_beta is not None
     )
-    tomogram = source.tomogram
-    voxel_size_um = tomogram.voxel_size_um * bin_factors(tomogram.voxel_size_um)
+    step = edge_step(source.tomogram.voxel_size_um, names, known)
 
     def at_edges(
         values: NDArray[np.float32], probabilities: NDArray[np.uint8]
     ) -> NDArray[np.uint8]:
         if refine is not None:
             probabilities = refine(values, probabilities)
-        return moved_to_edges(values, probabilities, names, float(voxel_size_um.mean()), known)
+        return step(values, probabilities)
 
     return at_edges
 

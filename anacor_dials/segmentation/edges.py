@@ -25,18 +25,21 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.ndimage
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials.segmentation.tiles import most_probable, sample_box
+from anacor_dials.segmentation.working_grid import bin_factors
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.edges")
 
 Array = NDArray[np.float32]
+# better probabilities of (normalised values, probabilities)
+EdgeStep = Callable[[Array, NDArray[np.uint8]], NDArray[np.uint8]]
 
 STEP = 0.25  # voxels between the places that are looked at along a normal
 REACH = 2.0  # voxels that a surface may move in one pass
@@ -123,6 +126,26 @@ class EdgeSettings:
         if self.energy_keV is not None and self.distance_mm is not None:
             return refraction_displacement_um(self.distance_mm, self.energy_keV)
         return 0.0 if self.refine else None
+
+
+def edge_step(voxel_size_um: ArrayLike, names: Sequence[str], settings: EdgeSettings) -> EdgeStep:
+    """A step after the network: :func:`moved_to_edges` on the working grid of a tomogram.
+
+    Parameters
+    ----------
+    voxel_size_um : array (3,)
+        Of the tomogram.
+    names : sequence of str
+        Of the classes.
+    settings : EdgeSettings
+    """
+    size = np.asarray(voxel_size_um, dtype=np.float64) * bin_factors(voxel_size_um)
+    edge = float(size.mean())
+
+    def step(values: Array, probabilities: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return moved_to_edges(values, probabilities, names, edge, settings)
+
+    return step
 
 
 def moved_to_edges(

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.tomogram_files import read_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Volume
-from anacor_dials.segmentation.edges import EdgeSettings, moved_to_edges
+from anacor_dials.segmentation.edges import EdgeSettings, EdgeStep, edge_step
 from anacor_dials.segmentation.inference import (
     LabellingSettings,
     Segmentation,
@@ -31,7 +31,6 @@ from anacor_dials.segmentation.inference import (
 )
 from anacor_dials.segmentation.tiles import InferenceSettings
 from anacor_dials.segmentation.training_data import TOMO, TRUTH, labels_on_grid, read_record
-from anacor_dials.segmentation.working_grid import bin_factors
 
 if TYPE_CHECKING:
     from anacor_dials.segmentation.network import SliceNetwork
@@ -255,17 +254,16 @@ def evaluate_samples(
             sample.scan_distance_mm,
             sample.paganin_delta_beta is not None,
         )
-        size = tomogram.voxel_size_um * bin_factors(tomogram.voxel_size_um)
+        step = edge_step(tomogram.voxel_size_um, names, edges)
 
         def kept(
             values: NDArray[np.float32],
             p: NDArray[np.uint8],
             raw: list[NDArray[np.uint8]] = raw,
-            edges: EdgeSettings = edges,
-            voxel_size_um: float = float(size.mean()),
+            step: EdgeStep = step,
         ) -> NDArray[np.uint8]:
             raw.append(p.copy())
-            return moved_to_edges(values, p, names, voxel_size_um, edges)
+            return step(values, p)
 
         found = segment(tomogram, network, labelling, refine=kept, need_crystal=False)
         labels, chances = at_full_size(raw[0], found.factors, tomogram.shape, keep=True)
