@@ -1,7 +1,7 @@
 """How well and how fast samples are segmented.
 
     tools/dials-env python benchmarks/segmentation.py make FOLDER [--samples 6]
-    tools/dials-env python benchmarks/segmentation.py evaluate FOLDER [--weights A.safetensors ...] [--card [ENTRY]]
+    tools/dials-env python benchmarks/segmentation.py evaluate FOLDER [--weights A.safetensors ...] [--card [ENTRY]] [--sam2 CHECKPOINT]
     tools/dials-env python benchmarks/segmentation.py tables FOLDER [--weights A.safetensors ...] [--results FILE]
     tools/dials-env python benchmarks/segmentation.py speed [--slices 8] [--threads 2] [--device D]
     tools/dials-env python benchmarks/segmentation.py sam2 [--slices 8] [--threads 2] [--device D] [--size 1024]
@@ -12,8 +12,8 @@ evaluate: scores of weights on the samples of a folder, and the rms difference o
     scale. --card puts the scores into an entry of the weights' model card; tables go to benchmarks/RESULTS-segmentation.md
     (--results), pictures of the worst sample beside it.
 speed: seconds for 1000 slices of 512 x 512, from a few of them.
-sam2: the same for the refinement of three classes by SAM-2 (sam2.where=all), with random weights, which take
-    as long as any others; slices are scaled to --size.
+sam2: the same for the refinement of three classes by SAM-2 (sam2.where=all), by --sam2 CHECKPOINT, or by a model of
+    Meta with random weights, which take as long as any others, and to which slices are scaled to --size.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from anacor_dials.segmentation.inference import (
     load_networks,
     segment,
 )
+from anacor_dials.segmentation.sam2_refinement import Sam2Settings, refined, sam2_refiner
 from anacor_dials.segmentation.tiles import InferenceSettings, class_probabilities
 from anacor_dials.segmentation.training_data import TOMO, TRUTH, labels_on_grid
 from anacor_dials.segmentation.weights_files import model_card_path
@@ -188,10 +189,14 @@ def evaluate_weights(given: argparse.Namespace) -> None:
     tomograms = tomograms[: given.limit]
     results = {}
     settings = InferenceSettings(axes=given.axes, device=given.device)
+    sam2 = Sam2Settings(given.sam2, given.model, image_size=given.size)
     for weights in given.weights:
         networks = load_networks() if given.shipped else load_network(weights)
-        rows = evaluate_samples(networks, tomograms, settings, measured)
-        results[weights.stem + ("" if given.axes == "auto" else f" ({given.axes})")] = rows
+        rows = evaluate_samples(
+            networks, tomograms, settings, measured, sam2_refiner(sam2, NAMES, given.device)
+        )
+        name = weights.stem + ("" if given.axes == "auto" else f" ({given.axes})")
+        results[name + ("" if given.sam2 is None else f" + SAM-2 {given.sam2}")] = rows
         if given.card:
             card_file = model_card_path(weights)
             card = json.loads(card_file.read_text(encoding="utf-8"))
@@ -261,10 +266,10 @@ def measure_speed(given: argparse.Namespace) -> None:
 def measure_sam2(given: argparse.Namespace) -> None:
     import torch
 
-    from anacor_dials.segmentation.sam2_refinement import Sam2Predictor, Sam2Settings, refined
+    from anacor_dials.segmentation.sam2_predictor import Sam2Predictor
 
     torch.set_num_threads(given.threads)
-    settings = Sam2Settings(model=given.model, where="all", image_size=given.size)
+    settings = Sam2Settings(given.sam2, given.model, where="all", image_size=given.size)
     predictor = Sam2Predictor.from_settings(settings, given.device)
     # three boxes in one another, of every class some
     labels = np.zeros((given.slices, 256, 256), dtype=np.uint8)
@@ -281,7 +286,8 @@ def measure_sam2(given: argparse.Namespace) -> None:
     wall = (time.perf_counter() - start) / given.slices
     cpu = (time.process_time() - cpu) / given.slices
     print(
-        f"SAM-2 {given.model}, {given.slices} slices at {given.size}, 3 classes, {given.threads} threads: "
+        f"SAM-2 {given.sam2 or given.model}, {given.slices} slices at {predictor.model.image_size}, 3 classes, "
+        f"{given.threads} threads: "
         f"{wall:.2f} s per slice ({cpu:.2f} processor-s), {len(encoded) / given.slices:.2f} encodings per slice, "
         f"1000 slices {1000 * wall / 60:.1f} min"
     )
@@ -303,6 +309,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--sam2", default=None, metavar="CHECKPOINT", help="as sam2.checkpoint=")
     parser.add_argument("--model", default="tiny", help="of SAM-2")
     parser.add_argument("--size", type=int, default=1024, help="SAM-2 sees slices at this size")
     given = parser.parse_args()

@@ -16,9 +16,14 @@ of samples that were left out; with simulate.test_samples=N also of samples of s
 on. A training that was interrupted goes on when the same command is given again. Where DIALS is not
 installed: python -m anacor_dials.jobs.train
 
+network.architecture=sam2 trains a small SAM-2 instead, which follows an object from slice to slice,
+on films of slices of the same samples.
+
 Examples::
 
   dials.anacor_train stream.use=True training.steps=4000 training.threads=2
+
+  dials.anacor_train network.architecture=sam2 stream.use=True steps=20000 within_minutes=240
 
   dials.anacor_train simulate.samples=40 simulate.test_samples=12
 
@@ -32,6 +37,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import libtbx
 from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser
 from libtbx import phil
@@ -55,15 +61,23 @@ def training_settings(params: Any) -> TrainingSettings:
     from anacor_dials.segmentation.training_settings import TrainingSettings
 
     n, t = params.network, params.training
+    sam2 = choice(n.architecture) == "sam2"
+    network = (
+        NetworkSettings()
+        if sam2
+        else NetworkSettings(choice(n.architecture), n.size, n.n_slices, context=n.context)
+    )
     return TrainingSettings(
-        network=NetworkSettings(n.architecture, n.size, n.n_slices, context=n.context),
+        network=network,
         steps=t.steps,
-        batch=t.batch,
+        batch=(2 if sam2 else 8) if t.batch is libtbx.Auto else t.batch,
         crop=t.crop,
         large_crop=t.large_crop,
         pool=params.stream.pool,
         fresh_every=params.stream.fresh_every,
-        learning_rate=t.learning_rate,
+        learning_rate=(
+            (1e-3 if sam2 else 2e-3) if t.learning_rate is libtbx.Auto else t.learning_rate
+        ),
         warm_up=t.warm_up,
         validate_every=t.validate_every,
         n_validation=t.validation_samples,
@@ -75,6 +89,17 @@ def training_settings(params: Any) -> TrainingSettings:
         precision=choice(t.precision),
         device=choice(params.device),
     )
+
+
+def weights_path(params: Any) -> Path:
+    """Where the weights are written. Raises ValueError if the name ends in something else."""
+    given = params.output.weights
+    if given is libtbx.Auto or str(given) == "Auto":
+        sam2 = choice(params.network.architecture) == "sam2"
+        return Path("sam2.safetensors" if sam2 else "anacornet.safetensors")
+    if Path(given).suffix != ".safetensors":
+        raise ValueError(f"output.weights is {given}; its name must end in .safetensors.")
+    return Path(given)
 
 
 @show_mail_handle_errors()
@@ -97,15 +122,16 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
     try:
         try:
             from anacor_dials.jobs.train import SimulatedSamples, train_weights
+            from anacor_dials.jobs.train_sam2 import train_sam2_weights
             from anacor_dials.jobs.training_stream import StreamedTomograms
+            from anacor_dials.segmentation.films import FilmSettings
+            from anacor_dials.segmentation.sam2_training_settings import Sam2TrainingSettings
             from anacor_dials.segmentation.weights_files import model_card_path
         except ImportError as error:
             raise ValueError(
                 f"Training needs torch, torchvision and safetensors ({error}); install them."
             ) from None
-        weights = Path(params.output.weights)
-        if weights.suffix != ".safetensors":
-            raise ValueError(f"output.weights is {weights}; its name must end in .safetensors.")
+        weights = weights_path(params)
         s = params.simulate
         simulated = SimulatedSamples(
             folder=Path(s.folder),
@@ -123,15 +149,19 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
             params.stream.workers,
             params.stream.calibration_samples,
         )
-        card = train_weights(
-            given,
-            training_settings(params),
-            weights,
-            simulated,
-            stream if params.stream.use else None,
-            restart=params.training.restart,
-            progress=sys.stderr.isatty(),
-        )
+        settings = training_settings(params)
+        choices: dict[str, Any] = {
+            "simulated": simulated,
+            "stream": stream if params.stream.use else None,
+            "restart": params.training.restart,
+            "progress": sys.stderr.isatty(),
+        }
+        if choice(params.network.architecture) == "sam2":
+            films = FilmSettings(edge=settings.crop)
+            sam2 = Sam2TrainingSettings(course=settings, films=films)
+            card = train_sam2_weights(given, sam2, weights, **choices)
+        else:
+            card = train_weights(given, settings, weights, **choices)
         if "evaluation" in card:
             write_json(model_card_path(weights), card)
     except ValueError as error:

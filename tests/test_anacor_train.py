@@ -150,10 +150,25 @@ def test_weights_and_card_are_written(folder):
     assert (folder / "anacor_train.log").is_file()
 
 
+def test_a_small_sam2_is_trained(folder):
+    pytest.importorskip("dials.util.options", reason="DIALS is not installed")
+    pytest.importorskip("sam2", reason="sam2 is not installed")
+    from anacor_dials.command_line import anacor_train
+    from anacor_dials.segmentation.small_sam2 import load_small_sam2
+
+    given = ["architecture=sam2", "steps=1", "batch=1", "crop=32", "device=cpu"]
+    anacor_train.run(["data", *given, "validation_samples=1"])
+    assert load_small_sam2("sam2.safetensors").image_size == 256
+    card = json.loads((folder / "sam2.json").read_text())
+    assert card["network"]["architecture"] == "sam2"
+    assert card["training"]["steps_done"] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
         (["nowhere"], "nowhere"),
+        (["data", "architecture=sam2", "simulate.test_samples=1"], "without prompts"),
         (["data", "output.weights=w.pt"], "safetensors"),
         (["data", "validation_samples=2"], "none to train on"),
         (["data", "crop=40"], "multiple of 16"),

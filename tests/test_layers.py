@@ -139,13 +139,16 @@ def test_no_command_imports_a_command():
             assert inside <= {allowed}, name
 
 
-def test_sam2_is_imported_by_one_module():
+def test_sam2_is_imported_where_it_is_meant_to_be():
     importing = [
         name
         for name, path in MODULES.items()
         if any(i.split(".")[0] == "sam2" for i in imported_by(name, path))
     ]
-    assert set(importing) <= {"anacor_dials.segmentation.sam2_refinement"}
+    assert set(importing) == {
+        "anacor_dials.segmentation.sam2_predictor",
+        "anacor_dials.segmentation.small_sam2",
+    }
 
 
 def test_every_module_has_a_subject():

@@ -48,6 +48,7 @@ ELSEWHERE = {
 }  # fmt: skip
 # extras that whole wings need; elsewhere what is imported at the top of a module is a requirement
 EXTRA_OF_WING = {"segmentation": "segment", "simulation": "segment", "jobs": "segment"}
+EXTRA_OF_MODULE = {"small_sam2": "sam2"}  # imported only where SAM-2 is asked for
 
 
 def requirement_names(requirements: list[str]) -> set[str]:
@@ -82,6 +83,7 @@ def test_every_import_has_its_requirement(path):
     assert third_party(ast.walk(tree)) <= anywhere
     wing = path.relative_to(CHECKOUT).parts[1]
     at_top = REQUIRED | EXTRAS.get(EXTRA_OF_WING.get(wing, ""), set())
+    at_top |= EXTRAS.get(EXTRA_OF_MODULE.get(path.stem, ""), set())
     assert third_party(iter(tree.body)) <= at_top
 
 

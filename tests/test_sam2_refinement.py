@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anacor_dials.segmentation import sam2_refinement
+from anacor_dials.segmentation import sam2_predictor
+from anacor_dials.segmentation.sam2_predictor import Sam2Predictor
 from anacor_dials.segmentation.sam2_refinement import (
-    Sam2Predictor,
     Sam2Settings,
     exclusive,
     key_slices,
@@ -190,7 +190,7 @@ def test_images_as_sam2_wants_them():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     frames = np.full((3, 10, 12), 0.75, dtype=np.float32)
     frames[1] = 99.0
-    images = sam2_refinement._Images(frames, 64)
+    images = sam2_predictor._Images(frames, 64)
     assert len(images) == 3
     assert images[0].shape == (3, 64, 64)
     # 0.75 is half of the grey window -0.1 to 1.6

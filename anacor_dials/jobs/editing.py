@@ -329,7 +329,7 @@ class LabelEditor:
         propagation = None
         sam2 = self.settings.segmentation.sam2
         if sam2.checkpoint is not None:
-            from anacor_dials.segmentation.sam2_refinement import Sam2Predictor
+            from anacor_dials.segmentation.sam2_predictor import Sam2Predictor
 
             predictor = Sam2Predictor.from_settings(
                 sam2, self.settings.segmentation.inference.device

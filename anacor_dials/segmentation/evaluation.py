@@ -219,6 +219,7 @@ def evaluate_samples(
     tomograms: Sequence[Path],
     settings: InferenceSettings | None = None,
     measure: Callable[[Segmentation, Volume, LabelVolume, Any], dict[str, Any]] | None = None,
+    refine: Callable[[NDArray[np.float32], NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
 ) -> list[dict[str, Any]]:
     """Scores of samples NAME.tomo.h5 with NAME.truth.h5 beside them; the worst crystal comes first.
 
@@ -235,6 +236,9 @@ def evaluate_samples(
     measure : callable, optional
         Returns further entries of the record, from (segmentation, tomogram, true labels, mu by
         label).
+    refine : callable, optional
+        A step after the network, as of :func:`.sam2_refinement.sam2_refiner`; then "classes" are
+        the scores after it.
     """
     labelling = LabellingSettings(settings or InferenceSettings(), keep_probabilities=True)
     rows = []
@@ -262,6 +266,7 @@ def evaluate_samples(
             raw: list[NDArray[np.uint8]] = raw,
             step: EdgeStep = step,
         ) -> NDArray[np.uint8]:
+            p = p if refine is None else refine(values, p)
             raw.append(p.copy())
             return step(values, p)
 

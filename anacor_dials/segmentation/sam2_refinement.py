@@ -1,4 +1,4 @@
-"""Refinement by SAM-2 (Ravi et al., 2024), slice by slice; only this module imports sam2.
+"""Refinement by SAM-2 (Ravi et al., 2024), slice by slice.
 
 The slices along X are treated as a film. In key frames the masks of AnACorNet are the prompts, one
 object for each class. From every key frame SAM-2 follows the objects forward and backward, up to
@@ -7,25 +7,22 @@ fall with the distance. A softmax over the logits of the objects, and zero for t
 probabilities, which are averaged with those of AnACorNet. By default only stretches of slices in
 which AnACorNet is uncertain are looked at, and only uncertain voxels are changed.
 
-The film shows only the part with the sample and is read when it is needed: no pictures are written.
-The refinement needs a :class:`SlicePredictor`; :class:`Sam2Predictor` is that of the sam2 package.
+The film shows only the part with the sample. The refinement needs a :class:`SlicePredictor`;
+:class:`.sam2_predictor.Sam2Predictor` is that of the sam2 package.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from anacor_dials.sample.devices import chosen_device
 from anacor_dials.segmentation.tiles import sample_box
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.sam2_refinement")
@@ -45,8 +42,6 @@ HOW_TO_GET = (
 UNSURE = 0.7  # a voxel is uncertain if its largest probability is less
 UNSURE_SHARE = 0.02  # a slice is uncertain if more of its voxels are, not counting certain air
 SURE_AIR = 250  # of 255: air is certain
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as sam2 wants
-GREY_WINDOW = (-0.1, 1.6)  # normalised values shown black and white: air is 0, the sample 1
 
 
 class Frames(Protocol):
@@ -88,13 +83,14 @@ class Sam2Settings:
     Parameters
     ----------
     checkpoint : str, optional
-        A file or a hub name; SAM-2 is not used if it is not given.
+        A file of Meta or of :mod:`.sam2_training` (.safetensors), or a hub name; SAM-2 is not used
+        if it is not given.
     model : str
-        tiny, small, base_plus or large.
+        tiny, small, base_plus or large: which model of Meta the checkpoint belongs to.
     where : str
         "uncertain": only uncertain voxels are changed; "all".
     image_size : int
-        Slices are scaled to so many pixels.
+        Models of Meta see slices scaled to so many pixels; a small SAM-2 has a size of its own.
     key_frames : int
         The number of slices from one prompt to the next.
     weight : float
@@ -287,177 +283,6 @@ def refined(
     return out
 
 
-# ---- sam2 itself ---------------------------------------------------------------------------------
-
-
-class _Images:
-    """The film as sam2 needs it: len() and [i] -> float tensor (3, size, size), one at a time."""
-
-    def __init__(self, frames: Frames, size: int) -> None:
-        self.frames, self.size = frames, size
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, i: int) -> Any:
-        import torch
-        import torch.nn.functional as F
-
-        low, high = GREY_WINDOW
-        grey = np.clip((np.asarray(self.frames[i], dtype=np.float32) - low) / (high - low), 0, 1)
-        image = F.interpolate(
-            torch.from_numpy(grey)[None, None],
-            size=(self.size, self.size),
-            mode="bilinear",
-            align_corners=False,
-        )[0]
-        mean = torch.tensor(IMAGE_MEAN)[:, None, None]
-        std = torch.tensor(IMAGE_STD)[:, None, None]
-        return (image.expand(3, -1, -1) - mean) / std
-
-
-class Sam2Predictor:
-    """A :class:`SlicePredictor` by the sam2 package.
-
-    Every slice is followed from the key frames on both sides of it, but encoded only once: sam2
-    keeps the features of its last frame; here those of the last `frames_kept` frames are kept (30
-    MB each at 1024 pixels).
-
-    Parameters
-    ----------
-    model : SAM2VideoPredictor
-    frames_kept : int
-    """
-
-    def __init__(self, model: Any, frames_kept: int = 48) -> None:
-        self.model = model
-        self._state: Any = None
-        self._frames: Frames | None = None
-        self._features: OrderedDict[int, Any] = OrderedDict()
-        encode = model._get_image_feature
-
-        def kept(inference_state: Any, frame_idx: int, batch_size: int) -> Any:
-            if frame_idx in self._features:
-                self._features.move_to_end(frame_idx)
-                inference_state["cached_features"] = {frame_idx: self._features[frame_idx]}
-            features = encode(inference_state, frame_idx, batch_size)
-            self._features[frame_idx] = inference_state["cached_features"][frame_idx]
-            if len(self._features) > frames_kept:
-                self._features.popitem(last=False)
-            return features
-
-        model._get_image_feature = kept
-
-    @classmethod
-    def from_settings(cls, settings: Sam2Settings, device: str = "auto") -> Sam2Predictor:
-        """The predictor with the weights that the settings name.
-
-        Parameters
-        ----------
-        settings : Sam2Settings
-            If there is no checkpoint, the weights are random (for timings).
-        device : str
-            auto, cpu or cuda.
-
-        Raises
-        ------
-        ValueError
-            If sam2 is not installed or the checkpoint cannot be had.
-        """
-        try:
-            from sam2.build_sam import build_sam2_video_predictor, build_sam2_video_predictor_hf
-        except ImportError as error:
-            raise ValueError(
-                f"SAM-2 was asked for and cannot be imported ({error}): {HOW_TO_GET}."
-            ) from None
-        device = chosen_device(device)
-        overrides = [f"++model.image_size={settings.image_size}"]
-        name = settings.checkpoint
-        try:
-            if name is None or Path(name).is_file():
-                model = build_sam2_video_predictor(
-                    MODELS[settings.model], name, device=device, hydra_overrides_extra=overrides
-                )
-            else:
-                model = build_sam2_video_predictor_hf(
-                    name, device=device, hydra_overrides_extra=overrides
-                )
-        except Exception as error:
-            raise ValueError(
-                f"SAM-2 could not be made from {name!r} ({(str(error) or repr(error)).splitlines()[0]}): "
-                f"{HOW_TO_GET}; sam2.model={settings.model} must be the checkpoint's."
-            ) from None
-        model.fill_hole_area = 0  # needs sam2's own CUDA code
-        return cls(model, 2 * settings.key_frames)
-
-    def _state_of(self, frames: Frames) -> Any:
-        """sam2's state of a film; it is kept as long as the film is the same."""
-        if self._state is None or self._frames is not frames:
-            images = _Images(frames, int(self.model.image_size))
-            height, width = np.asarray(frames[0]).shape
-            self._features.clear()
-            with _frames_instead_of_files(images, height, width):
-                self._state = self.model.init_state("")
-            self._frames = frames
-        return self._state
-
-    def follow(
-        self, frames: Frames, key: int, masks: NDArray[np.bool_], n_frames: int, reverse: bool
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """See :meth:`SlicePredictor.follow`."""
-        import torch
-
-        from anacor_dials.segmentation.network import has_fast_bfloat16
-
-        state = self._state_of(frames)
-        self.model.reset_state(state)
-        device = torch.device(self.model.device)
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device)),
-            _without_its_bars(),
-        ):
-            present = [k for k in range(len(masks)) if masks[k].any()]
-            if not present:
-                return
-            for k in present:
-                self.model.add_new_mask(state, key, k, torch.from_numpy(masks[k]))
-            film = self.model.propagate_in_video(
-                state, start_frame_idx=key, max_frame_num_to_track=n_frames, reverse=reverse
-            )
-            for x, ids, found in film:
-                logits = np.full(masks.shape, -20.0, dtype=np.float32)
-                for row, k in enumerate(ids):
-                    logits[k] = found[row, 0].float().cpu().numpy()
-                yield int(x), logits
-
-
-@contextmanager
-def _without_its_bars() -> Iterator[None]:
-    """Within the block, sam2 shows no progress bar of its own for every key frame."""
-    import sam2.sam2_video_predictor as module
-
-    original = module.tqdm
-    module.tqdm = lambda frames, **_: frames
-    try:
-        yield
-    finally:
-        module.tqdm = original
-
-
-@contextmanager
-def _frames_instead_of_files(images: _Images, height: int, width: int) -> Iterator[None]:
-    """Within the block, sam2 reads its film from memory, not from a folder of JPEGs."""
-    import sam2.sam2_video_predictor as module
-
-    original = module.load_video_frames
-    module.load_video_frames = lambda *_, **__: (images, height, width)
-    try:
-        yield
-    finally:
-        module.load_video_frames = original
-
-
 def sam2_refiner(
     settings: Sam2Settings, names: Sequence[str], device: str = "auto"
 ) -> Callable[[NDArray[np.float32], NDArray[np.uint8]], NDArray[np.uint8]] | None:
@@ -480,8 +305,11 @@ def sam2_refiner(
             "Not refined by SAM-2, since no checkpoint was given. To have it: %s.", HOW_TO_GET
         )
         return None
-    if not Path(settings.checkpoint).is_file() and settings.checkpoint.count("/") != 1:
-        raise ValueError(f"There is no SAM-2 checkpoint {settings.checkpoint}: {HOW_TO_GET}.")
+    from anacor_dials.segmentation.sam2_predictor import Sam2Predictor
+
+    name = settings.checkpoint
+    if not Path(name).is_file() and name.count("/") != 1:
+        raise ValueError(f"There is no SAM-2 checkpoint {name}: {HOW_TO_GET}.")
     predictor = Sam2Predictor.from_settings(settings, device)
-    logger.info("Refinement by SAM-2 (%s) of %s", settings.model, ", ".join(names[1:]))
+    logger.info("Refinement by SAM-2 (%s) of %s", name, ", ".join(names[1:]))
     return lambda values, probabilities: refined(values, probabilities, predictor, settings)

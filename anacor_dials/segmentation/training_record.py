@@ -76,7 +76,7 @@ def plot_log(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
     steps = np.array([row["step"] for row in rows], dtype=float)
     for column in ("cross_entropy", "dice_loss"):
         left.plot(steps, [row[column] for row in rows], label=column.replace("_", " "))
-    checked = [row for row in rows if row.get("validation_cross_entropy", "") != ""]
+    checked = [row for row in rows if row.get(f"validation_dice_{names[0]}", "") != ""]
     for name in names:
         dice = [row[f"validation_dice_{name}"] for row in checked]
         right.plot([row["step"] for row in checked], dice, "o-", label=name)

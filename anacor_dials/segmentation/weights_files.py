@@ -55,9 +55,44 @@ def save_weights(
     ValueError
         If a weight is not a number.
     """
+    metadata = {
+        "format": WEIGHTS_FORMAT,
+        "version": str(WEIGHTS_VERSION),
+        "settings": json.dumps(asdict(network.settings)),
+    }
+    write_tensors(path, network.state_dict(), metadata, card, half)
+
+
+def write_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    card: Mapping[str, Any],
+    half: bool | None = None,
+) -> None:
+    """Writes tensors as NAME.safetensors, and NAME.json beside it; both or neither.
+
+    Parameters
+    ----------
+    path : path
+        NAME.safetensors.
+    tensors : mapping
+        The state of a network.
+    metadata : mapping
+        What the file says of itself.
+    card : mapping
+        What NAME.json holds.
+    half : bool, optional
+        As of :func:`save_weights`.
+
+    Raises
+    ------
+    ValueError
+        If a weight is not a number.
+    """
     from safetensors.torch import save_file
 
-    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    state = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     _check_finite(state, path)
     size = sum(v.numel() * v.element_size() for v in state.values())
     if half is None:
@@ -70,13 +105,8 @@ def save_weights(
             "The weights take %.1f MiB; what ships with the package is at most 16 MiB.",
             size / 2**20,
         )
-    metadata = {
-        "format": WEIGHTS_FORMAT,
-        "version": str(WEIGHTS_VERSION),
-        "settings": json.dumps(asdict(network.settings)),
-    }
     with whole_file(model_card_path(path)) as card_file, whole_file(path) as weights_file:
-        save_file(state, str(weights_file), metadata)
+        save_file(state, str(weights_file), dict(metadata))
         card_file.write_text(json.dumps(dict(card), indent=1) + "\n", encoding="utf-8")
         weights_file.chmod(card_file.stat().st_mode)  # safetensors lets only the owner read
 
@@ -97,6 +127,64 @@ def _check_finite(state: Mapping[str, torch.Tensor], path: str | os.PathLike[str
             )
 
 
+def read_tensors(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file.
+
+    Raises
+    ------
+    ValueError
+        If the file is absent or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise ValueError(f"There is no weights file {path}.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            state = {k: file.get_tensor(k) for k in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no safetensors file ({error}).") from None
+    return state, metadata
+
+
+def check_tensors(
+    path: str | os.PathLike[str],
+    state: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    remark: str = "",
+) -> dict[str, torch.Tensor]:
+    """The tensors that a network expects, in its own precision.
+
+    Parameters
+    ----------
+    path : path
+        Of the file, for the message.
+    state : mapping
+        What the file holds.
+    expected : mapping
+        The state of the network.
+    remark : str
+        What the message says of the network.
+
+    Raises
+    ------
+    ValueError
+        If a tensor is absent or has another shape, or holds values that are not numbers.
+    """
+    for name, tensor in expected.items():
+        if name not in state or state[name].shape != tensor.shape:
+            found = tuple(state[name].shape) if name in state else "absent"
+            raise ValueError(
+                f"{path} does not fit the network that it names: {name} is {found} and should be "
+                f"{tuple(tensor.shape)}{remark}."
+            )
+    _check_finite(state, path)
+    return {name: state[name].to(tensor.dtype) for name, tensor in expected.items()}
+
+
 def load_weights(path: str | os.PathLike[str]) -> SliceNetwork:
     """The network of a weights file, in evaluation mode, on the CPU, float32.
 
@@ -107,16 +195,7 @@ def load_weights(path: str | os.PathLike[str]) -> SliceNetwork:
         not numbers, or tensors that do not belong to the network that it names (another number of
         channels, say).
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise ValueError(f"There is no weights file {path}.")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {k: file.get_tensor(k) for k in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no safetensors file ({error}).") from None
+    state, metadata = read_tensors(path)
     if metadata.get("format") != WEIGHTS_FORMAT:
         raise ValueError(
             f"{path} does not hold weights of this program; make them by dials.anacor_train."
@@ -130,14 +209,6 @@ def load_weights(path: str | os.PathLike[str]) -> SliceNetwork:
         network = build_network(NetworkSettings(**(BEFORE | json.loads(metadata["settings"]))))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} does not say what network it belongs to ({error}).") from None
-    expected = network.state_dict()
-    for name, tensor in expected.items():
-        if name not in state or state[name].shape != tensor.shape:
-            found = tuple(state[name].shape) if name in state else "absent"
-            raise ValueError(
-                f"{path} does not fit the network that it names: {name} is {found} and should be "
-                f"{tuple(tensor.shape)} ({network.settings.n_channels} input channels)."
-            )
-    _check_finite(state, path)
-    network.load_state_dict({k: v.to(expected[k].dtype) for k, v in state.items() if k in expected})
+    remark = f" ({network.settings.n_channels} input channels)"
+    network.load_state_dict(check_tensors(path, state, network.state_dict(), remark))
     return network.eval()
