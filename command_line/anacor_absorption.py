@@ -20,6 +20,10 @@ A crystal with plane faces needs no tomogram: faces= names a list of its faces, 
 distance (um), FACE h k l distance (mm; SHELX-76, PLATON), or a CIF. The faces turn with the
 orientation matrix, and there is nothing to align.
 
+A sample of any shape may be given by meshes (STL, PLY, OBJ): mesh= or mesh.crystal= for the
+crystal, mesh.liquor=, mesh.loop=, mesh.capillary= and so on for what is around it, in the frame of
+a tomogram or of the goniometer (mesh.frame=), in the unit mesh.unit=.
+
 The angle between the zeros of the two experiments and the sense of rotation can be taken from the
 faces of the crystal, which are lattice planes (alignment.refine=faces). These two, and a common
 factor on mu, can be taken from the agreement of symmetry equivalents (offset, sense, mu_scale).
@@ -46,6 +50,10 @@ Examples::
 
   dials.anacor_absorption integrated.expt integrated.refl faces=faces.txt \\
     materials.crystal.formula=CsPbBr3 materials.crystal.density=4.83
+
+  dials.anacor_absorption integrated.expt integrated.refl mesh=crystal.stl mesh.unit=mm \\
+    mesh.capillary=glass.stl materials.crystal.mu=0.0148 materials.capillary.formula=SiO2 \\
+    materials.capillary.density=2.2
 """
 
 from __future__ import annotations
@@ -60,6 +68,7 @@ import libtbx
 from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser, reflections_and_experiments_from_files
 
+from anacor_dials.absorption.closed_surface import read_surfaces
 from anacor_dials.command_line import begin_log
 from anacor_dials.diffraction.alignment import choices_from
 from anacor_dials.diffraction.crystal_faces import (
@@ -72,6 +81,11 @@ from anacor_dials.diffraction.reflections import Alignment, scale_command
 from anacor_dials.jobs.coefficients import CoefficientSettings
 from anacor_dials.jobs.correct import Correction, CorrectionSettings, correct
 from anacor_dials.jobs.correct_by_faces import FaceCorrection, FaceSettings, correct_by_faces
+from anacor_dials.jobs.correct_by_meshes import (
+    MeshCorrection,
+    MeshSettings,
+    correct_by_meshes,
+)
 from anacor_dials.jobs.load_sample import (
     LoadedSample,
     SampleSettings,
@@ -80,7 +94,7 @@ from anacor_dials.jobs.load_sample import (
     load_sample,
 )
 from anacor_dials.jobs.segment import write_segmented
-from anacor_dials.phil import parse_phil
+from anacor_dials.phil import choice, parse_phil
 from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.phil.settings import (
     names_of_labels,
@@ -93,6 +107,7 @@ from anacor_dials.phil.settings import (
 )
 from anacor_dials.report import correction as correction_report
 from anacor_dials.report import faces as faces_report
+from anacor_dials.report import meshes as meshes_report
 from anacor_dials.report import segmentation as segmentation_report
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.sample.materials import MaterialInput
@@ -119,18 +134,34 @@ MATERIAL_PHIL = """
 """
 
 
+MESH_PHIL = """
+  {name} = None
+    .type = path
+    .multiple = True
+    .help = "A file with the surface of the {name}."
+"""
+UM_PER_UNIT = {"nm": 1e-3, "um": 1.0, "mm": 1e3, "m": 1e6}
+
+
 def phil_scope_for(args: list[str]) -> Any:
-    """The parameters, with materials.NAME for every NAME in the arguments and their PHIL files."""
+    """The parameters, with materials.NAME and mesh.NAME for every NAME in the arguments and their
+    PHIL files.
+    """
     names = dict.fromkeys(DEFAULT_NAMES)
     for argument in args:
         names.update(dict.fromkeys(re.findall(r"^materials\.([A-Za-z]\w*)\.\w+\s*=", argument)))
+        names.update(dict.fromkeys(re.findall(r"^mesh\.([A-Za-z]\w*)\s*=", argument)))
         if argument.endswith((".phil", ".eff", ".def")) and Path(argument).is_file():
             text = Path(argument).read_text(encoding="utf-8", errors="replace")
-            names.update(dict.fromkeys(re.findall(r"materials\.([A-Za-z]\w*)", text)))
+            names.update(dict.fromkeys(re.findall(r"(?:materials|mesh)\.([A-Za-z]\w*)", text)))
             for block in re.findall(r"materials\s*\{((?:[^{}]|\{[^{}]*\})*)\}", text):
                 names.update(dict.fromkeys(re.findall(r"([A-Za-z]\w*)\s*\{", block)))
+            for block in re.findall(r"mesh\s*\{([^{}]*)\}", text):
+                names.update(dict.fromkeys(re.findall(r"([A-Za-z]\w*)\s*=", block)))
+    names = dict.fromkeys(name for name in names if name not in ("unit", "frame"))
     materials = "".join(MATERIAL_PHIL.format(name=name) for name in names)
-    return parse_phil("anacor_absorption.phil", f"materials {{{materials}}}")
+    meshes = "".join(MESH_PHIL.format(name=name) for name in names if name != DEFAULT_NAMES[0])
+    return parse_phil("anacor_absorption.phil", f"materials {{{materials}}}\nmesh {{{meshes}}}")
 
 
 phil_scope = phil_scope_for([])
@@ -252,14 +283,59 @@ def face_settings(params: Any, files: list[str]) -> FaceSettings:
     )
 
 
+def mesh_files(params: Any) -> dict[str, list[str]]:
+    """The files of each material that is given by meshes."""
+    given = {
+        name: [path for path in paths if path]
+        for name, paths in vars(params.mesh).items()
+        if isinstance(paths, list)
+    }
+    return {name: paths for name, paths in given.items() if paths}
+
+
+def mesh_settings(params: Any, files: list[str]) -> MeshSettings:
+    """How factors are computed from meshes. Raises ValueError for what does not go with them."""
+    others = files + [name for name in (params.labels.file, params.faces) if name]
+    if others:
+        raise ValueError(
+            f"Meshes and the sample {others[0]} were both given; give one of them, or all of the sample "
+            "as meshes."
+        )
+    if choices_from(params.alignment.refine):
+        raise ValueError(
+            "alignment.refine aligns a labelled volume, and meshes were given; give the alignment "
+            "(alignment.angle_offset, alignment.rotation_sense) with them."
+        )
+    alignment = params.alignment
+    return MeshSettings(
+        materials=given_materials(params),
+        frame=choice(params.mesh.frame),
+        alignment=Alignment(
+            alignment.angle_offset,
+            alignment.rotation_sense,
+            alignment.reference_experiment,
+            alignment.rotation_axis and tuple(alignment.rotation_axis),
+        ),
+        tracing=tracing_settings(params),
+        progress=sys.stderr.isatty(),
+    )
+
+
 def list_of(faces: CrystalFaces, name: str) -> str:
     """The faces as the text of a file; lines FACE if its name ends in .ins."""
     return shelx_lines(faces) if name.endswith(".ins") else faces_text(faces)
 
 
-def save_by_faces(correction: FaceCorrection, command: str, params: Any) -> list[str]:
-    """Writes all files of a correction by faces, and returns their names; command: how to scale."""
-    output = params.output
+def save_without_tomogram(
+    correction: FaceCorrection | MeshCorrection, command: str, params: Any
+) -> list[str]:
+    """Writes all files of a correction by faces or meshes, and returns their names.
+
+    command: how to scale.
+    """
+    output, by_faces = params.output, isinstance(correction, FaceCorrection)
+    report: Any = faces_report if by_faces else meshes_report
+    subtitle = params.faces if by_faces else ", ".join(sum(mesh_files(params).values(), []))
     written = []
     with OutputFiles() as outputs:
 
@@ -268,14 +344,16 @@ def save_by_faces(correction: FaceCorrection, command: str, params: Any) -> list
             return outputs.path(name)
 
         if output.html:
-            sections = faces_report.sections(correction, command)
-            write_html(path(output.html), "Absorption correction", sections, params.faces)
+            sections = report.sections(correction, command)
+            write_html(path(output.html), "Absorption correction", sections, subtitle)
         if output.json:
-            write_json(path(output.json), faces_report.record(correction, command))
+            write_json(path(output.json), report.record(correction, command))
         if output.cif:
-            path(output.cif).write_text(faces_report.cif_block(correction), encoding="ascii")
-        if output.faces:
+            path(output.cif).write_text(report.cif_block(correction), encoding="ascii")
+        if output.faces and isinstance(correction, FaceCorrection):
             path(output.faces).write_text(list_of(correction.faces, output.faces), encoding="ascii")
+        elif output.faces:
+            logger.warning("%s is not written: meshes have no list of faces.", output.faces)
         correction.experiments.as_file(path(output.experiments))
         correction.corrected_table(output.mode).as_file(path(output.reflections))
     return written
@@ -349,9 +427,10 @@ def _correct_by_sample(
 def run(args: list[str] | None = None, phil: Any = None) -> None:
     """Run dials.anacor_absorption as from the command line."""
     args = sys.argv[1:] if args is None else args
+    args = [re.sub(r"^mesh\s*=", "mesh.crystal=", argument) for argument in args]
     parser = ArgumentParser(
         usage="dials.anacor_absorption [options] models.expt observations.refl "
-        "tomo.h5 | scan.nxs | faces=faces.txt",
+        "tomo.h5 | scan.nxs | faces=faces.txt | mesh=crystal.stl",
         phil=phil or phil_scope_for(args),
         read_experiments=True,
         read_reflections=True,
@@ -366,7 +445,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
         parser.print_help()
         raise Sorry(
             "Give the experiments (.expt), their reflections (.refl) and the labelled volume or scan, or "
-            "the crystal's faces (faces=)."
+            "the crystal's faces (faces=) or mesh (mesh=)."
         )
 
     begin_log(logger, parser, options, params.output.log)
@@ -378,11 +457,17 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
         command = scale_command(params.output.experiments, params.output.reflections, experiments)
         if params.output.mode == "intensities":
             command = f"dials.scale {params.output.experiments} {params.output.reflections}"
-        if params.faces:
+        if params.faces and not mesh_files(params):
             settings = face_settings(params, files)
             by_faces = correct_by_faces(experiments, tables, read_faces(params.faces), settings)
             text, warnings = faces_report.log_text(by_faces), by_faces.warnings
-            written = save_by_faces(by_faces, command, params)
+            written = save_without_tomogram(by_faces, command, params)
+        elif mesh_files(params):
+            mesh_setup = mesh_settings(params, files)
+            surfaces = read_surfaces(mesh_files(params), UM_PER_UNIT[choice(params.mesh.unit)])
+            by_meshes = correct_by_meshes(experiments, tables, surfaces, mesh_setup)
+            text, warnings = meshes_report.log_text(by_meshes), by_meshes.warnings
+            written = save_without_tomogram(by_meshes, command, params)
         else:
             text, warnings, written = _correct_by_sample(
                 experiments, tables, params, files, command, parser.diff_phil

@@ -5,3 +5,5 @@ Crystals by their faces, without a tomogram: ``dials.anacor_absorption models.ex
 The faces of the crystal are found in the labels: ``dials.anacor_absorption`` fits planes to its surface, gives them Miller indices with the orientation matrix, and lists them with distances, areas and angles in log, report (with a picture), JSON and ``output.faces=``. ``alignment.refine=faces`` takes offset and sense of rotation from them, without any absorption, with a standard error and the rivals that symmetry leaves; without it a warning says where the faces contradict the alignment.
 
 ``alignment.refine=offset`` compares the labels with their mirror image: where that fits the intensities better, nothing is moved, and a warning says that the labels are mirrored.
+
+``dials.anacor_absorption models.expt observations.refl mesh=crystal.stl mesh.liquor= mesh.NAME=`` takes the sample from meshes (STL, PLY, OBJ) in the frame of a tomogram or of the goniometer: concave, hollow and several crystals, liquor, capillary and mount, with path lengths that are exact for the triangles.

@@ -1,4 +1,4 @@
-"""What attenuates: what a computation needs to know of voxels and of solids with plane faces."""
+"""What attenuates: what a computation needs to know of voxels, convex solids and meshes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class AttenuatingBody(Protocol):
     importance_points : int
         The number of points from which it is found where points matter.
     has_plane_faces : bool
-        Whether it is a solid with plane faces. Rays to planes cost little.
+        Whether the transmission has kinks, where a plane face is seen edge-on.
+    rays_cost_little : bool
+        Whether the rays of all reflections may be traced where a table does not follow the kinks.
     """
 
     engine: Engine
@@ -39,6 +41,7 @@ class AttenuatingBody(Protocol):
     n_labels: int
     importance_points: int
     has_plane_faces: bool
+    rays_cost_little: bool
 
     def draw(
         self, n: int, rng: np.random.Generator, importance: FloatArray | None = None
@@ -71,6 +74,7 @@ class VoxelBody:
 
     importance_points = 8192
     has_plane_faces = False
+    rays_cost_little = False
 
     def __init__(self, labels: LabelVolume, mu_per_um: ArrayLike, tracing: Tracing) -> None:
         mu = np.asarray(mu_per_um, dtype=np.float64)

@@ -410,7 +410,7 @@ class Computation:
         if grid is None or not self.has_edges or self.tracing.method != "auto":
             return False
         few = 2 * len(self.directions) <= MOST_OWN_RAYS * n_nodes(grid)
-        return few or self.body.has_plane_faces
+        return few or self.body.rays_cost_little
 
     def _steps(self, steps: range, what: str) -> Iterable[int]:
         return tqdm(steps, desc=f"Tracing {what}", leave=False, disable=not self.progress)

@@ -132,28 +132,42 @@ class ConvexSolid:
         They are the edges of the smallest box around the crystal that lies on one of its faces and
         along one of the edges of its outline, seen along the normal of this face.
         """
-        smallest, size = np.inf, (0.0, 0.0, 0.0)
-        for normal in self.normals[self.areas_um2 > 0]:
-            u = unit(np.cross(normal, np.eye(3)[np.argmin(np.abs(normal))]))
-            outline = self.corners @ np.column_stack([u, np.cross(normal, u)])
-            outline = outline[ConvexHull(outline).vertices]
-            along = unit(np.roll(outline, -1, axis=0) - outline)
-            across = np.column_stack([-along[:, 1], along[:, 0]])
-            lengths = np.ptp(outline @ along.T, axis=0)
-            widths = np.ptp(outline @ across.T, axis=0)
-            height = float(np.ptp(self.corners @ normal))
-            best = int(np.argmin(lengths * widths))
-            if lengths[best] * widths[best] * height < smallest:
-                smallest = float(lengths[best] * widths[best] * height)
-                a, b, c = sorted((float(lengths[best]), float(widths[best]), height), reverse=True)
-                size = (a, b, c)
-        return size
+        return smallest_box_um(self.corners, self.normals[self.areas_um2 > 0])
 
     def tetrahedra(self) -> FloatArray:
         """Tetrahedra (t, 4, 3) that fill the solid: an inner point and each triangle, um."""
         inner = self.corners.mean(axis=0)
         tips = np.broadcast_to(inner, (len(self.triangles), 1, 3))
         return np.concatenate([tips, self.corners[self.triangles]], axis=1)
+
+
+def smallest_box_um(corners: FloatArray, normals: FloatArray) -> tuple[float, float, float]:
+    """The largest, middle and smallest edge of the smallest box around corners, um.
+
+    Parameters
+    ----------
+    corners : array (m, 3)
+        um.
+    normals : array (n, 3)
+        The box lies on a face with one of these normals, and along an edge of the outline that is
+        seen along it.
+    """
+    smallest, size = np.inf, (0.0, 0.0, 0.0)
+    for normal in normals:
+        u = unit(np.cross(normal, np.eye(3)[np.argmin(np.abs(normal))]))
+        outline = corners @ np.column_stack([u, np.cross(normal, u)])
+        outline = outline[ConvexHull(outline).vertices]
+        along = unit(np.roll(outline, -1, axis=0) - outline)
+        across = np.column_stack([-along[:, 1], along[:, 0]])
+        lengths = np.ptp(outline @ along.T, axis=0)
+        widths = np.ptp(outline @ across.T, axis=0)
+        height = float(np.ptp(corners @ normal))
+        best = int(np.argmin(lengths * widths))
+        if lengths[best] * widths[best] * height < smallest:
+            smallest = float(lengths[best] * widths[best] * height)
+            a, b, c = sorted((float(lengths[best]), float(widths[best]), height), reverse=True)
+            size = (a, b, c)
+    return size
 
 
 def _misfit(hull: ConvexHull, n: FloatArray, d: FloatArray, size: float) -> FloatArray:

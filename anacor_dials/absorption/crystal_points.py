@@ -119,11 +119,21 @@ def _count_in_blocks(labels, label, counts):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True)
-def _codes(cells, bits):  # type: ignore[no-untyped-def]
+def hilbert_codes(cells, bits):  # type: ignore[no-untyped-def]
+    """The positions (n,) of cells (n, 3) along the Hilbert curve of a cube of 2^bits cells."""
     codes = np.empty(cells.shape[0], dtype=np.int64)
     for i in prange(cells.shape[0]):
         codes[i] = hilbert_code(cells[i, 0], cells[i, 1], cells[i, 2], bits)
     return codes
+
+
+@njit(parallel=True, cache=True)
+def hilbert_cells(codes, bits):  # type: ignore[no-untyped-def]
+    """The cells (n, 3) at positions (n,) along the curve: the inverse of hilbert_codes."""
+    cells = np.empty((codes.shape[0], 3), dtype=np.int64)
+    for i in prange(codes.shape[0]):
+        cells[i] = hilbert_cell(codes[i], bits)
+    return cells
 
 
 @njit(parallel=True, cache=True)
@@ -241,7 +251,7 @@ class CrystalPoints:
         if len(blocks) == 0:
             raise ValueError(f"No voxel of the volume is labelled {name!r}.")
         self._bits = max(1, (max(shape) - 1).bit_length())
-        codes: NDArray[np.int64] = _codes(blocks, self._bits)
+        codes: NDArray[np.int64] = hilbert_codes(blocks, self._bits)
         order = np.argsort(codes)
         self._codes = codes[order]
         self._until = np.cumsum(counts[tuple(blocks[order].T)], dtype=np.int64)

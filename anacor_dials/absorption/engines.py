@@ -14,7 +14,7 @@ from anacor_dials.sample.frames import FloatArray
 
 
 class Engine(Protocol):
-    """Traces rays on one kind of device, through voxels or through a solid with plane faces."""
+    """Traces rays on one kind of device, through voxels, a solid with plane faces or meshes."""
 
     @property
     def device(self) -> str:
@@ -35,7 +35,7 @@ class Engine(Protocol):
 
         Parameters
         ----------
-        volume : AttenuatingVolume or AttenuatingSolid
+        volume : AttenuatingVolume, AttenuatingSolid or AttenuatingSurfaces
         points : array (n_points, 3)
             Where the rays start, voxel indices.
         directions : array (n_directions, 3)
@@ -59,7 +59,7 @@ class Engine(Protocol):
 
         Parameters
         ----------
-        volume : AttenuatingVolume or AttenuatingSolid
+        volume : AttenuatingVolume, AttenuatingSolid or AttenuatingSurfaces
         points : array (m, 3)
             Voxel indices; points 2k and 2k + 1 come from the same part of the crystal.
         to_source, exit_directions : array (n, 3)

@@ -42,6 +42,7 @@ from scipy.stats import chi2
 from threadpoolctl import threadpool_limits
 
 from anacor_dials.absorption.attenuating_body import AttenuatingBody, VoxelBody
+from anacor_dials.absorption.closed_surface import SurfaceSample
 from anacor_dials.absorption.computation import (
     ARC_TO_EXIT_STEP,
     SMALLEST_TRANSMISSION,
@@ -54,6 +55,7 @@ from anacor_dials.absorption.directions import Directions
 from anacor_dials.absorption.mean_paths import mean_paths
 from anacor_dials.absorption.ray_tracing import use_threads
 from anacor_dials.absorption.solid_tracing import SolidBody
+from anacor_dials.absorption.surface_tracing import SurfaceBody
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.volumes import LabelVolume
@@ -273,6 +275,47 @@ def absorption_factors_of_solid(
     if not (math.isfinite(mu_per_um) and mu_per_um >= 0):
         raise ValueError(f"mu of the crystal is {mu_per_um} /um; it must be a number >= 0.")
     return _of_body(SolidBody(solid, mu_per_um), directions, tracing, progress)
+
+
+def absorption_factors_of_surfaces(
+    sample: SurfaceSample,
+    mu_per_um: ArrayLike,
+    directions: Directions,
+    tracing: Tracing | None = None,
+    *,
+    progress: bool = False,
+) -> AbsorptionFactors:
+    """Transmissions of reflections through a sample of solids of any shape, without voxels.
+
+    Paths are exact for the triangles of the surfaces; the errors are those of points and, with a
+    table, of interpolation. They are computed on the CPU.
+
+    Parameters
+    ----------
+    sample : SurfaceSample
+        The surfaces of the materials, in the frame of the directions.
+    mu_per_um : array (n_labels,)
+        mu of each label, the background first, 1/um.
+    directions : Directions
+        The directions of n reflections.
+    tracing : Tracing, optional
+        Tolerance, method, beam and memory; the defaults of the class if not given.
+    progress : bool
+        Whether to show progress bars.
+
+    Raises
+    ------
+    ValueError
+        If mu does not fit the sample or is not >= 0, solids of the crystal overlap each other, the
+        beam misses the crystal, or there are no reflections.
+    """
+    tracing = tracing or Tracing()
+    mu = np.asarray(mu_per_um, dtype=np.float64)
+    if mu.shape != (len(sample.names),) or not np.all(np.isfinite(mu) & (mu >= 0)):
+        raise ValueError(
+            f"mu is {mu}; {len(sample.names)} numbers >= 0 are needed, for {', '.join(sample.names)}."
+        )
+    return _of_body(SurfaceBody(sample, mu), directions, tracing, progress)
 
 
 def _of_body(

@@ -87,6 +87,16 @@ class CellContent:
     z: float
     f000: float | None
 
+    @property
+    def numbers(self) -> dict[str, str | float | None]:
+        """Everything by name, for JSON."""
+        return {
+            "formula": self.formula,
+            "density_g_cm3": self.density_g_cm3,
+            "z": self.z,
+            "f000": self.f000,
+        }
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FaceCorrection(CorrectedReflections):
@@ -145,7 +155,7 @@ def correct_by_faces(
     materials = materials_at_wavelengths(
         [w for w, _ in groups], NAMES, settings.materials, np.array([np.nan, np.nan])
     )
-    content, warnings = _cell_content(settings.materials[0].get("crystal"), lattice)
+    content, warnings = cell_content(settings.materials[0].get("crystal"), lattice)
     warnings = warnings_for_scaling(experiments) + warnings
     warnings += orientation_warnings(experiments, reference) + _warnings_of_faces(faces, solid)
     logger.info("%r", solid)
@@ -200,10 +210,17 @@ def _warnings_of_faces(faces: CrystalFaces, solid: ConvexSolid) -> list[str]:
     ]
 
 
-def _cell_content(
+def cell_content(
     crystal: MaterialInput | None, lattice: object
 ) -> tuple[CellContent | None, list[str]]:
-    """What the cell holds, and a sentence if this is no whole number of formula units."""
+    """What the cell holds, and sentences if this is no whole number of formula units.
+
+    Parameters
+    ----------
+    crystal : MaterialInput or None
+        What is known of the crystal; None is returned unless it has a formula and a density.
+    lattice : dxtbx.model.Crystal
+    """
     if crystal is None or crystal.formula is None or crystal.density_g_cm3 is None:
         return None, []
     try:

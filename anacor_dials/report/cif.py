@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from anacor_dials.absorption.convex_solid import ConvexSolid
-
 if TYPE_CHECKING:
     from anacor_dials.diffraction.crystal_faces import CrystalFaces
     from anacor_dials.jobs.correct import WavelengthFactors
+    from anacor_dials.jobs.correct_by_faces import CellContent
 
 UM_PER_MM = 1000.0
 # A crystal whose smallest size is below this fraction of the middle one is called a plate; whose
@@ -29,15 +28,25 @@ def habit(size_um: tuple[float, float, float]) -> str:
     return "plate" if smallest < THIN * middle else "block"
 
 
-def shape_lines(solid: ConvexSolid) -> list[str]:
-    """The habit and the three sizes of a crystal."""
-    largest, middle, smallest = (size / UM_PER_MM for size in solid.size_um)
+def shape_lines(size_um: tuple[float, float, float]) -> list[str]:
+    """The habit and the three sizes of a crystal, from its largest, middle and smallest size."""
+    largest, middle, smallest = (size / UM_PER_MM for size in size_um)
     return [
-        f"_exptl_crystal_description             {habit(solid.size_um)}",
+        f"_exptl_crystal_description             {habit(size_um)}",
         f"_exptl_crystal_size_max                {largest:.4f}",
         f"_exptl_crystal_size_mid                {middle:.4f}",
         f"_exptl_crystal_size_min                {smallest:.4f}",
     ]
+
+
+def content_lines(content: CellContent | None) -> list[str]:
+    """The density and F(000), as far as they are known."""
+    if content is None:
+        return []
+    lines = [f"_exptl_crystal_density_diffrn          {content.density_g_cm3:.3f}"]
+    if content.f000 is not None:
+        lines.append(f"_exptl_crystal_F_000                   {content.f000:.0f}")
+    return lines
 
 
 def face_lines(faces: CrystalFaces) -> list[str]:

@@ -152,7 +152,7 @@ def cif_block(correction: Correction) -> str:
     listed: list[str] = []
     largest = correction.faces.crystals[0] if correction.faces is not None else None
     if largest is not None and largest.solid is not None and largest.indices is not None:
-        crystal = shape_lines(largest.solid)
+        crystal = shape_lines(largest.solid.size_um)
         faces = largest.faces
         if faces is not None and largest.indices.is_lattice_plane.all():
             listed = face_lines(faces)

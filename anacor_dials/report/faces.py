@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from anacor_dials import __version__
 from anacor_dials.jobs.records import AbsorptionRecord, MaterialRecord, WavelengthFactorsRecord
-from anacor_dials.report.cif import absorption_blocks, face_lines, shape_lines
+from anacor_dials.report.cif import absorption_blocks, content_lines, face_lines, shape_lines
 from anacor_dials.report.correction import (
     accuracy_items,
     accuracy_numbers,
@@ -95,26 +95,14 @@ def record(correction: FaceCorrection, scale_command: str) -> AbsorptionRecord:
             ],
             "volume_um3": solid.volume_um3,
             "size_um": solid.size_um,
-            "content": None
-            if content is None
-            else {
-                "formula": content.formula,
-                "density_g_cm3": content.density_g_cm3,
-                "z": content.z,
-                "f000": content.f000,
-            },
+            "content": None if content is None else content.numbers,
         },
     )
 
 
 def cif_block(correction: FaceCorrection) -> str:
     """CIF blocks of what checkCIF asks of a face-indexed correction."""
-    crystal = shape_lines(correction.solid)
-    if correction.content is not None:
-        density, f000 = correction.content.density_g_cm3, correction.content.f000
-        crystal.append(f"_exptl_crystal_density_diffrn          {density:.3f}")
-        if f000 is not None:
-            crystal.append(f"_exptl_crystal_F_000                   {f000:.0f}")
+    crystal = shape_lines(correction.solid.size_um) + content_lines(correction.content)
     details = [
         [
             f"  anacor_dials {__version__}: numerical integration over the crystal with its indexed faces,",

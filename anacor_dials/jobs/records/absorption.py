@@ -227,9 +227,13 @@ class AbsorptionRecord(Record):
     transmission : {"min", "max", "mean", "percentiles": {"1", "5", "25", "50", "75", "95", "99"}}
         Of the rows with a factor.
     volume : {"shape", "voxel_size_um", "centre"} or null
-        Of the labels; null for a crystal that is given by its faces.
+        Of the labels; null for a crystal that is given by its faces or by a mesh.
     crystal : {"faces", "volume_um3", "size_um", "content"} or null
-        Of a crystal that is given by its faces, each {"hkl", "distance_um", "area_um2"}.
+        Of a crystal that is given by its faces, each {"hkl", "distance_um", "area_um2"}, or by a
+        mesh: then "faces" is null.
+    meshes : {"frame", "materials"} or null
+        Of a sample that is given by meshes: the frame, "tomo" or "datum", and for each material
+        {"name", "triangles", "volume_um3", "bounds_um"}. The first counts where they overlap.
     wavelengths : [WavelengthFactorsRecord]
     coefficients_from_projections : CoefficientsRecord or null
     alignment : AlignmentRecord or null
@@ -254,6 +258,7 @@ class AbsorptionRecord(Record):
     scale_command: str
     volume: Mapping[str, Any] | None = None
     crystal: Mapping[str, Any] | None = None
+    meshes: Mapping[str, Any] | None = None
     coefficients_from_projections: CoefficientsRecord | None = None
     alignment: AlignmentRecord | None = None
     faces: FacesRecord | None = None

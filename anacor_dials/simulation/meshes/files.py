@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from anacor_dials.sample.output_files import whole_file
+from anacor_dials.sample.surface_files import read_triangles
 from anacor_dials.simulation.meshes.mesh import Mesh, mesh_facing_outward
 from anacor_dials.simulation.meshes.overlap import require_no_self_intersection
 
@@ -28,28 +29,11 @@ def read_stl(path: str | os.PathLike[str], um_per_unit: float = 1.0) -> Mesh:
     ValueError
         If the file is absent or not an STL file, or if its surface is open or intersects itself.
     """
-    import trimesh
-
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}.")
+    if Path(path).suffix.lower() != ".stl":
+        raise ValueError(f"{path} is not an STL file by its name; it ends in .stl.")
+    vertices, faces = read_triangles(path, um_per_unit)
     try:
-        surface = trimesh.load(os.fspath(path), file_type="stl", process=False)
-        triangles = np.asarray(surface.triangles, dtype=np.float64) * um_per_unit
-        if triangles.size == 0 or not np.all(np.isfinite(triangles)):
-            raise ValueError
-    except Exception:  # trimesh raises whatever its parsers meet
-        raise ValueError(f"{path} is not an STL file, or holds no triangles.") from None
-    corners = triangles.reshape(-1, 3)
-    size = float(np.ptp(corners, axis=0).max())
-    _, first, index = np.unique(
-        np.round(corners / (1e-6 * size)), axis=0, return_index=True, return_inverse=True
-    )
-    faces = index.reshape(-1, 3)
-    distinct = (
-        (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
-    )
-    try:
-        mesh = mesh_facing_outward(corners[first], faces[distinct])
+        mesh = mesh_facing_outward(vertices, faces)
         require_no_self_intersection(mesh)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
