@@ -160,8 +160,9 @@ def phil_scope_for(args: list[str]) -> Any:
                 names.update(dict.fromkeys(re.findall(r"([A-Za-z]\w*)\s*=", block)))
     names = dict.fromkeys(name for name in names if name not in ("unit", "frame"))
     materials = "".join(MATERIAL_PHIL.format(name=name) for name in names)
-    meshes = "".join(MESH_PHIL.format(name=name) for name in names if name != DEFAULT_NAMES[0])
-    return parse_phil("anacor_absorption.phil", f"materials {{{materials}}}\nmesh {{{meshes}}}")
+    further = "".join(MESH_PHIL.format(name=name) for name in names if name not in DEFAULT_NAMES)
+    meshes = f"mesh {{{further}}}" if further else ""
+    return parse_phil("anacor_absorption.phil", f"materials {{{materials}}}\n{meshes}")
 
 
 phil_scope = phil_scope_for([])
@@ -257,6 +258,7 @@ def correction_settings(params: Any, sample: LoadedSample, changed: Any) -> Corr
         ),
         refine=alignment.refine or (),
         find_faces=params.labels.find_faces,
+        crystal=choice(params.labels.crystal),
         tracing=tracing_settings(params),
         progress=sys.stderr.isatty(),
     )

@@ -7,3 +7,5 @@ The faces of the crystal are found in the labels: ``dials.anacor_absorption`` fi
 ``alignment.refine=offset`` compares the labels with their mirror image: where that fits the intensities better, nothing is moved, and a warning says that the labels are mirrored.
 
 ``dials.anacor_absorption models.expt observations.refl mesh=crystal.stl mesh.liquor= mesh.NAME=`` takes the sample from meshes (STL, PLY, OBJ) in the frame of a tomogram or of the goniometer: concave, hollow and several crystals, liquor, capillary and mount, with path lengths that are exact for the triangles.
+
+``labels.crystal=faces`` or ``auto`` takes the polyhedron of the crystal's faces in place of its voxels, where these fit it, in finer voxels: ragged and incomplete labels are completed, and log, report and JSON say by how much.

@@ -177,3 +177,46 @@ def test_a_round_crystal_says_that_it_has_no_faces(folder: Path) -> None:
     assert content["faces"]["alignment"] is None
     assert not (folder / "found.txt").exists()
     assert "found.txt is not written" in (folder / "anacor_absorption.log").read_text()
+
+
+def bitten() -> LabelVolume:
+    """The crystal without what lies within 20 um of one of its corners, in voxels of 1 um."""
+    whole = labels()
+    places = np.argwhere(whole.values == 3)
+    tip = places[np.argmax(places @ [1.0, 0.4, -0.6])]
+    bite = places[np.linalg.norm(places - tip, axis=1) < 20]
+    whole.values[tuple(bite.T)] = 0
+    return whole
+
+
+def test_labels_that_lack_a_corner_are_completed_by_the_faces(folder: Path) -> None:
+    """Factors are nearly those of the true faces, where the labels as they are are far off.
+
+    One of the twelve faces is lost with the corner, and follows from its form.
+    """
+    mu = "materials.crystal.mu=0.02"
+    lines = [f"{h} {k} {l} {d}" for (h, k, l), d in zip(HKL, DISTANCES, strict=True)]
+    Path("true.txt").write_text("\n".join(lines))
+    run([*INPUT[:2], "faces=true.txt", mu, "absorption.tolerance=0.3"])
+    truth = np.array(flex.reflection_table.from_file("corrected.refl")["analytical_correction"])
+    write_sample_file(
+        folder / "bitten.h5", labels=bitten(), mu_per_um=np.zeros(4), energy_keV=12.398
+    )
+    errors = {}
+    for choice in ("voxels", "auto"):
+        options = [mu, "absorption.tolerance=0.3", f"labels.crystal={choice}"]
+        options += [f"alignment.angle_offset={OFFSET}", f"alignment.rotation_sense={SENSE}"]
+        run([*INPUT[:2], "bitten.h5", *options])
+        found = np.array(flex.reflection_table.from_file("corrected.refl")["analytical_correction"])
+        errors[choice] = np.std(found / truth)
+    assert errors["voxels"] > 0.01
+    assert errors["auto"] < 0.008
+    record = read_record(folder / "anacor_absorption.json", AbsorptionRecord)
+    assert record.labels_by_faces is not None
+    (crystal,) = record.labels_by_faces["crystals"]
+    assert crystal["reason_for_voxels"] is None
+    assert crystal["dice"] < 0.97
+    assert crystal["faces_by_symmetry"] == 1
+    assert crystal["polyhedron_um3"] == pytest.approx(labels().counts()[3], rel=0.03)
+    assert any("Crystal 1 is the polyhedron of its faces" in w for w in record.warnings)
+    assert "Crystal 1 is the polyhedron" in (folder / "anacor_absorption.log").read_text()

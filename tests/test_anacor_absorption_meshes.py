@@ -28,7 +28,7 @@ from scipy.spatial.transform import Rotation
 
 from anacor_dials.command_line.anacor_absorption import run
 from anacor_dials.jobs.records import AbsorptionRecord, read_record
-from anacor_dials.simulation.meshes import Mesh, convex_polyhedron, sphere, write_stl
+from anacor_dials.simulation.meshes import Mesh, box, convex_polyhedron, sphere, write_stl
 
 CELL = (11.0, 13.0, 17.0)
 HKL = [
@@ -201,10 +201,9 @@ def test_meshes_that_make_no_sample(folder: Path) -> None:
 
 
 def test_liquor_that_holds_no_corner_of_the_crystal(folder: Path) -> None:
-    drop = sphere(45.0, 3)
-    write_stl(folder / "beside.stl", Mesh(drop.vertices + [55.0, 0, 0], drop.faces))
+    write_stl(folder / "film.stl", box((0.02, 100.0, 100.0)).moved(shift_um=(3.17, 0.0, 0.0)))
     run(
-        [*INPUT, "mesh=datum.stl", "mesh.frame=datum", MU, "mesh.liquor=beside.stl"]
+        [*INPUT, "mesh=datum.stl", "mesh.frame=datum", MU, "mesh.liquor=film.stl"]
         + ["materials.liquor.mu=0.01", "absorption.tolerance=1"]
     )
     (warning,) = json.loads((folder / "anacor_absorption.json").read_text())["warnings"]

@@ -28,6 +28,7 @@ WITH_DIALS = (
     "anacor_dials.jobs.compare",
     "anacor_dials.jobs.correct",
     "anacor_dials.jobs.crystal_faces",
+    "anacor_dials.jobs.labels_by_faces",
     "anacor_dials.jobs.pipeline.crystals",
     "anacor_dials.jobs.pipeline.settings",
     "anacor_dials.jobs.pipeline.stages",

@@ -39,6 +39,7 @@ from anacor_dials.jobs.coefficients import (
 from anacor_dials.jobs.correct_alignment import AlignmentSettings, find_alignment
 from anacor_dials.jobs.crystal_faces import SampleFaces
 from anacor_dials.jobs.label_uncertainty import MOST_UNCERTAIN
+from anacor_dials.jobs.labels_by_faces import LabelsByFaces, labels_by_faces
 from anacor_dials.jobs.load_sample import LoadedSample
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.materials import (
@@ -74,6 +75,8 @@ class CorrectionSettings:
         symmetry equivalents, and "faces": offset and sense from the crystal's faces.
     find_faces : bool
         Whether the crystal's faces are looked for in the labels.
+    crystal : str
+        What the crystal is: its "voxels", the polyhedron of its "faces", or "auto".
     tracing : Tracing
         Tolerance, method, beam, memory and device of the ray tracing.
     progress : bool
@@ -85,6 +88,7 @@ class CorrectionSettings:
     alignment: Alignment = field(default_factory=Alignment)
     refine: Sequence[str] = ()
     find_faces: bool = True
+    crystal: str = "voxels"
     tracing: Tracing = field(default_factory=Tracing)
     progress: bool = False
 
@@ -183,7 +187,7 @@ class Correction(CorrectedReflections):
     Attributes
     ----------
     labels : LabelVolume
-        The sample.
+        The sample, as the factors were computed with it.
     tomo_to_datum : array (3, 3)
         From the frame of the tomogram to the datum frame.
     coefficients : ScanCoefficients or None
@@ -192,6 +196,8 @@ class Correction(CorrectedReflections):
         The alignment from symmetry equivalents, if it was asked for.
     faces : SampleFaces or None
         The crystal's faces, if they were looked for and there is a crystal that is large enough.
+    polyhedra : LabelsByFaces or None
+        The labels with polyhedra in place of crystals, if there are any.
     """
 
     labels: LabelVolume
@@ -199,6 +205,7 @@ class Correction(CorrectedReflections):
     coefficients: ScanCoefficients | None = None
     alignment_fit: AlignmentFit | None = None
     faces: SampleFaces | None = None
+    polyhedra: LabelsByFaces | None = None
 
 
 def correct(
@@ -249,13 +256,16 @@ def correct(
         AlignmentSettings(
             settings.alignment,
             settings.refine,
-            settings.find_faces,
+            settings.find_faces or settings.crystal != "voxels",
             settings.tracing,
             settings.progress,
         ),
     )
     materials = [_scaled(m, alignment.mu_scale) for m in materials]
     warnings += alignment.warnings
+    polyhedra = labels_by_faces(labels, alignment.faces, settings.crystal)
+    if polyhedra is not None:
+        labels, warnings = polyhedra.labels, warnings + polyhedra.warnings
     to_datum = tomo_to_datum(experiments, alignment.used)
     found = factors_of_rows(
         experiments,
@@ -285,6 +295,7 @@ def correct(
         coefficients=coefficients,
         alignment_fit=alignment.intensities,
         faces=alignment.faces,
+        polyhedra=polyhedra,
         label_uncertainty=from_labels,
     )
 

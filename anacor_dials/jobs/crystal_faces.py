@@ -62,6 +62,10 @@ class FoundFaces:
         The point in the tomo frame from which distances are measured, um.
     distances_um : array (n,)
         Of the faces from there, along the normals of the lattice planes, um.
+    lattice_normals : array (n, 3)
+        The normals of the lattice planes in the tomo frame.
+    absent_normals : array (m, 3)
+        Those of the planes of the same forms that are no faces; see FaceIndices.
     solid : ConvexSolid or None
         The polyhedron that the faces enclose, in the tomo frame about the origin of distances; None
         if they do not.
@@ -74,6 +78,8 @@ class FoundFaces:
     indices: FaceIndices | None = None
     origin_um: FloatArray | None = None
     distances_um: FloatArray | None = None
+    lattice_normals: FloatArray | None = None
+    absent_normals: FloatArray | None = None
     solid: ConvexSolid | None = None
 
     @property
@@ -273,7 +279,14 @@ def _measured(one: FoundFaces, to_datum: FloatArray) -> FoundFaces:
             solid = ConvexSolid(normals, distances)
         except ValueError:  # the faces found leave the crystal open on one side
             solid = None
-    return replace(one, origin_um=origin, distances_um=distances, solid=solid)
+    return replace(
+        one,
+        origin_um=origin,
+        distances_um=distances,
+        lattice_normals=normals,
+        absent_normals=transform(to_datum.T, one.indices.absent),
+        solid=solid,
+    )
 
 
 def clearly_better(fit: FaceAlignment) -> bool:

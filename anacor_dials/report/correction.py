@@ -57,6 +57,8 @@ def log_text(correction: Correction, file_mu_per_um: FloatArray | None = None) -
         parts.append(f"Alignment:\n{alignment_text(correction.alignment_fit)}")
     if correction.faces is not None:
         parts.append(f"Faces of the crystal:\n{faces_text(correction.faces)}")
+    if correction.polyhedra is not None:
+        parts += [one.sentence for one in correction.polyhedra.crystals]
     for w in correction.wavelengths:
         table = materials_text(w.materials, correction.labels)
         parts.append(f"Wavelength {w.wavelength:.5f} A ({w.energy_keV:.4f} keV):\n{table}")
@@ -89,6 +91,7 @@ def record(correction: Correction, scale_command: str) -> AbsorptionRecord:
         coefficients_from_projections=None if fit is None else coefficients_record(fit),
         alignment=None if alignment is None else alignment_record(alignment),
         faces=None if correction.faces is None else faces_record(correction.faces),
+        labels_by_faces=None if correction.polyhedra is None else correction.polyhedra.numbers,
         tomo_to_datum=correction.tomo_to_datum.tolist(),
         factors_uncertainty_from_labels=correction.label_uncertainty,
         warnings=correction.warnings,
@@ -178,7 +181,9 @@ def sections(correction: Correction, scale_command: str) -> list[Section]:
     if correction.alignment_fit is not None:
         parts.append(Section("Alignment", alignment_items(correction.alignment_fit)))
     if correction.faces is not None:
-        parts.append(Section("Faces of the crystal", faces_items(correction.faces)))
+        taken = () if correction.polyhedra is None else correction.polyhedra.crystals
+        items = [*(Text(one.sentence) for one in taken), *faces_items(correction.faces)]
+        parts.append(Section("Faces of the crystal", items))
     pictures: list[Item] = [
         Figure(traces, layout, caption, height=460)
         for traces, layout, caption in slice_figures(labels)

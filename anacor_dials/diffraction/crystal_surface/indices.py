@@ -120,6 +120,10 @@ class FaceIndices:
         The expected number of lattice planes of this rank or a lower one that are as near.
     normals : array (n, 3)
         Of the lattice planes, or of the faces that are none, unit vectors in the datum frame.
+    forms : array (n,) of int
+        The number of the form of each; -1 for faces that are no lattice planes.
+    absent, absent_forms : arrays (m, 3) and (m,)
+        Normals and forms of the planes of these forms that are no faces.
     """
 
     indices: FloatArray
@@ -127,6 +131,9 @@ class FaceIndices:
     angles_deg: FloatArray
     by_chance: FloatArray
     normals: FloatArray
+    forms: NDArray[np.int64]
+    absent: FloatArray
+    absent_forms: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -164,10 +171,16 @@ def index_faces(
         is_plane[twins[np.argsort(found_angle[twins])[1:]]] = False
     fractional = normals @ np.linalg.inv(planes.to_reciprocal).T
     fractional /= np.abs(fractional).max(axis=1, keepdims=True)
+    forms = np.where(is_plane, planes.form[best], -1)
+    absent = np.isin(planes.form, forms)
+    absent[best[is_plane]] = False
     return FaceIndices(
         indices=np.where(is_plane[:, None], planes.indices[best], np.round(fractional, 4)),
         is_lattice_plane=is_plane,
         angles_deg=np.where(is_plane, found_angle, 0.0),
         by_chance=chance,
         normals=np.where(is_plane[:, None], planes.normals[best], normals),
+        forms=forms,
+        absent=planes.normals[absent],
+        absent_forms=planes.form[absent],
     )

@@ -240,6 +240,11 @@ class AbsorptionRecord(Record):
         From symmetry equivalents; null if nothing was refined with them.
     faces : FacesRecord or null
         Null if no faces were looked for in labels.
+    labels_by_faces : {"finer", "crystals"} or null
+        Where polyhedra took the place of crystals (labels.crystal): by how much voxels were
+        divided, and for each crystal {"number", "reason_for_voxels", "faces_by_symmetry", their
+        number, "polyhedron_um3", the part of it that was "labelled_um3", "crystal_um3" as labelled,
+        "dice"}.
     tomo_to_datum : [[float]] or null
         The rotation (3, 3) from the frame of the tomogram to the datum frame.
     factors_uncertainty_from_labels : float or null
@@ -262,6 +267,7 @@ class AbsorptionRecord(Record):
     coefficients_from_projections: CoefficientsRecord | None = None
     alignment: AlignmentRecord | None = None
     faces: FacesRecord | None = None
+    labels_by_faces: Mapping[str, Any] | None = None
     tomo_to_datum: Sequence[Sequence[float]] | None = None
     factors_uncertainty_from_labels: float | None = None
 
