@@ -52,7 +52,16 @@ class TriangleTree:
     def of(
         cls, vertices: FloatArray, triangles: NDArray[np.int64], owner: NDArray[np.int64]
     ) -> TriangleTree:
-        """The tree of vertices (n, 3), um, and triangles (m, 3) with their labels (m,)."""
+        """The tree of triangles.
+
+        Parameters
+        ----------
+        vertices : array (n, 3)
+            um.
+        triangles : array (m, 3) of int
+        owner : array (m,) of int
+            The label that each triangle is the surface of, >= 1.
+        """
         middles = vertices[triangles].mean(axis=1)
         order, first, count, skip = _divided(middles)
         return cls(
