@@ -39,7 +39,13 @@ class PlacedPolyhedron:
     origin_um: FloatArray
 
     def heights(self, x: FloatArray, y: FloatArray, z: FloatArray) -> FloatArray:
-        """How far points of a grid (nx, ny, nz) are above the nearest face, um; < 0 inside."""
+        """How far the points of a grid (nx, ny, nz) are outside, um; < 0 inside.
+
+        Parameters
+        ----------
+        x, y, z : arrays (nx,), (ny,) and (nz,)
+            Their coordinates in the frame of the tomogram, um.
+        """
         x, y, z = (a - o for a, o in zip((x, y, z), self.origin_um, strict=True))
         highest = np.full((len(x), len(y), len(z)), -np.inf)
         used = self.solid.areas_um2 > 0
