@@ -48,6 +48,7 @@ from anacor_dials.phil import choice, parse_phil
 from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.report.comparison import (
     format_table,
+    hints,
     record,
     rows_of_same_observations,
     sections,
@@ -134,6 +135,8 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
                     "same observations: the %d that at least one of them keeps; judge by these",
                     comparison.same.observations,
                 )
+            for said in hints(comparison):
+                logger.warning("\n%s", said)
             if json:
                 write_json(json, record(comparison))
             if html:

@@ -89,6 +89,7 @@ from anacor_dials.report import comparison
 from anacor_dials.report.crystals import rows_of, write_csv
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.report.pipeline import record, sections, table_text
+from anacor_dials.report.residual_pattern import hints_of_record
 from anacor_dials.sample.input_files import is_pickle, refuse_pickled_table
 from anacor_dials.sample.output_files import OutputFiles
 
@@ -300,6 +301,8 @@ def log_result(result: PipelineResult) -> None:
         if group.warning:
             logger.warning("%s", group.warning)
         for one in group.wavelengths:
+            for said in hints_of_record(one.record):
+                logger.warning("%s", said)
             for path in one.files.values():
                 logger.info("Written: %s", path)
         logger.info("Written: %s, %s", group.experiments, group.reflections.name)

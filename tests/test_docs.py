@@ -30,6 +30,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 DOCS = CHECKOUT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md"]
 PICTURES_LIMIT = 3_000_000  # bytes
+MODULES = {"dials.import": "dials_import"}  # where DIALS' module is not called as its command
 OF_XIA2 = ("pipeline",)  # which need not be installed
 FILES = tuple(".py .h5 .nxs .expt .refl .phil .cif .html .json .mtz .pdb .log".split())
 
@@ -62,7 +63,7 @@ def parameters(command: str) -> frozenset[str]:
     name = (
         f"anacor_dials.command_line.{ours[command]}"
         if command in ours
-        else f"dials.command_line.{command.removeprefix('dials.')}"
+        else f"dials.command_line.{MODULES.get(command, command.removeprefix('dials.'))}"
     )
     scope = importlib.import_module(name).phil_scope
     paths = frozenset(entry.path for entry in scope.all_definitions())

@@ -17,6 +17,7 @@ from anacor_dials.jobs.records import (
     LikenessRecord,
     MaterialRecord,
     Record,
+    ResidualPatternRecord,
     SameObservationsRecord,
     SegmentationRecord,
     StrategyRecord,
@@ -36,17 +37,34 @@ COMPARISON = ComparisonRecord(
     strategies=[
         StrategyRecord("none", "none", "no", "dials.scale", None, True, by_resolution={"r": [0.1]}),
         StrategyRecord("SH low", "sh_low", "stiff", "dials.scale", "a.log", False, "no data"),
-    ],
+        StrategyRecord(
+            "analytical",
+            "analytical",
+            "alone",
+            "dials.scale",
+            None,
+            True,
+            residual_pattern=ResidualPatternRecord(
+                9000, 0.1, 0.2, 0.3, 0.02, "polarisation", 0.9, 90.0, 0.999
+            ),
+        ),
+    ],  # fmt: skip
 )
 
 
 def test_a_comparison_is_read_as_it_was_written(tmp_path):
     write_json(tmp_path / "a.json", COMPARISON)
     assert read_record(tmp_path / "a.json", ComparisonRecord) == COMPARISON
-    assert COMPARISON.strategy_of == {"none": "none", "SH low": "sh_low"}
+    assert COMPARISON.strategy_of["SH low"] == "sh_low"
     content = json.loads((tmp_path / "a.json").read_text())
     assert content["version"] == ComparisonRecord.VERSION
     assert content["same_observations"]["values"]["none"]["cc_half"] is None
+    # of a program that knew no patterns
+    for one in content["strategies"]:
+        del one["residual_pattern"]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    earlier = read_record(tmp_path / "a.json", ComparisonRecord)
+    assert [one.residual_pattern for one in earlier.strategies] == [None] * 3
 
 
 def of_zeros(kind, **values):

@@ -30,6 +30,7 @@ from anacor_dials.jobs.records import (
     CrystalRow,
     MaterialRecord,
     PipelineRecord,
+    ResidualPatternRecord,
     SameObservationsRecord,
     StrategyRecord,
     WavelengthFactorsRecord,
@@ -101,7 +102,12 @@ def crystal(name: str, folder: Path, summary: Any) -> Any:
 
 
 def group(
-    name: str, folder: Path, r_meas: dict[str, float], taken: str = "analytical", **more: Any
+    name: str,
+    folder: Path,
+    r_meas: dict[str, float],
+    taken: str = "analytical",
+    pattern: ResidualPatternRecord | None = None,
+    **more: Any,
 ) -> Any:
     labels = {one: STRATEGIES[one].label for one in r_meas}
     comparison = ComparisonRecord(
@@ -112,10 +118,14 @@ def group(
         [],
         SameObservationsRecord(9, {labels[one]: {"r_meas": r_meas[one]} for one in r_meas}),
         [
-            StrategyRecord(labels[one], one, "", "", None, True, table_1={"R": [0.1, 0.1, None]})
+            StrategyRecord(
+                labels[one], one, "", "", None, True,
+                table_1={"R": [0.1, 0.1, None]},
+                residual_pattern=pattern if one == "analytical" else None,
+            )
             for one in r_meas
         ],
-    )
+    )  # fmt: skip
     of_wavelength = SimpleNamespace(
         name="NATIVE",
         wavelength=3.0,
@@ -182,6 +192,20 @@ def test_what_needs_a_look_comes_first(result: PipelineResult):
     assert row["sh"].r_meas_taken == 0.03
     assert good.mu_per_mm == {"liquor": 30.0, "crystal": 20.0}
     assert (good.crystal_volume_um3, good.factors_uncertainty) == (1e5, 0.012)
+
+
+def test_a_pattern_of_polarisation_needs_a_look(result: PipelineResult, tmp_path: Path):
+    """Of a wavelength whose factors leave one; patterns of absorption are not spoken of."""
+    wrong = ResidualPatternRecord(9000, 0.2, 0.6, 0.7, 0.1, "polarisation", 0.99, 90.0, 0.999)
+    none = replace(wrong, polarisation=0.1, cause="")
+    groups = (group("good", tmp_path, GOOD, pattern=wrong), *result.groups[1:])
+    row = {r.crystal: r for r in rows_of(replace(result, groups=groups))}["good"]
+    assert row.state == "look"
+    assert "turned by 90 degrees" in row.warnings[0]
+    assert "geometry.beam.polarization_normal" in row.warnings[0]
+    quiet = (group("good", tmp_path, GOOD, pattern=none), *result.groups[1:])
+    row = {r.crystal: r for r in rows_of(replace(result, groups=quiet))}["good"]
+    assert row.state == "good"
 
 
 def test_the_same_numbers_stand_in_the_csv(result: PipelineResult, tmp_path: Path):

@@ -13,7 +13,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from anacor_dials.diffraction.merging import (
     load_scaled,
     merging_statistics,
 )
+from anacor_dials.diffraction.residual_pattern import ResidualPattern, residual_pattern
 from anacor_dials.diffraction.scaling import (
     FailedScaling,
     ScaledData,
@@ -120,6 +121,8 @@ class Comparison:
         Statistics of the same observations.
     why_not_same : str
         Why there are none.
+    patterns : mapping
+        {label: what the analytical factors alone leave}.
     """
 
     outcomes: tuple[ScaledData | FailedScaling, ...]
@@ -129,6 +132,7 @@ class Comparison:
     n_bins: int
     same: SameObservations | None = None
     why_not_same: str = ""
+    patterns: Mapping[str, ResidualPattern] = field(default_factory=dict)
 
     @property
     def failed(self) -> dict[str, str]:
@@ -373,7 +377,22 @@ def compare(
         n_bins=settings.n_bins,
         same=same,
         why_not_same=why_not,
+        patterns=_patterns(outcomes),
     )
+
+
+def _patterns(outcomes: Sequence[ScaledData | FailedScaling]) -> dict[str, ResidualPattern]:
+    """{label: what the factors leave} of the runs with the analytical factors alone."""
+    patterns = {}
+    for one in outcomes:
+        strategy = one.strategy
+        alone = strategy.analytical and strategy.spherical_harmonics is None
+        if isinstance(one, ScaledData) and alone:
+            try:
+                patterns[one.label] = residual_pattern(one.experiments, one.reflections)
+            except ValueError as error:
+                logger.info("No pattern was looked for in what %s leaves: %s", one.label, error)
+    return patterns
 
 
 def _same_observations(

@@ -18,6 +18,7 @@ from anacor_dials.jobs.records import (
     TableRowRecord,
 )
 from anacor_dials.report.page import Figure, Section, Table, Text, write_html, write_json
+from anacor_dials.report.residual_pattern import hints_of, pattern_record
 
 if TYPE_CHECKING:
     from anacor_dials.diffraction.merging import MergingStatistics
@@ -218,6 +219,11 @@ def record(comparison: Comparison) -> ComparisonRecord:
     )
 
 
+def hints(comparison: Comparison) -> list[str]:
+    """What to look at because of a pattern that the factors leave; a sentence for each strategy."""
+    return hints_of({name: pattern_record(one) for name, one in comparison.patterns.items()})
+
+
 def _strategy_records(comparison: Comparison) -> list[StrategyRecord]:
     by_label = {one.label: one for one in comparison.statistics}
     records = []
@@ -246,6 +252,7 @@ def _strategy_records(comparison: Comparison) -> list[StrategyRecord]:
                 table_1=one.table_1,
                 by_resolution=one.by_resolution,
                 by_image=[vars(series) for series in one.by_image],
+                residual_pattern=pattern_record(comparison.patterns.get(outcome.label)),
             )
         )
     return records
@@ -445,6 +452,7 @@ def sections(comparison: Comparison) -> list[Section]:
             [
                 table,
                 *(Text(f"{label} failed: {reason}", "warning") for label, reason in failed.items()),
+                *(Text(said, "warning") for said in hints(comparison)),
                 Text(
                     "Absorption that is left uncorrected can raise the anomalous slope as a signal "
                     "does, above all where the error model is switched off: judge it beside the "

@@ -15,6 +15,7 @@ from anacor_dials.jobs.pipeline.results import COMPARISON_HTML
 from anacor_dials.jobs.records import CrystalRow
 from anacor_dials.report.links import link
 from anacor_dials.report.page import Section, Table, Text
+from anacor_dials.report.residual_pattern import hints_of_record
 from anacor_dials.report.thumbnails import thumbnails
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _row(
     r_meas: dict[str, float | None] = {}
     if group is not None and of is not None:
         r_meas = _r_meas(of)
-        warnings = [*_warnings_of_group(group), *warnings]
+        warnings = [*_warnings_of_group(group), *hints_of_record(of.record), *warnings]
     materials = {m.name: m for m in _materials(summary, of)}
     crystal = materials.get("crystal")
     return CrystalRow(

@@ -17,6 +17,7 @@ from anacor_dials.jobs.records import (
 from anacor_dials.report import crystals
 from anacor_dials.report.links import link, links
 from anacor_dials.report.page import Item, Section, Table, Text
+from anacor_dials.report.residual_pattern import hints_of_record
 
 if TYPE_CHECKING:
     from anacor_dials.jobs.pipeline.results import (
@@ -110,6 +111,7 @@ def _statistics_sections(result: PipelineResult, root: Path) -> list[Section]:
             statistics.append(Text(group.warning, "warning"))
         for one in group.wavelengths:
             statistics.append(main_table(group, one))
+            statistics += [Text(said, "warning") for said in hints_of_record(one.record)]
             report = one.comparison.path(COMPARISON_HTML)
             shown = link(report, root, "Plots against resolution and image number")
             statistics.append(Text(shown))

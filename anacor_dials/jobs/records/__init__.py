@@ -16,6 +16,7 @@ from anacor_dials.jobs.records.absorption import (
 )
 from anacor_dials.jobs.records.comparison import (
     ComparisonRecord,
+    ResidualPatternRecord,
     SameObservationsRecord,
     StrategyRecord,
     TableRowRecord,
@@ -48,6 +49,7 @@ __all__ = [
     "PipelineRecord",
     "ReconstructionRecord",
     "Record",
+    "ResidualPatternRecord",
     "SameObservationsRecord",
     "SegmentationRecord",
     "SelectionRecord",

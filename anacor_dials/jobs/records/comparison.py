@@ -10,6 +10,37 @@ from anacor_dials.jobs.records.record import Record, made_of
 
 
 @dataclass(frozen=True)
+class ResidualPatternRecord:
+    """What a strategy leaves in the disagreement of symmetry equivalents.
+
+    Attributes
+    ----------
+    observations : int
+    absorption, detector, polarisation : float
+        The share of the sum of squares that each shape explains, 0 to 1.
+    rms : float
+        Of the pattern of polarisation or of the detector, relative to the intensities.
+    cause : "polarisation", "detector" or ""
+        Which of them fits better than absorption does; "": neither.
+    fitted_fraction, fitted_angle_deg : float
+        The polarisation that fits best: its fraction, and by how much its normal is turned about
+        the beam against that of the experiments.
+    used_fraction : float
+        The fraction of polarisation that the data were corrected with.
+    """
+
+    observations: int
+    absorption: float
+    detector: float
+    polarisation: float
+    rms: float
+    cause: str
+    fitted_fraction: float
+    fitted_angle_deg: float
+    used_fraction: float
+
+
+@dataclass(frozen=True)
 class StrategyRecord:
     """A strategy in a comparison.
 
@@ -32,6 +63,8 @@ class StrategyRecord:
         By shell, from low to high resolution.
     by_image : [{name: [float]}] or null
         By block of images, for each sweep.
+    residual_pattern : ResidualPatternRecord or null
+        Of strategies with the analytical factors alone.
     """
 
     label: str
@@ -48,6 +81,14 @@ class StrategyRecord:
     table_1: Mapping[str, Sequence[float | None]] | None = None
     by_resolution: Mapping[str, Any] | None = None
     by_image: Sequence[Mapping[str, Any]] | None = None
+    residual_pattern: ResidualPatternRecord | None = None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> StrategyRecord:
+        """The record of what was read."""
+        pattern = content.get("residual_pattern")
+        read = None if pattern is None else made_of(ResidualPatternRecord, pattern)
+        return made_of(cls, {**content, "residual_pattern": read})
 
 
 @dataclass(frozen=True)
@@ -124,7 +165,7 @@ class ComparisonRecord(Record):
             columns=content["columns"],
             table=[made_of(TableRowRecord, row) for row in content["table"]],
             same_observations=None if same is None else made_of(SameObservationsRecord, same),
-            strategies=[made_of(StrategyRecord, entry) for entry in content["strategies"]],
+            strategies=[StrategyRecord.of(entry) for entry in content["strategies"]],
         )
 
     @property

@@ -1,0 +1,444 @@
+"""What absorption factors leave: a pattern of the crystal, of the detector, or of polarisation.
+
+After scaling, ln I of an observation differs from the mean of its symmetry equivalents by errors.
+Where they form a pattern, three shapes are fitted to them, and it is asked which fits best:
+
+* **absorption**: harmonics up to order 4 of the incident and of the diffracted direction in the
+  frame of the crystal, whose coefficients are the same for both directions. Wrong labels or a wrong
+  mu leave such a pattern.
+* **detector**: harmonics up to order 4 of the diffracted direction in the laboratory. A wrong
+  flat field, a shadow or a wrong correction of the sensor leave it.
+* **polarisation**: the logarithm of a polarisation factor, less that of the one the data were
+  corrected with. It has two parameters, the fraction of polarisation and the direction of its
+  normal about the beam.
+
+The first two have 24 parameters each. Polarisation has two, so that it can only fit better than
+absorption if it is the cause.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from cctbx import miller
+from dials.array_family import flex
+from dxtbx import flumpy
+from dxtbx.model import ExperimentList
+from dxtbx.model.experiment_list import ExperimentListFactory
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from anacor_dials.diffraction.reflections import experiment_of_rows, row_directions
+from anacor_dials.sample.frames import FloatArray, unit
+
+ORDER = 4  # of the harmonics; DIALS' level low
+LEAST_I_OVER_SIGMA = 3.0  # below, the logarithm of an intensity is too uncertain
+# These bound the time
+MOST_OBSERVATIONS = 40_000
+MOST_BLOCKS = 120
+MOST_CRYSTALS = 10
+FEWEST_OBSERVATIONS = 500
+# Scales of images are smooth over about ten degrees in dials.scale
+BLOCK_DEG = 10.0
+# Crystals whose orientations in the datum frame differ by less are one (absorption is the same)
+SAME_CRYSTAL_DEG = 2.0
+FARTHEST = 6.0  # robust standard deviations; what lies beyond is an outlier of its own
+# Chosen by hand: what is smaller matters less than other errors of good data
+LEAST_RMS = 0.01
+LEAST_SHARE = 0.1
+# By so much of the variance the detector's shape must fit better: both have as many parameters
+CLEARLY_BETTER = 0.1
+SMALLEST_P = 0.02  # bounds the logarithm of a polarisation factor that is tried
+
+
+@dataclass(frozen=True)
+class Polarisation:
+    """The polarisation of a beam.
+
+    Attributes
+    ----------
+    fraction : float
+        The fraction of the intensity whose electric field is at right angles to the normal,
+        0.5 to 1.
+    angle_deg : float
+        By how much the normal is turned about the beam, right-handedly about the direction from
+        the source to the sample, against that of the experiments; -90 to 90 degrees.
+    """
+
+    fraction: float
+    angle_deg: float
+
+
+@dataclass(frozen=True)
+class ResidualPattern:
+    """How much of the disagreement of equivalents each shape explains.
+
+    Attributes
+    ----------
+    observations : int
+        How many were used.
+    absorption, detector, polarisation : float
+        Shares of the weighted sum of squares, 0 to 1.
+    rms : float
+        Of the pattern of polarisation or of the detector, whichever explains more; a relative error
+        of the intensities.
+    fitted, used : Polarisation
+        What fits best, and what the data were corrected with.
+    """
+
+    observations: int
+    absorption: float
+    detector: float
+    polarisation: float
+    rms: float
+    fitted: Polarisation
+    used: Polarisation
+
+    @property
+    def cause(self) -> str:
+        """What fits better than absorption: "polarisation", "detector", or "" for neither."""
+        if self.rms < LEAST_RMS:
+            return ""
+        if self.polarisation >= max(self.absorption, LEAST_SHARE):
+            return "polarisation"
+        if self.detector >= max(self.absorption + CLEARLY_BETTER, LEAST_SHARE):
+            return "detector"
+        return ""
+
+
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """n observations of equivalents, as the shapes are fitted to them.
+
+    Attributes
+    ----------
+    log_intensity : array (n,)
+        ln of the scaled intensity.
+    variance : array (n,)
+        Its relative variance.
+    unique : array (n,) of int
+        The number of the unique reflection, Friedel mates apart.
+    block : array (n,) of int
+        The number of the sweep and of the range of scan angles. Each has a scale of its own.
+    crystal : array (n,) of int
+        The number of the crystal.
+    to_source, exit : array (n, 3)
+        Unit vectors in the datum frame.
+    exit_in_lab : array (n, 3)
+        Unit vectors.
+    across : array (n, 2)
+        s1 (a unit vector) along the electric field and along the normal of the polarisation that
+        the data were corrected with.
+    fraction : float
+        The fraction of that polarisation.
+    """
+
+    log_intensity: FloatArray
+    variance: FloatArray
+    unique: NDArray[np.int64]
+    block: NDArray[np.int64]
+    crystal: NDArray[np.int64]
+    to_source: FloatArray
+    exit: FloatArray
+    exit_in_lab: FloatArray
+    across: FloatArray
+    fraction: float
+
+    def __getitem__(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> Residuals:
+        """Some of the observations."""
+        parts: dict[str, Any] = {
+            name: v[index] for name, v in vars(self).items() if isinstance(v, np.ndarray)
+        }
+        return replace(self, **parts)
+
+
+# ---- the fit -------------------------------------------------------------------------------------
+
+
+def harmonics(directions: FloatArray) -> FloatArray:
+    """All functions (n, 25) on the sphere up to order 4, of unit vectors (n, 3).
+
+    The monomials of degree 3 and 4: on the sphere they span the harmonics of odd and of even order.
+    """
+    x, y, z = directions.T
+    return np.stack(
+        [
+            x**i * y**j * z ** (degree - i - j)
+            for degree in (ORDER - 1, ORDER)
+            for i in range(degree + 1)
+            for j in range(degree + 1 - i)
+        ],
+        axis=1,
+    )
+
+
+def log_polarisation(across: FloatArray, c: float, s: float) -> FloatArray:
+    """ln of the polarisation factor (n,) of diffracted beams.
+
+    P = 1 - (a^2 + b^2) / 2 - c (a^2 - b^2) / 2 - s a b. This is the factor of Kahn et al., J. Appl.
+    Cryst. 15 (1982) 330, with c = (2 f - 1) cos 2 psi and s = (2 f - 1) sin 2 psi for a fraction f
+    and a normal that is turned by psi.
+
+    Parameters
+    ----------
+    across : array (n, 2)
+        a and b, see :class:`Residuals`.
+    c, s : float
+    """
+    a, b = across.T
+    p = 1 - (a**2 + b**2) / 2 - c * (a**2 - b**2) / 2 - s * a * b
+    return np.asarray(np.log(np.maximum(p, SMALLEST_P)))
+
+
+def _projection(data: Residuals) -> Callable[[FloatArray], FloatArray]:
+    """A function that takes from (n,) or (n, k) what unique reflections and scales explain.
+
+    The result is multiplied by the square roots of the weights.
+    """
+    weights = 1.0 / (data.variance + LEAST_RMS**2)
+    root = np.sqrt(weights)
+    total = np.bincount(data.unique, weights)
+
+    def centred(values: FloatArray) -> FloatArray:
+        columns = values.reshape(len(values), -1)
+        out = np.empty_like(columns)
+        for k, column in enumerate(columns.T):
+            mean = np.bincount(data.unique, weights * column) / np.maximum(total, 1e-30)
+            out[:, k] = root * (column - mean[data.unique])
+        return out.reshape(values.shape)
+
+    blocks = centred((data.block[:, None] == np.unique(data.block)).astype(np.float64))
+    u, size, _ = np.linalg.svd(blocks, full_matrices=False)
+    scales = u[:, size > 1e-8 * size.max(initial=1e-300)]
+
+    def project(values: FloatArray) -> FloatArray:
+        left = centred(values)
+        return np.asarray(left - scales @ (scales.T @ left))
+
+    return project
+
+
+def fit_patterns(data: Residuals) -> ResidualPattern:
+    """The three shapes fitted to residuals.
+
+    Parameters
+    ----------
+    data : Residuals
+
+    Raises
+    ------
+    ValueError
+        If there are too few observations of reflections that were measured several times.
+    """
+    data = _measured_several_times(data)
+    n = len(data.log_intensity)
+    if n < FEWEST_OBSERVATIONS:
+        raise ValueError(
+            f"{n} observations of equivalents are too few to look for a pattern in them; "
+            f"{FEWEST_OBSERVATIONS} are needed."
+        )
+    project = _projection(data)
+    left = project(data.log_intensity)
+    sound = np.abs(left) < FARTHEST * 1.4826 * np.median(np.abs(left))
+    data = _measured_several_times(data[sound])
+    project = _projection(data)
+    y = project(data.log_intensity)
+    whole = float(y @ y)
+
+    of_crystal = harmonics(data.exit) + harmonics(data.to_source)
+    absorption = np.concatenate(
+        [of_crystal * (data.crystal == k)[:, None] for k in np.unique(data.crystal)], axis=1
+    )
+    by_absorption, _ = _linear_fit(project(absorption), y)
+    by_detector, pattern = _linear_fit(project(harmonics(data.exit_in_lab)), y)
+    c, s, of_polarisation = _fit_polarisation(data, project, y)
+    by_polarisation = whole - float(np.sum((y - of_polarisation) ** 2))
+    if by_polarisation >= by_absorption:
+        pattern = of_polarisation
+    weights = 1.0 / (data.variance + LEAST_RMS**2)
+    return ResidualPattern(
+        observations=len(y),
+        absorption=by_absorption / whole,
+        detector=by_detector / whole,
+        polarisation=by_polarisation / whole,
+        rms=float(np.sqrt(pattern @ pattern / weights.sum())),
+        fitted=Polarisation(
+            fraction=0.5 + 0.5 * min(float(np.hypot(c, s)), 1.0),
+            angle_deg=float(np.degrees(0.5 * np.arctan2(s, c))),
+        ),
+        used=Polarisation(data.fraction, 0.0),
+    )
+
+
+def _measured_several_times(data: Residuals) -> Residuals:
+    """The observations of unique reflections that have several."""
+    _, unique, counts = np.unique(data.unique, return_inverse=True, return_counts=True)
+    return data[counts[unique.ravel()] > 1]
+
+
+def _linear_fit(columns: FloatArray, y: FloatArray) -> tuple[float, FloatArray]:
+    """(by how much the sum of squares falls, the fitted values (n,))."""
+    found, *_ = np.linalg.lstsq(columns, y, rcond=1e-10)
+    fitted = columns @ found
+    return float(y @ y - np.sum((y - fitted) ** 2)), fitted
+
+
+def _fit_polarisation(
+    data: Residuals, project: Callable[[FloatArray], FloatArray], y: FloatArray
+) -> tuple[float, float, FloatArray]:
+    """c and s of :func:`log_polarisation`, and the fitted values (n,)."""
+    start = 2 * data.fraction - 1
+    used = log_polarisation(data.across, start, 0.0)
+
+    def fitted(parameters: FloatArray) -> FloatArray:
+        return project(log_polarisation(data.across, *map(float, parameters)) - used)
+
+    # from what was used, and from the middle, as the fit may have several minima
+    fits = [
+        least_squares(lambda p: y - fitted(p), (at, 0.0), bounds=(-1.0, 1.0))
+        for at in (np.clip(start, -0.99, 0.99), 0.0)
+    ]
+    best = min(fits, key=lambda fit: float(fit.cost))
+    return float(best.x[0]), float(best.x[1]), fitted(best.x)
+
+
+# ---- from scaled files ---------------------------------------------------------------------------
+
+
+def residual_pattern(
+    experiments_file: str | os.PathLike[str], reflections_file: str | os.PathLike[str]
+) -> ResidualPattern:
+    """What is left in scaled data, and which shape explains it.
+
+    Parameters
+    ----------
+    experiments_file, reflections_file : path
+        scaled.expt and scaled.refl.
+
+    Raises
+    ------
+    ValueError
+        If the data are no rotation data, or too few, or were not corrected for polarisation.
+    """
+    experiments = ExperimentListFactory.from_json_file(
+        os.fspath(experiments_file), check_format=False
+    )
+    table = flex.reflection_table.from_file(os.fspath(reflections_file))
+    return fit_patterns(residuals_of(experiments, table))
+
+
+def residuals_of(experiments: ExperimentList, table: flex.reflection_table) -> Residuals:
+    """The residuals of scaled data.
+
+    Observations that dials.scale rejected as outliers are among them: they may be outliers because
+    of the pattern. Of many crystals only the first ten are looked at.
+
+    Parameters
+    ----------
+    experiments : ExperimentList
+    table : reflection_table
+        With scales.
+
+    Raises
+    ------
+    ValueError
+        If the data are no rotation data, or were not corrected for polarisation.
+    """
+    if any(e.scan is None or e.goniometer is None or e.crystal is None for e in experiments):
+        raise ValueError("Patterns are looked for in rotation data of indexed crystals only.")
+    if "lp" not in table:
+        raise ValueError("The reflections have no column lp, the correction for polarisation.")
+    flags = table.flags
+    left_out = table.get_flags(flags.excluded_for_scaling) | table.get_flags(
+        flags.user_excluded_in_scaling
+    )
+    table = table.select(~left_out & (table["inverse_scale_factor"] > 0))
+    (of_row,) = experiment_of_rows([table], experiments)
+    directions = row_directions(table, of_row, experiments, np.eye(3))
+    scale = flumpy.to_numpy(table["inverse_scale_factor"])
+    intensity = flumpy.to_numpy(table["intensity.scale.value"]) / scale
+    variance = flumpy.to_numpy(table["intensity.scale.variance"]) / scale**2
+    rows, experiment = directions.rows, directions.experiment
+    with np.errstate(invalid="ignore"):
+        strong = intensity[rows] > LEAST_I_OVER_SIGMA * np.sqrt(variance[rows])
+    crystal = _crystals(experiments)[experiment]
+    strong &= (variance[rows] > 0) & np.isfinite(intensity[rows]) & (crystal < MOST_CRYSTALS)
+    if strong.sum() > MOST_OBSERVATIONS:  # all equivalents of some unique reflections
+        _, unique = np.unique(
+            _unique_indices(experiments, table)[rows], axis=0, return_inverse=True
+        )
+        kept = np.random.default_rng(1).random(unique.max() + 1) < MOST_OBSERVATIONS / strong.sum()
+        strong &= kept[unique.ravel()]
+    rows, experiment, crystal = rows[strong], experiment[strong], crystal[strong]
+    indices = _unique_indices(experiments, table)[rows]
+    s1 = unit(flumpy.to_numpy(table["s1"])[rows])
+    angle = np.degrees(flumpy.to_numpy(table["xyzcal.mm"])[rows, 2])
+    width = max(
+        BLOCK_DEG,
+        sum(np.ptp(angle[experiment == number]) for number in np.unique(experiment)) / MOST_BLOCKS,
+    )
+    relative = variance[rows] / intensity[rows] ** 2
+    beam = experiments[0].beam
+    return Residuals(
+        # the mean of ln I is (sigma / I)^2 / 2 below the logarithm of the mean
+        log_intensity=np.log(intensity[rows]) + 0.5 * relative,
+        variance=relative,
+        unique=np.unique(indices, axis=0, return_inverse=True)[1].ravel(),
+        block=np.unique(
+            np.column_stack([experiment, np.floor(angle / width).astype(np.int64)]),
+            axis=0,
+            return_inverse=True,
+        )[1].ravel(),
+        crystal=crystal,
+        to_source=directions.to_source[strong],
+        exit=directions.exit[strong],
+        exit_in_lab=s1,
+        across=_across(experiments, experiment, s1),
+        fraction=float(beam.get_polarization_fraction()),
+    )
+
+
+def _unique_indices(experiments: ExperimentList, table: flex.reflection_table) -> NDArray[np.int64]:
+    """Miller indices (n, 3) of the unique reflections, Friedel mates apart."""
+    indices = table["miller_index"].deep_copy()
+    group = experiments[0].crystal.get_space_group()
+    miller.map_to_asu(group.type(), True, indices)
+    return np.rint(flumpy.to_numpy(indices.as_vec3_double())).astype(np.int64)
+
+
+def _across(
+    experiments: ExperimentList, experiment: NDArray[np.int64], s1: FloatArray
+) -> FloatArray:
+    """The components (n, 2) of s1 along the electric field and along the normal."""
+    across = np.empty((len(s1), 2))
+    for number in np.unique(experiment):
+        beam = experiments[int(number)].beam
+        normal = unit(beam.get_polarization_normal())
+        field = unit(np.cross(normal, unit(beam.get_s0())))
+        mine = experiment == number
+        across[mine] = s1[mine] @ np.stack([field, normal], axis=1)
+    return across
+
+
+def _crystals(experiments: ExperimentList) -> NDArray[np.int64]:
+    """The number (n_experiments,) of the crystal of each experiment.
+
+    Experiments whose lattices lie alike in the datum frame belong to one crystal.
+    """
+    numbers: list[int] = []
+    known: list[FloatArray] = []
+    for experiment in experiments:
+        u = np.reshape(experiment.crystal.get_U(), (3, 3))
+        for number, other in enumerate(known):
+            cosine = (np.trace(u.T @ other) - 1) / 2
+            if cosine > np.cos(np.deg2rad(SAME_CRYSTAL_DEG)):
+                numbers.append(number)
+                break
+        else:
+            numbers.append(len(known))
+            known.append(u)
+    return np.array(numbers, dtype=np.int64)
