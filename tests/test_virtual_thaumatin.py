@@ -15,6 +15,9 @@ import pytest
 
 pytest.importorskip("dials", reason="the example needs DIALS")
 
+from dials.array_family import flex
+
+MODULES = {"import": "dials_import"}  # where a module is not called as its command
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "virtual_thaumatin"
 
 
@@ -94,8 +97,9 @@ def test_a_step_that_fails_ends_the_run_and_is_not_done(example, copying, tmp_pa
     assert "no" in (tmp_path / "bad.failed.log").read_text()
 
 
-def test_what_a_step_reads_is_given_or_made_by_an_earlier_one(example, tmp_path):
-    given = example.arguments([str(tmp_path), "--sam2", "hub/name"])
+@pytest.mark.parametrize("setting", ["small", "images"])
+def test_what_a_step_reads_is_given_or_made_by_an_earlier_one(example, tmp_path, setting):
+    given = example.arguments([str(tmp_path), "--setting", setting, "--sam2", "hub/name"])
     made = set()
     steps = example.steps_of(given, tmp_path)
     for step in steps:
@@ -117,11 +121,13 @@ def test_the_weights_that_ship_are_read(example, tmp_path):
     assert all(path.is_file() for path in weights)
 
 
-@pytest.mark.parametrize("setting", ["small", "large"])
+@pytest.mark.parametrize("setting", ["small", "large", "images"])
 def test_every_parameter_is_one_of_its_command(example, tmp_path, setting):
     given = example.arguments([str(tmp_path), "--setting", setting, "--sam2", "hub/name"])
     for step in example.steps_of(given, tmp_path):
-        module = importlib.import_module(f"anacor_dials.command_line.{step.command[0][6:]}")
+        name = step.command[0].removeprefix("dials.")
+        package = "anacor_dials" if name.startswith("anacor") else "dials"
+        module = importlib.import_module(f"{package}.command_line.{MODULES.get(name, name)}")
         interpreter = module.phil_scope.command_line_argument_interpreter()
         for argument in step.command[1:]:
             if "=" in argument:
@@ -144,6 +150,21 @@ def test_the_samples_fit_their_images(example, tmp_path):
         [job] = scan_jobs(recipe, settings, params.seed, 1, "virtual")
         size = np.ptp(job.sample().bounds_um("crystal"), axis=0)
         assert 25 < np.cbrt(size.prod()) < 150
+
+
+def test_images_are_integrated_before_they_are_corrected(example, tmp_path):
+    """Each step of DIALS reads what the one before wrote; the factors are of integrated data."""
+    given = example.arguments([str(tmp_path), "--setting", "images", "--only-truth"])
+    steps = example.steps_of(given, tmp_path)
+    names = [step.name for step in steps]
+    assert names == [
+        "simulate", "import", "find_spots", "index", "refine", "integrate", "symmetry", "reindex",
+        "absorption_truth", "compare",
+    ]  # fmt: skip
+    by_name = dict(zip(names, steps, strict=True))
+    assert by_name["import"].reads[0] in by_name["simulate"].makes
+    for before, after in zip(names[1:8], names[2:9], strict=True):
+        assert set(by_name[before].makes) <= set(by_name[after].reads), after
 
 
 # ---- tables ----------------------------------------------------------------------------------------
@@ -238,3 +259,24 @@ def test_absorption_ruins_the_data_and_labels_mend_them(example, tmp_path, capsy
     capsys.readouterr()
     example.main([str(tmp_path / "run")])  # nothing is done twice
     assert capsys.readouterr().out.count("done before") == 5
+
+
+@pytest.mark.slow
+def test_from_images_to_merged_data(example, results, tmp_path):
+    """Simulated images through DIALS; then the true labels restore what absorption ruined."""
+    run = tmp_path / "run"
+    found = example.main([str(run), "--setting", "images", "--only-truth"])
+    judged = {one.label: one for one in found}
+    none, harmonics, truth = judged["none"], judged["SH high"], judged["analytical"]
+    assert truth.table_1["Rmeas(I)"][0] < 0.6 * none.table_1["Rmeas(I)"][0]
+    assert truth.table_1["CC half"][0] > 0.998
+    for one in (none, harmonics):
+        assert one.agreement.r_intensities > truth.agreement.r_intensities
+        assert one.agreement.cc_anomalous < truth.agreement.cc_anomalous
+    assert truth.agreement.r_intensities < 0.03
+    assert truth.agreement.cc_intensities > 0.995
+    table = flex.reflection_table.from_file(str(run / "truth" / "corrected.refl"))
+    factors, true = results.factors_and_truth(table, run)
+    assert len(factors) > 5000
+    ratio = factors / true
+    assert ratio.std() / ratio.mean() < 0.01

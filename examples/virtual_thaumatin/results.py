@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from dials.array_family import flex
+from scipy.spatial import cKDTree
 
 from anacor_dials.diffraction.known_structure import (
     Agreement,
@@ -123,6 +124,23 @@ def sample_files(folder: Path, found: Sequence[str]) -> dict[str, Path]:
     }
 
 
+def factors_and_truth(table: flex.reflection_table, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(factors, true transmissions) of the reflections of a corrected table whose truth is known.
+
+    Those that were integrated from images have the truth of the simulated reflection that lies within
+    1.5 pixels and images of them: the indices may be in another setting.
+    """
+    factors = np.array(table["analytical_correction"])
+    if "true.transmission" in table:
+        return factors, np.array(table["true.transmission"])
+    truth = flex.reflection_table.from_file(str(folder / "virtual_0001.refl"))
+    integrated = np.array(table.get_flags(table.flags.integrated_prf))
+    place, true_place = (np.array(one["xyzcal.px"].parts()).T for one in (table, truth))
+    distance, nearest = cKDTree(true_place).query(place)
+    known = integrated & (distance < 1.5)
+    return factors[known], np.array(truth["true.transmission"])[nearest[known]]
+
+
 def label_rows(folder: Path, found: Sequence[str]) -> list[tuple[str, list[str], list[bool]]]:
     """How good each segmentation's labels are, and its factors against the true transmissions."""
     columns = {}
@@ -137,7 +155,8 @@ def label_rows(folder: Path, found: Sequence[str]) -> list[tuple[str, list[str],
         sample = read_sample_file(path, tomogram=False)
         cells[6] = " / ".join(f"{1e3 * mu:.2f}" for mu in sample.mu_per_um[1:])
         table = flex.reflection_table.from_file(str(place / "corrected.refl"))
-        ratio = np.array(table["analytical_correction"]) / np.array(table["true.transmission"])
+        factors, true = factors_and_truth(table, folder)
+        ratio = factors / true
         cells[7] = f"{100 * ratio.std() / ratio.mean():.2f} %"
         columns[label] = cells
     names = (
@@ -213,18 +232,20 @@ def draw_bars(judged: Sequence[Judged], path: Path) -> None:
 
 
 def draw_slices(files: Mapping[str, Path], path: Path) -> None:
-    """Slices through the middle of the crystal as a PNG: tomogram, true labels, labels found."""
+    """Slices through the middle of the crystal as a PNG: tomogram if there is one, labels."""
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure as Drawing
 
     samples = {label: read_sample_file(file) for label, file in files.items()}
     truth = samples[TRUTH].labels
-    tomogram = next(sample.tomogram for label, sample in samples.items() if label != TRUTH)
+    tomogram = next((s.tomogram for label, s in samples.items() if label != TRUTH), None)
     middle = np.argwhere(truth.values == truth.label("crystal")).mean(axis=0)
-    volumes = {"tomogram": tomogram, **{k: v.labels for k, v in samples.items()}}
+    volumes = {k: v.labels for k, v in samples.items()}
+    if tomogram is not None:
+        volumes = {"tomogram": tomogram, **volumes}
     drawing = Drawing(figsize=(2.6 * len(volumes), 7.5), layout="constrained")
     panels = drawing.subplots(3, len(volumes), squeeze=False)
-    top = float(np.percentile(tomogram.values, 99.5))
+    top = 1.0 if tomogram is None else float(np.percentile(tomogram.values, 99.5))
     for row in range(3):
         for axis, (name, volume) in zip(panels[row], volumes.items(), strict=True):
             at = (middle - truth.centre)[row] * truth.voxel_size_um[row]
@@ -292,15 +313,16 @@ def write_results(
         for s in comparison["strategies"]
         if not s["succeeded"]
     ]
+    stem = document.stem if document else "virtual_thaumatin"  # of the pictures
     text = "\n\n".join(
         [
             origin,
             markdown(header, rows),
-            nearness(judged, found),
+            *filter(None, [nearness(judged, found)]),
             *failed,
-            "![statistics](virtual_thaumatin-statistics.png)",
+            f"![statistics]({stem}-statistics.png)",
             markdown(sources, of_labels),
-            "![slices](virtual_thaumatin-slices.png)",
+            f"![slices]({stem}-slices.png)",
         ]
     )
     structure_rows = {
@@ -354,7 +376,7 @@ def write_results(
             out.path(document).write_text(with_figures(old, text), encoding="utf-8")
             targets.append(document.parent)
         for target in targets:
-            draw_bars(judged, out.path(target / "virtual_thaumatin-statistics.png"))
-            draw_slices(files, out.path(target / "virtual_thaumatin-slices.png"))
+            draw_bars(judged, out.path(target / f"{stem}-statistics.png"))
+            draw_slices(files, out.path(target / f"{stem}-slices.png"))
     lines = [*plain_table(header, rows), "", *plain_table(sources, of_labels), ""]
     return judged, "\n".join([*lines, nearness(judged, found), *failed])

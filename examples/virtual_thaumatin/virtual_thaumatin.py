@@ -5,6 +5,10 @@ labels, with AnACorNet's and, where a checkpoint is given, with those that SAM-2
 what a user cannot do: the merged data held against the structure that diffracted.
 
     tools/dials-env python examples/virtual_thaumatin/virtual_thaumatin.py [FOLDER]
+    tools/dials-env python examples/virtual_thaumatin/virtual_thaumatin.py --setting images [FOLDER]
+
+The setting "images" begins with rotation images, which DIALS indexes and integrates; the others begin with
+integrated reflections.
 
 Every step is one command, shown as it is run; its output is kept in FOLDER/logs. A step is not repeated
 while its command is the same and its results are there and newer than what it reads.
@@ -33,6 +37,7 @@ from anacor_dials.segmentation.weights_files import model_card_path
 
 NETWORK, SAM2 = "AnACorNet", "AnACorNet + SAM-2"
 STRATEGIES = "none+sh_low+sh_high+analytical+analytical_sh"
+STRATEGIES_OF_IMAGES = "none+sh_high+analytical"
 SIMULATION = (
     "seed=5",
     "sample.shape=polyhedron",
@@ -43,6 +48,8 @@ SIMULATION = (
     "diffraction.simulate=True",
     "diffraction.mean_counts=50000",  # before absorption
 )
+IMAGES_D_MIN = 4.5  # A; the resolution in the corners of the flat detector
+SPACE_GROUP = "P 41 21 2"  # images cannot tell it from its enantiomorph; the structure's is known
 SETTINGS = {
     # minutes on two cores
     "small": (
@@ -63,6 +70,20 @@ SETTINGS = {
         "diffraction.d_min=2.7",
         "diffraction.sweep=0,360,0.1,0,0",
         "diffraction.sweep=0,360,0.1,-40,0",
+    ),
+    # from rotation images; half an hour of processor time at most
+    "images": (
+        "sample.crystal_size=72,80",
+        "sample.stem_length=20",
+        "scan.pixel_size=1.4",
+        "scan.image_size=230,160",
+        "scan.n_projections=200",
+        "diffraction.images=True",
+        "diffraction.detector=flat_1m",
+        "diffraction.detector_distance=80",
+        f"diffraction.d_min={IMAGES_D_MIN}",
+        "diffraction.sweep=0,180,0.5,0,0",
+        "diffraction.background=1",
     ),
 }
 
@@ -127,11 +148,45 @@ def run_step(step: Step, logs: Path) -> float:
     return seconds
 
 
+def integration_steps(images: Path, folder: Path, nproc: int) -> list[Step]:
+    """From images to integrated reflections in a folder, as a user of DIALS makes them."""
+    place = folder / "images"
+
+    def step(command: str, *options: str, reads: Sequence[str], makes: Sequence[str]) -> Step:
+        return Step(
+            command.removeprefix("dials."),
+            (command, *reads, *options),
+            place,
+            tuple(place / name for name in reads),
+            tuple(place / name for name in makes),
+        )
+
+    cores = f"nproc={nproc}"
+    return [
+        step("dials.import", reads=[str(images)], makes=["imported.expt"]),
+        step("dials.find_spots", cores, reads=["imported.expt"], makes=["strong.refl"]),
+        step("dials.index", reads=["imported.expt", "strong.refl"],
+             makes=["indexed.expt", "indexed.refl"]),
+        step("dials.refine", reads=["indexed.expt", "indexed.refl"],
+             makes=["refined.expt", "refined.refl"]),
+        step("dials.integrate", cores, f"prediction.d_min={IMAGES_D_MIN}",
+             reads=["refined.expt", "refined.refl"], makes=["integrated.expt", "integrated.refl"]),
+        step("dials.symmetry", reads=["integrated.expt", "integrated.refl"],
+             makes=["symmetrized.expt", "symmetrized.refl"]),
+        step("dials.reindex", f"space_group={SPACE_GROUP}",
+             reads=["symmetrized.expt", "symmetrized.refl"],
+             makes=["reindexed.expt", "reindexed.refl"]),
+    ]  # fmt: skip
+
+
 def steps_of(given: argparse.Namespace, folder: Path) -> list[Step]:
     """All steps of a run in a folder, in order."""
     stem = folder / "virtual_0001"
     scan, labels_true = stem.with_suffix(".nxs"), folder / "virtual_0001_truth.h5"
-    data = tuple(stem.with_suffix(suffix) for suffix in (".expt", ".refl"))
+    simulated = tuple(stem.with_suffix(suffix) for suffix in (".expt", ".refl"))
+    images = [folder / "virtual_0001_sweep1.nxs"] if given.setting == "images" else []
+    integration = [one for path in images for one in integration_steps(path, folder, given.nproc)]
+    data = integration[-1].makes if integration else simulated
     weights = given.weights or Path(str(files("anacor_dials") / "segmentation" / "weights"))
     reads = tuple(sorted(weights.glob("*.safetensors"))) if weights.is_dir() else (weights,)
     chosen = (f"segmentation.weights={given.weights}",) if given.weights else ()
@@ -141,8 +196,9 @@ def steps_of(given: argparse.Namespace, folder: Path) -> list[Step]:
             ("dials.anacor_simulate", "output.prefix=virtual", *SIMULATION, *SETTINGS[given.setting]),
             folder,
             (),
-            (scan, labels_true, *data, stem.with_suffix(".pdb")),
-        )
+            (scan, labels_true, *simulated, *images, stem.with_suffix(".pdb")),
+        ),
+        *integration,
     ]  # fmt: skip
     labels = {TRUTH: labels_true}
     for label, options in segmentations(given).items():
@@ -175,7 +231,7 @@ def steps_of(given: argparse.Namespace, folder: Path) -> list[Step]:
         "dials.anacor_compare",
         *map(str, corrected),
         f"labels={','.join(labels)}",
-        f"strategies={STRATEGIES}",
+        f"strategies={STRATEGIES_OF_IMAGES if images else STRATEGIES}",
         "scaling.anomalous=True",
         "scaling.full_matrix=False",
         f"nproc={given.nproc}",
@@ -186,7 +242,7 @@ def steps_of(given: argparse.Namespace, folder: Path) -> list[Step]:
 
 def segmentations(given: argparse.Namespace) -> dict[str, tuple[str, ...]]:
     """{label: further options of dials.anacor_segment}."""
-    made: dict[str, tuple[str, ...]] = {NETWORK: ()}
+    made: dict[str, tuple[str, ...]] = {} if given.only_truth else {NETWORK: ()}
     if given.sam2:
         made[SAM2] = (f"sam2.checkpoint={given.sam2}", f"sam2.model={given.sam2_model}")
     return made
@@ -215,12 +271,20 @@ def arguments(args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("folder", nargs="?", type=Path, default=Path("virtual_thaumatin"))
     parser.add_argument("--setting", choices=SETTINGS, default="small",
-                        help="small: minutes on two cores; large: I23's own scan, for clusters")  # fmt: skip
+                        help="small: minutes on two cores; images: from rotation images, a "
+                        "quarter of an hour; large: I23's own scan, for clusters")  # fmt: skip
     parser.add_argument("--weights", type=lambda name: Path(name).resolve(),
                         help="weights of AnACorNet other than those that ship")  # fmt: skip
+    parser.add_argument("--only-truth", action="store_true",
+                        help="the true labels alone: nothing is segmented")  # fmt: skip
     parser.add_argument("--sam2", metavar="CHECKPOINT", help="refine by SAM-2, too")
     parser.add_argument("--sam2-model", default="tiny", help="the checkpoint's model (tiny)")
-    parser.add_argument("--nproc", type=int, default=2, help="runs of dials.scale at a time (2)")
+    parser.add_argument(
+        "--nproc",
+        type=int,
+        default=2,
+        help="processes of a step of DIALS, and runs of dials.scale at a time (2)",
+    )
     parser.add_argument("--docs", type=Path, help="a Markdown document whose figures are replaced")
     given = parser.parse_args(args)
     if given.docs and END not in given.docs.read_text(encoding="utf-8"):
