@@ -19,6 +19,10 @@ installed: python -m anacor_dials.jobs.train
 network.architecture=sam2 trains a small SAM-2 instead, which follows an object from slice to slice,
 on films of slices of the same samples.
 
+Several GPUs or machines share a training that torch's launcher starts; training.batch is then the
+number of crops of each process, and the first process writes: torchrun --nproc-per-node 4 -m
+anacor_dials.command_line.anacor_train, with the parameters as usual.
+
 Examples::
 
   dials.anacor_train stream.use=True training.steps=4000 training.threads=2
@@ -46,6 +50,7 @@ from anacor_dials.command_line import begin_log
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.report.page import write_json
+from anacor_dials.sample.devices import is_first_process, n_processes
 
 if TYPE_CHECKING:
     from anacor_dials.segmentation.training_settings import TrainingSettings
@@ -117,7 +122,8 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
         parser.print_help()
         sys.exit(1)
 
-    begin_log(logger, parser, options, params.output.log)
+    is_first = is_first_process()
+    begin_log(logger, parser, options, params.output.log if is_first else None)
 
     try:
         try:
@@ -154,15 +160,17 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
             "simulated": simulated,
             "stream": stream if params.stream.use else None,
             "restart": params.training.restart,
-            "progress": sys.stderr.isatty(),
+            "progress": is_first and sys.stderr.isatty(),
         }
         if choice(params.network.architecture) == "sam2":
+            if n_processes() > 1:
+                raise ValueError("SAM-2 is trained in one process; start it without torchrun.")
             films = FilmSettings(edge=settings.crop)
             sam2 = Sam2TrainingSettings(course=settings, films=films)
             card = train_sam2_weights(given, sam2, weights, **choices)
         else:
             card = train_weights(given, settings, weights, **choices)
-        if "evaluation" in card:
+        if "evaluation" in card and is_first:
             write_json(model_card_path(weights), card)
     except ValueError as error:
         raise Sorry(error) from None

@@ -12,15 +12,17 @@ from typing import Any
 
 from anacor_dials.jobs.training_scans import ScanRanges, write_training_scans
 from anacor_dials.jobs.training_stream import StreamedTomograms
+from anacor_dials.sample.devices import is_first_process
 from anacor_dials.segmentation.calibration import calibrate, fit_calibration, logits_of_samples
 from anacor_dials.segmentation.evaluation import evaluate_samples, mean_scores
 from anacor_dials.segmentation.inference import load_network
-from anacor_dials.segmentation.tiles import InferenceSettings
-from anacor_dials.segmentation.training import (
-    argument_parser,
-    settings_of,
-    train,
+from anacor_dials.segmentation.processes import (
+    TrainingProcesses,
+    joined_processes,
 )
+from anacor_dials.segmentation.tiles import InferenceSettings
+from anacor_dials.segmentation.training import train
+from anacor_dials.segmentation.training_arguments import argument_parser, settings_of
 from anacor_dials.segmentation.training_data import TrainingVolume, read_training_volumes
 from anacor_dials.segmentation.training_settings import TrainingSettings
 from anacor_dials.segmentation.weights_files import model_card_path, save_weights
@@ -150,6 +152,9 @@ def train_weights(
 ) -> dict[str, Any]:
     """Trains a network on samples and returns its model card.
 
+    Started by torch's launcher, the processes share the training (see
+    :mod:`anacor_dials.segmentation.processes`).
+
     Parameters
     ----------
     folders : sequence of Path
@@ -175,8 +180,36 @@ def train_weights(
     ValueError
         If the samples cannot be read, or the settings do not fit them.
     """
-    made, tests = make_samples(simulated) if simulated is not None else ([], [])
-    all_folders = [*folders, *made]
+    with joined_processes(settings.torch_device) as processes:
+        made, tests = _made_once(simulated, processes)
+        return _train_on(
+            [*folders, *made], tests, settings, weights, stream, processes, restart, progress
+        )
+
+
+def _made_once(
+    simulated: SimulatedSamples | None, processes: TrainingProcesses
+) -> tuple[list[Path], list[Path]]:
+    """As :func:`make_samples`; the first process makes them, and the others find them."""
+    if simulated is None:
+        return [], []
+    if processes.first:
+        make_samples(simulated)
+    processes.wait()
+    return make_samples(simulated)
+
+
+def _train_on(
+    all_folders: Sequence[Path],
+    tests: Sequence[Path],
+    settings: TrainingSettings,
+    weights: Path,
+    stream: StreamedTomograms | None,
+    processes: TrainingProcesses,
+    restart: bool,
+    progress: bool,
+) -> dict[str, Any]:
+    """As :func:`train_weights`, of samples that are there."""
     volumes = (
         read_training_volumes(all_folders, settings.network.names, progress)
         if all_folders or stream is None
@@ -196,6 +229,8 @@ def train_weights(
         workers=stream.workers if stream is not None else 0,
         validation=left_out,
     )
+    if not processes.first:
+        return card
     if stream is not None and card["training"]["finished"]:
         aside = replace(stream, seed=stream.seed + CALIBRATION_SEED)
         card = calibrate_weights(weights, [aside(k) for k in range(stream.calibration_samples)])
@@ -213,7 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-stream", action="store_true", help="on the folders alone")
     parser.add_argument("--workers", type=int, default=1, help="processes that make samples")
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    first = is_first_process()
+    logging.basicConfig(
+        level=logging.INFO if first else logging.WARNING, format="%(asctime)s %(message)s"
+    )
     try:
         settings = settings_of(given)
         stream = (
@@ -225,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.weights,
             stream=stream,
             restart=given.restart,
-            progress=sys.stderr.isatty(),
+            progress=first and sys.stderr.isatty(),
         )
     except ValueError as error:
         parser.exit(1, f"{error}\n")

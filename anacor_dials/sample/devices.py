@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -55,3 +56,13 @@ def chosen_device(
             f"device=cuda needs {library} and an NVIDIA GPU: {reason}. Use device=cpu or auto."
         )
     return "cpu"
+
+
+def n_processes() -> int:
+    """How many processes torch's launcher started together; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of them."""
+    return n_processes() == 1 or os.environ["RANK"] == "0"

@@ -14,7 +14,6 @@ and the step alone, so that a training that is continued sees the same crops.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from anacor_dials import __version__
+from anacor_dials.sample.devices import is_first_process
 from anacor_dials.sample.output_files import whole_file
 from anacor_dials.segmentation.batch_statistics import measure_statistics
 from anacor_dials.segmentation.coarse_grid import WINDOWS
@@ -41,7 +41,6 @@ from anacor_dials.segmentation.context import at_plane, context_probabilities
 from anacor_dials.segmentation.crops import CropSource
 from anacor_dials.segmentation.losses import adjust_logits
 from anacor_dials.segmentation.network import (
-    NetworkSettings,
     SliceNetwork,
     build_network,
     memory_layout,
@@ -49,7 +48,14 @@ from anacor_dials.segmentation.network import (
     on_device,
     take_over,
 )
+from anacor_dials.segmentation.processes import (
+    TrainingProcesses,
+    joined_processes,
+    mean_weights,
+    rng_of_step,
+)
 from anacor_dials.segmentation.replicas import Batch, ThreadedReplicas
+from anacor_dials.segmentation.training_arguments import argument_parser, settings_of
 from anacor_dials.segmentation.training_data import (
     PooledVolume,
     TrainingVolume,
@@ -167,8 +173,10 @@ class _Trainer:
         training: Sequence[TrainingVolume],
         validation: Sequence[TrainingVolume],
         weights: Path,
+        processes: TrainingProcesses,
     ) -> None:
         self.settings, self.pool, self.weights = settings, pool, weights
+        self.processes = processes
         self.training, self.validation = training, validation
         self.device = settings.torch_device
         self.layout = memory_layout(self.device)
@@ -222,8 +230,11 @@ class _Trainer:
         self.rows, self.best = json.loads(kept["rows"]), kept["best"]
         self.class_weights = kept["class_weights"].cpu().numpy()
         self.pool.advance(self.step)
-        for pooled, context in zip(self.pool.pooled(), kept["contexts"], strict=True):
-            pooled.context = context.cpu().numpy()
+        if self.processes.first:
+            for pooled, context in zip(self.pool.pooled(), kept["contexts"], strict=True):
+                pooled.context = context.cpu().numpy()
+        else:  # the file holds what the first process found in its samples
+            self.enter(self.pool.pooled())
         logger.info("Training goes on from step %d", self.step)
 
     def save(self) -> None:
@@ -251,8 +262,8 @@ class _Trainer:
         """Brings the pool to the present step; at the first one also finds the class weights."""
         self.enter(self.pool.advance(self.step, progress))
         if not self.step:
-            volumes = self.pool.volumes()
-            self.class_weights = class_weights(volumes, self.settings.network.n_classes)
+            found = class_weights(self.pool.volumes(), self.settings.network.n_classes)
+            self.class_weights = mean_weights(self.processes, found)
         self.per_class = torch.tensor(self.class_weights, dtype=torch.float32, device=self.device)
 
     def enter(self, new: Sequence[PooledVolume]) -> None:
@@ -263,7 +274,7 @@ class _Trainer:
 
     def draw(self, step: int) -> tuple[Any, list[tuple[PooledVolume, Any]]]:
         """((slices, context, labels), [(sample, how it is turned), ...]) of a step, as arrays."""
-        rng = np.random.default_rng([self.settings.seed, step])
+        rng = rng_of_step(self.settings.seed, step, self.processes.number)
         crops = self.source.batch(rng, *crops_of_step(self.settings, step))
         whole = []
         if self.network.context is not None and step % 2 == 0:
@@ -300,12 +311,13 @@ class _Trainer:
             shares,
         )
 
-    def update(self, replicas: ThreadedReplicas, drawn: Any) -> float:
-        """One step of the optimiser; returns the learning rate."""
-        rate = self.settings.learning_rate_at(self.step, self.seconds)
+    def update(self, replicas: ThreadedReplicas, drawn: Any, seconds: float) -> float:
+        """One step of the optimiser, after so many seconds; returns the learning rate."""
+        rate = self.settings.learning_rate_at(self.step, seconds)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         result = replicas.gradients(self.batch(drawn), self.per_class)
+        result = self.processes.mean(result, replicas.networks)
         for parameter, gradient in zip(self.network.parameters(), result.gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
@@ -345,6 +357,9 @@ class _Trainer:
 
     def look(self, rate: float, validate: bool) -> None:
         """Adds a row to the course, with validation scores if wanted; saves all."""
+        if not self.processes.first:
+            self.window = []
+            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # steps without the coarse pass
             entropy, dice, coarse_entropy, coarse_dice = np.nanmean(self.window, axis=0)
@@ -386,7 +401,7 @@ class _Trainer:
         threads = 1 if self.device.type == "cuda" else settings.threads
         replicas = ThreadedReplicas(self.network, threads, settings.mixed_precision)
         replicas.train()
-        begun = time.perf_counter()
+        begun = seconds = self.processes.of_first(self.seconds)
         finished = self.step >= settings.steps
         bar = tqdm(
             initial=self.step, total=settings.steps, unit="step", desc="Training",
@@ -400,17 +415,19 @@ class _Trainer:
             while not finished:
                 while len(waiting) <= ahead:
                     waiting.append(drawing.submit(self.draw, self.step + len(waiting)))
-                rate = self.update(replicas, waiting.popleft().result())
+                rate = self.update(replicas, waiting.popleft().result(), seconds)
                 self.enter(self.pool.advance(self.step))
                 bar.update()
-                finished = self.step >= settings.steps or self.seconds >= limit_s
+                seconds = self.processes.of_first(self.seconds)  # one clock decides for all
+                finished = self.step >= settings.steps or seconds >= limit_s
                 due = self.step % settings.validate_every == 0 or finished
                 if due or len(self.window) == 50:
                     self.look(rate, validate=due)
                     replicas.train()
-                over = time.perf_counter() - begun > 60 * (settings.minutes or math.inf)
+                over = seconds - begun > 60 * (settings.minutes or math.inf)
                 if over and not finished:
-                    self.save()
+                    if self.processes.first:
+                        self.save()
                     logger.info("%.1f minutes are over after step %d", settings.minutes, self.step)
                     break
         return finished
@@ -438,7 +455,8 @@ class _Trainer:
                 "torch": torch.__version__,
                 "class_weights": [round(float(w), 4) for w in self.class_weights],
                 "samples": [described(v) for v in self.training],
-                "fresh_samples": self.pool.entered,
+                "fresh_samples": self.pool.entered * self.processes.n,
+                "processes": self.processes.n,
                 "families": sorted({v.family for v in volumes}),
             },
             "validation": {"samples": [described(v) for v in self.validation], **scores},
@@ -460,6 +478,9 @@ def train(
     The weights are those of the validated step (kept_step in the card) with the lowest loss on the
     samples left out (cross-entropy without class weights, plus 1 - Dice); those of the last step if
     no sample is left out.
+
+    Started by torch's launcher, the processes share the training (see :mod:`.processes`):
+    settings.batch is the number of crops of each.
 
     Beside NAME.safetensors it writes NAME.json (the card), NAME.csv and NAME.png (the course) and,
     until the last step is done, NAME.checkpoint.pt. From this checkpoint the training continues if
@@ -492,22 +513,33 @@ def train(
         training, validation = split_samples(volumes, settings.n_validation, settings.seed)
     else:
         training = list(volumes)
-    pool = VolumePool(training, stream, settings.pool, settings.fresh_every, workers)
-    try:
-        trainer = _Trainer(settings, pool, training, validation, weights)
-        if resume and trainer.checkpoint.is_file():
-            trainer.take_up()
-        trainer.fill_pool(progress)
-        logger.info(
-            "%s %s: %.2f M parameters, %d samples to train on%s, %d to validate, %d steps of %d crops of "
-            "%d voxels on %s",
-            settings.network.architecture, settings.network.size, n_parameters(trainer.network) / 1e6,
-            len(training), " and a stream of fresh ones" if stream else "", len(validation),
-            settings.steps, settings.batch, settings.crop, trainer.device,
-        )  # fmt: skip
-        finished = trainer.run(progress)
-    finally:
-        pool.close()
+    with joined_processes(settings.torch_device) as processes:
+        part = None if stream is None else processes.part_of(stream)
+        pool = VolumePool(training, part, settings.pool, settings.fresh_every, workers)
+        try:
+            trainer = _Trainer(settings, pool, training, validation, weights, processes)
+            if resume and processes.of_first(trainer.checkpoint.is_file()):
+                trainer.take_up()
+            trainer.fill_pool(progress)
+            logger.info(
+                "%s %s: %.2f M parameters, %d samples to train on%s, %d to validate, %d steps of %d crops "
+                "of %d voxels on %s, %d processes",
+                settings.network.architecture, settings.network.size,
+                n_parameters(trainer.network) / 1e6, len(training),
+                " and a stream of fresh ones" if stream else "", len(validation), settings.steps,
+                settings.batch * processes.n, settings.crop, trainer.device, processes.n,
+            )  # fmt: skip
+            finished = trainer.run(progress)
+        finally:
+            pool.close()
+        card = _finished_weights(trainer, finished) if processes.first else None
+        made: dict[str, Any] = processes.of_first(card)
+    return made
+
+
+def _finished_weights(trainer: _Trainer, finished: bool) -> dict[str, Any]:
+    """Writes the weights and what comes beside them; returns the model card."""
+    settings, weights, validation = trainer.settings, trainer.weights, trainer.validation
     network = trainer.averaged_network(trainer.best["state"] or None)
     measure_statistics(network, trainer.batches_for_statistics())
     scores: dict[str, Any] = {}
@@ -528,52 +560,6 @@ def train(
 # ---- as a program of its own ---------------------------------------------------------------------
 
 
-def argument_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """The options of a training without DIALS; :func:`settings_of` makes settings of them."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    defaults = TrainingSettings()
-    parser.add_argument("--data", type=Path, nargs="*", default=[], help="folders of samples")
-    parser.add_argument(
-        "--weights", type=Path, required=True, help="NAME.safetensors to be written"
-    )
-    parser.add_argument("--architecture", default="anacornet", choices=("anacornet", "unet"))
-    parser.add_argument("--size", default="tiny", choices=("tiny", "base"))
-    parser.add_argument("--n-slices", type=int, default=defaults.network.n_slices)
-    parser.add_argument("--no-context", action="store_true", help="without the coarse pass")
-    for name in ("steps", "batch", "crop", "large_crop", "warm_up", "mean_steps", "validate_every", "n_validation", "pool", "threads", "seed"):  # fmt: skip
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name)
-        )
-    for name in ("learning_rate", "fresh_every"):
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name)
-        )
-    parser.add_argument("--minutes", type=float, default=None, help="stop then; go on another time")
-    parser.add_argument("--within-minutes", type=float, default=None, help="be ready by then")
-    parser.add_argument("--begin-with", default="", help="weights of an earlier training")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
-    parser.add_argument("--restart", action="store_true", help="ignore a checkpoint")
-    return parser
-
-
-def settings_of(given: argparse.Namespace) -> TrainingSettings:
-    """The settings that were given to :func:`argument_parser`."""
-    return TrainingSettings(
-        network=NetworkSettings(
-            given.architecture, given.size, given.n_slices, context=not given.no_context
-        ),
-        **{
-            name: getattr(given, name)
-            for name in (
-                "steps", "batch", "crop", "large_crop", "warm_up", "mean_steps", "validate_every",
-                "n_validation", "pool", "fresh_every", "threads", "seed", "learning_rate",
-                "minutes", "within_minutes", "begin_with", "device", "precision",
-            )
-        },
-    )  # fmt: skip
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m anacor_dials.segmentation.training``: training on samples in folders."""
     parser = argument_parser(
@@ -582,11 +568,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "python -m anacor_dials.jobs.train",
     )
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    first = is_first_process()
+    logging.basicConfig(
+        level=logging.INFO if first else logging.WARNING, format="%(asctime)s %(message)s"
+    )
     try:
         settings = settings_of(given)
-        volumes = read_training_volumes(given.data, settings.network.names, progress=True)
-        train(volumes, settings, given.weights, resume=not given.restart, progress=True)
+        volumes = read_training_volumes(given.data, settings.network.names, progress=first)
+        train(volumes, settings, given.weights, resume=not given.restart, progress=first)
     except ValueError as error:
         parser.exit(1, f"{error}\n")
 
