@@ -166,10 +166,11 @@ def label_rows(folder: Path, found: Sequence[str]) -> list[tuple[str, list[str],
         "mu of liquor / loop / crystal (1/mm)",
         "Factors against true transmissions (rms after one scale)",
     )
-    return [
+    rows = [
         (name, [cells[i] for cells in columns.values()], [False] * len(columns))
         for i, name in enumerate(names)
     ]
+    return [row for row in rows if set(row[1]) != {"-"}]  # nothing was segmented
 
 
 def plain_table(

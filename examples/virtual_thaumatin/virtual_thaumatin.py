@@ -258,10 +258,11 @@ def origin(given: argparse.Namespace) -> str:
     if card.is_file():
         content = json.loads(card.read_text(encoding="utf-8"))
         trained = f" (trained at commit {content['commit']})"
+    by = f" weights `{weights.name}`{trained}," if segmentations(given) else ""
     options = ", ".join(f"`{option}`" for option in (*SIMULATION, *SETTINGS[given.setting]))
     return (
-        f"Made on {date.today()} by anacor_dials (commit {commit_of_program()}) and {dials_version()}, weights "
-        f"`{weights.name}`{trained}, setting `{given.setting}`: {options}."
+        f"Made on {date.today()} by anacor_dials (commit {commit_of_program()}) and {dials_version()},"
+        f"{by} setting `{given.setting}`: {options}."
     )
 
 
