@@ -59,6 +59,7 @@ def editing_settings(params: Any) -> EditingSettings:
     return EditingSettings(
         dataclasses.replace(segmentation, learning=learning, uncertainty=False),
         PropagationSettings(params.follow.reach, params.follow.stiffness),
+        params.follow.sam2,
         params.user,
     )
 

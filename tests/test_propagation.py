@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from anacor_dials.segmentation.doubtful_places import doubt_of, doubtful_places
 from anacor_dials.segmentation.propagation import (
     PropagationSettings,
     followed,
+    random_walk,
     region_of,
     sam2_propagation,
 )
@@ -76,26 +78,53 @@ def test_nothing_drawn_changes_nothing(truth, values):
     assert region_of(nothing, 5) is None
 
 
+class Oracle:
+    """A stand-in for SAM-2 that knows the truth; it notes what it was asked."""
+
+    def __init__(self, truth, axis):
+        self.truth, self.asked = np.moveaxis(truth, axis, 0), []
+
+    def follow(self, frames, key, masks, n_frames, reverse):
+        self.asked.append((key, n_frames, reverse))
+        for x in range(
+            key, key + (-n_frames - 1 if reverse else n_frames + 1), -1 if reverse else 1
+        ):
+            here = self.truth[x] == np.arange(1, len(masks) + 1)[:, None, None]
+            yield x, np.where(here, 9.0, -9.0).astype(np.float32)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_another_way_to_go_on(truth, values, axis):
-    """A film that is followed slice by slice, from the one that is by hand, in both directions."""
+def test_sam2_follows_from_the_slice_by_hand_as_far_as_wanted(truth, values, axis):
+    key = SHAPE[axis] // 2
     by_hand = np.zeros(SHAPE, dtype=bool)
-    np.moveaxis(by_hand, axis, 0)[14] = True
+    np.moveaxis(by_hand, axis, 0)[key] = True
     drawn = np.where(by_hand, truth, 1).astype(np.uint8)
-    asked = []
+    anew = np.zeros(SHAPE, dtype=bool)
+    np.moveaxis(anew, axis, 0)[key - 6 : key + 10] = True
+    oracle = Oracle(truth, axis)
+    out = sam2_propagation(oracle, axis, share=1.0)(values, drawn, by_hand, anew)
+    assert oracle.asked == [(key, 6, True), (key, 9, False)]
+    # where air begins, the level decides
+    inside = scipy.ndimage.binary_erosion(truth > 0, iterations=3)
+    assert wrong_share(out, truth, anew & inside) < 0.01
+    np.testing.assert_array_equal(out[~anew], drawn[~anew])
+    np.testing.assert_array_equal(out[by_hand], truth[by_hand])
 
-    class Predictor:
-        def follow(self, frames, key, masks, n_frames, reverse):
-            asked.append((key, n_frames, reverse))
-            assert len(masks) == drawn.max()
-            for k in range(n_frames + 1):
-                yield key - k if reverse else key + k, np.where(masks, 9.0, -9.0)
 
-    out = sam2_propagation(Predictor(), axis)(values, drawn, by_hand, np.ones(SHAPE, dtype=bool))
-    n = SHAPE[axis]
-    assert asked == [(14, 14, True), (14, n - 15, False)]
-    for plane in np.moveaxis(out, axis, 0):
-        np.testing.assert_array_equal(plane, np.moveaxis(truth, axis, 0)[14])
+def test_the_walker_and_sam2_together(truth, values):
+    """Half and half, SAM-2 mends what the walker cannot see; with no share it changes nothing."""
+    by_hand = np.zeros(SHAPE, dtype=bool)
+    by_hand[14] = True
+    drawn = np.where(by_hand, truth, 1).astype(np.uint8)
+    anew = np.zeros(SHAPE, dtype=bool)
+    anew[8:24] = True
+    blind = np.where(values > 0.5, 1.0, 0.0).astype(np.float32)  # no contrast of the crystal
+    alone = random_walk(blind, drawn, by_hand, anew)
+    none = sam2_propagation(Oracle(truth, 0), share=0.0)(blind, drawn, by_hand, anew)
+    np.testing.assert_array_equal(none, alone)
+    both = sam2_propagation(Oracle(truth, 0))(blind, drawn, by_hand, anew)
+    assert wrong_share(alone, truth, anew) > 0.05
+    assert wrong_share(both, truth, anew) < 0.5 * wrong_share(alone, truth, anew)
 
 
 @pytest.mark.parametrize("settings", [{"reach": 0}, {"stiffness": 0.0}])

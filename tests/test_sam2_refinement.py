@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -220,3 +222,52 @@ def test_sam2_itself_with_random_weights(labels, values):
     result = refined(values[:12], p[:, :12], predictor, settings)
     assert result.shape == p[:, :12].shape
     assert len(encoded) == 12  # though most slices are followed from two key frames
+
+
+def test_the_shipped_sam2_follows_crystals():
+    """From one true slice through eight others: better than the slice itself, which random weights are not."""
+    pytest.importorskip("sam2", reason="sam2 is not installed")
+    import torch
+
+    from anacor_dials.jobs.training_stream import StreamedTomograms
+    from anacor_dials.segmentation.small_sam2 import build_small_sam2
+
+    torch.manual_seed(0)
+    ways = {
+        "shipped": Sam2Predictor.from_settings(Sam2Settings(checkpoint="shipped"), "cpu"),
+        "random": Sam2Predictor(build_small_sam2().eval()),
+    }
+    scores = {way: [] for way in (*ways, "slice")}
+    make = StreamedTomograms(8800, (56, 64))
+    for number in (0, 1, 2):
+        sample = make(number)
+        crystal = sample.labels == 3
+        key = int(np.median(np.argwhere(crystal)[:, 0]))
+        masks = sample.labels[key] == np.arange(1, 4)[:, None, None]
+        values = sample.views[0].astype(np.float32)
+        found = {"slice": dict.fromkeys(range(key + 1, key + 9), crystal[key])}
+        for way, predictor in ways.items():
+            film = predictor.follow(values, key, masks, 8, reverse=False)
+            found[way] = {
+                x: exclusive(logits).argmax(axis=0) == 3 for x, logits in film if x != key
+            }
+        for way, planes in found.items():
+            assert sorted(planes) == list(range(key + 1, key + 9))
+            scores[way] += [
+                2 * (p & crystal[x]).sum() / (p.sum() + crystal[x].sum()) for x, p in planes.items()
+            ]
+    mean = {way: np.mean(values) for way, values in scores.items()}
+    assert mean["shipped"] > mean["slice"]
+    assert mean["shipped"] > mean["random"] + 0.05
+
+
+def test_the_shipped_sam2_is_small_and_says_where_it_comes_from():
+    pytest.importorskip("sam2", reason="sam2 is not installed")
+    from anacor_dials.segmentation.small_sam2 import SHIPPED_SAM2
+    from anacor_dials.segmentation.weights_files import model_card_path
+
+    assert SHIPPED_SAM2.stat().st_size < 9 * 2**20
+    card = json.loads(model_card_path(SHIPPED_SAM2).read_text(encoding="utf-8"))
+    assert card["network"]["architecture"] == "sam2"
+    assert card["training"]["steps_done"] > 0
+    assert card["validation"]

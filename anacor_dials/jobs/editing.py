@@ -40,6 +40,7 @@ from anacor_dials.segmentation.clean_up import CROSS
 from anacor_dials.segmentation.doubtful_places import DoubtfulPlace, doubt_of, doubtful_places
 from anacor_dials.segmentation.inference import mean_mu
 from anacor_dials.segmentation.propagation import PropagationSettings, followed, sam2_propagation
+from anacor_dials.segmentation.sam2_predictor import following_predictor
 from anacor_dials.segmentation.working_grid import (
     bin_factors,
     binned_labels,
@@ -68,12 +69,15 @@ class EditingSettings:
         How the network labels the sample again after it has learned.
     propagation : PropagationSettings
         How far strokes are continued into neighbouring slices.
+    follow_by_sam2 : bool
+        Whether SAM-2 takes part in it.
     user : str, optional
         Who draws; the name of the user if not given.
     """
 
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
     propagation: PropagationSettings = field(default_factory=PropagationSettings)
+    follow_by_sam2: bool = True
     user: str | None = None
 
 
@@ -319,22 +323,18 @@ class LabelEditor:
     def follow(self, axis: int = 0) -> int:
         """Continues what was drawn in this session into its surroundings.
 
-        Returns how many voxels changed. axis: the axis across which the slices were drawn, for
-        SAM-2.
+        Returns how many voxels changed. axis: across which SAM-2 follows the materials.
         """
         by_hand = self.session > 0
         contradicted = (self.session == self.number) & (self.labels != self.machine)
         if not contradicted.any():
             raise ValueError("Nothing that was drawn differs from the labels; draw first.")
         propagation = None
-        sam2 = self.settings.segmentation.sam2
-        if sam2.checkpoint is not None:
-            from anacor_dials.segmentation.sam2_predictor import Sam2Predictor
-
-            predictor = Sam2Predictor.from_settings(
-                sam2, self.settings.segmentation.inference.device
-            )
-            propagation = sam2_propagation(predictor, axis)
+        segmentation, stiffness = self.settings.segmentation, self.settings.propagation.stiffness
+        if self.settings.follow_by_sam2:
+            predictor = following_predictor(segmentation.sam2, segmentation.inference.device)
+            if predictor is not None:
+                propagation = sam2_propagation(predictor, axis, stiffness)
         box = self._around(contradicted)
         labels = self.labels.copy()
         labels[box] = followed(

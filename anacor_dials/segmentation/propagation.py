@@ -2,9 +2,9 @@
 
 Around the voxels in which a person contradicted the labels, the labels are decided again. This is
 done by a random walker (Grady, IEEE Trans. PAMI 28 (2006) 1768), which starts from the hand-made
-labels and from the labels farther away, and follows the edges of the tomogram; or by SAM-2, if a
-checkpoint was given. Hand-made labels are kept. Air stays air and sample stays sample, since they
-are distinguished by their level.
+labels and from the labels farther away, and follows the edges of the tomogram; or by the walker and
+SAM-2 together, which follows the materials from slice to slice. Hand-made labels are kept. Air
+stays air and sample stays sample, since they are distinguished by their level.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ Propagation = Callable[
 # Voxels: standard deviation of the Gaussian that smooths the plain view, about that of the point
 # spread. Chosen by hand.
 PLAIN_BLUR = 1.0
+# Of SAM-2 where both take part; chosen on samples of the stream, see benchmarks/RESULTS-learning.md
+SAM2_SHARE = 0.5
 # Voxels: the layer of labels, around what is decided again, that the walker starts from
 SEEDS_AROUND = 2
 
@@ -57,19 +59,17 @@ class PropagationSettings:
             raise ValueError(f"The stiffness is {self.stiffness}; it must be > 0.")
 
 
-def random_walk(
+def walker_chances(
     values: NDArray[np.float32],
     labels: NDArray[np.uint8],
     by_hand: NDArray[np.bool_],
     anew: NDArray[np.bool_],
     stiffness: float = PropagationSettings.stiffness,
-) -> NDArray[np.uint8]:
-    """Labels uint8 (nx, ny, nz), of which those in a mask are decided again by a random walker.
+) -> NDArray[np.float32]:
+    """Probabilities (n_labels, nx, ny, nz) that a random walker reaches each label first.
 
-    The walker starts from all other labels.
-
-    Voxels of air become air again where they are decided anew, and voxels of the sample remain
-    sample.
+    It starts from all labels that are not decided again, and from those by hand. Without any of
+    them all probabilities are zero.
 
     Parameters
     ----------
@@ -89,25 +89,23 @@ def random_walk(
     # the plain view shows interfaces by their fringes; the smoothed view shows differences of
     # materials
     seen = np.stack([scipy.ndimage.gaussian_filter(values, PLAIN_BLUR), smooth], axis=-1)
-    air = smooth < SAMPLE_LEVEL
     seeds = labels.astype(np.int32) + 1
     seeds[anew & ~by_hand] = 0
-    seeds[anew & ~by_hand & air] = 1
+    seeds[anew & ~by_hand & (smooth < SAMPLE_LEVEL)] = 1
     # air farther away takes no part
     seeds[~scipy.ndimage.binary_dilation(anew, iterations=SEEDS_AROUND) & (seeds == 1)] = -1
     present = np.unique(seeds[seeds > 0])
-    free = seeds == 0
-    if not free.any() or not present.size:
-        return labels
-    out = labels.copy()
+    chances = np.zeros((int(labels.max()) + 1, *labels.shape), dtype=np.float32)
+    if not (seeds == 0).any() or not present.size:
+        return chances
     if present.size == 1:
-        out[free] = present[0] - 1
-        return out
+        chances[present[0] - 1] = 1.0
+        return chances
     numbered = np.searchsorted(present, np.maximum(seeds, present[0])).astype(np.int32) + 1
     numbered = np.where(seeds > 0, numbered, seeds)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its solver, and of seeds that reach nothing
-        found = random_walker(
+        chances[present - 1] = random_walker(
             np.clip(seen, 0.0, 2.0).astype(np.float64),
             numbered.copy(),
             beta=stiffness,
@@ -117,23 +115,111 @@ def random_walk(
             return_full_prob=True,
             channel_axis=-1,
         )
-    sample_only = found.copy()
-    if present[0] == 1:
-        sample_only[0] = -1.0
-    best = sample_only.argmax(axis=0)
-    out[free] = (present - 1)[best[free]]
-    return out
+    return chances
 
 
-def sam2_propagation(predictor: SlicePredictor, axis: int = 0) -> Propagation:
-    """The same by SAM-2, which follows the materials through the slices across an axis.
+def decided(
+    values: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    free: NDArray[np.bool_],
+    chances: NDArray[np.float32],
+) -> NDArray[np.uint8]:
+    """Labels uint8 (nx, ny, nz), where they are free the most probable ones.
 
-    It starts from the slice that holds most hand-made voxels.
+    Voxels of air become air, and voxels of the sample one of its materials. Where no material has a
+    chance, the label stays.
+
+    Parameters
+    ----------
+    values : array (nx, ny, nz)
+        Normalised: air is 0 and the sample 1.
+    labels : array (nx, ny, nz) of uint8
+    free : array (nx, ny, nz) of bool
+    chances : array (n_labels, nx, ny, nz)
+    """
+    materials = chances[1:]
+    if not len(materials):
+        return labels.copy()
+    best = (materials.argmax(axis=0) + 1).astype(np.uint8)
+    best = np.where(materials.max(axis=0) > 0, best, labels)
+    best[smoothed(values, LENGTHS[0]) < SAMPLE_LEVEL] = 0
+    return np.where(free, best, labels).astype(np.uint8)
+
+
+def random_walk(
+    values: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    by_hand: NDArray[np.bool_],
+    anew: NDArray[np.bool_],
+    stiffness: float = PropagationSettings.stiffness,
+) -> NDArray[np.uint8]:
+    """Labels uint8 (nx, ny, nz), of which those in a mask are decided again by a random walker.
+
+    The parameters are those of :func:`walker_chances`.
+
+    Parameters
+    ----------
+    values, labels, by_hand, anew : arrays (nx, ny, nz)
+    stiffness : float
+    """
+    chances = walker_chances(values, labels, by_hand, anew, stiffness)
+    return decided(values, labels, anew & ~by_hand, chances)
+
+
+def sam2_chances(
+    predictor: SlicePredictor,
+    values: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    by_hand: NDArray[np.bool_],
+    anew: NDArray[np.bool_],
+    axis: int = 0,
+) -> NDArray[np.float32]:
+    """Probabilities (n_labels, nx, ny, nz) by SAM-2, which follows the materials across an axis.
+
+    It starts from the slice that holds most hand-made voxels, and goes as far as labels are decided
+    again; beyond, all probabilities are zero.
+
+    Parameters
+    ----------
+    predictor : SlicePredictor
+    values, labels, by_hand, anew : arrays (nx, ny, nz)
+        As of :func:`walker_chances`.
+    axis : int
+    """
+    film = np.ascontiguousarray(np.moveaxis(values, axis, 0))
+    known = np.moveaxis(labels, axis, 0)
+    across = tuple(k for k in range(3) if k != axis)
+    key = int(np.count_nonzero(by_hand, axis=across).argmax())
+    wanted = np.flatnonzero(anew.any(axis=across))
+    chances = np.zeros((int(labels.max()) + 1, *film.shape), dtype=np.float32)
+    masks = known[key] == np.arange(1, len(chances))[:, None, None]
+    if not wanted.size or not len(masks):
+        return np.moveaxis(chances, 1, 1 + axis)
+    for length, reverse in ((key - int(wanted[0]), True), (int(wanted[-1]) - key, False)):
+        if length < 1:
+            continue
+        for x, logits in predictor.follow(film, key, masks, length, reverse):
+            chances[:, x] = exclusive(logits)
+    return np.moveaxis(chances, 1, 1 + axis)
+
+
+def sam2_propagation(
+    predictor: SlicePredictor,
+    axis: int = 0,
+    stiffness: float = PropagationSettings.stiffness,
+    share: float = SAM2_SHARE,
+) -> Propagation:
+    """The random walker and SAM-2 together: their probabilities are averaged.
 
     Parameters
     ----------
     predictor : SlicePredictor
     axis : int
+        Across which SAM-2 follows the materials.
+    stiffness : float
+        Of the walker.
+    share : float
+        Of SAM-2, 0 to 1.
     """
 
     def propagate(
@@ -142,21 +228,11 @@ def sam2_propagation(predictor: SlicePredictor, axis: int = 0) -> Propagation:
         by_hand: NDArray[np.bool_],
         anew: NDArray[np.bool_],
     ) -> NDArray[np.uint8]:
-        film = np.ascontiguousarray(np.moveaxis(values, axis, 0))
-        known = np.moveaxis(labels, axis, 0)
-        counts = np.count_nonzero(np.moveaxis(by_hand, axis, 0), axis=(1, 2))
-        key = int(counts.argmax())
-        n = int(labels.max()) + 1
-        masks = known[key] == np.arange(1, n)[:, None, None]
-        found = known.copy()
-        for length, reverse in ((key, True), (len(film) - 1 - key, False)):
-            if length < 1:
-                continue
-            for x, logits in predictor.follow(film, key, masks, length, reverse):
-                found[x] = exclusive(logits).argmax(axis=0)
-        back = np.moveaxis(found, 0, axis)
-        free = anew & ~by_hand
-        return np.where(free, back, labels).astype(np.uint8)
+        chances = sam2_chances(predictor, values, labels, by_hand, anew, axis)
+        if share < 1:
+            walked = walker_chances(values, labels, by_hand, anew, stiffness)
+            chances = np.float32(1 - share) * walked + np.float32(share) * chances
+        return decided(values, labels, anew & ~by_hand, chances)
 
     return propagate
 

@@ -8,9 +8,12 @@ slices that are made square by repeating their last rows or columns.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,12 @@ from anacor_dials.segmentation.fringes import views
 from anacor_dials.segmentation.sam2_refinement import (
     HOW_TO_GET,
     MODELS,
+    SHIPPED,
     Frames,
     Sam2Settings,
 )
+
+logger = logging.getLogger("dials.anacor_dials.segmentation.sam2_predictor")
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as sam2 wants
 GREY_WINDOW = (-0.1, 1.6)  # normalised values shown black and white: air is 0, the sample 1
@@ -142,10 +148,10 @@ class Sam2Predictor:
             raise ValueError(
                 f"SAM-2 was asked for and cannot be imported ({error}): {HOW_TO_GET}."
             ) from None
-        if name is not None and name.endswith(".safetensors"):
-            from anacor_dials.segmentation.small_sam2 import load_small_sam2
+        if name is not None and (name == SHIPPED or name.endswith(".safetensors")):
+            from anacor_dials.segmentation.small_sam2 import SHIPPED_SAM2, load_small_sam2
 
-            model = load_small_sam2(name).to(device)
+            model = load_small_sam2(SHIPPED_SAM2 if name == SHIPPED else name).to(device)
         else:
             model = cls._model_of_meta(settings, device)
         model.fill_hole_area = 0  # needs sam2's own CUDA code
@@ -220,6 +226,29 @@ class Sam2Predictor:
                 for row, k in enumerate(ids):
                     logits[k] = found[row, 0, :h, :w].float().cpu().numpy()
                 yield int(x), logits
+
+
+def following_predictor(settings: Sam2Settings, device: str = "auto") -> Sam2Predictor | None:
+    """The predictor of the checkpoint that is named, or of the shipped one if none is named.
+
+    None if none is named and sam2 is not installed.
+
+    Parameters
+    ----------
+    settings : Sam2Settings
+    device : str
+
+    Raises
+    ------
+    ValueError
+        If a checkpoint is named and cannot be used.
+    """
+    if settings.checkpoint is None:
+        if find_spec("sam2") is None:
+            logger.info("SAM-2 takes no part, since sam2 is not installed (pip install sam2).")
+            return None
+        settings = replace(settings, checkpoint=SHIPPED)
+    return Sam2Predictor.from_settings(settings, device)
 
 
 @contextmanager

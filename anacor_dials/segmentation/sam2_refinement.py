@@ -34,10 +34,11 @@ MODELS = {
     "large": "configs/sam2.1/sam2.1_hiera_l.yaml",
 }
 HOW_TO_GET = (
-    "pip install sam2, and give sam2.checkpoint= a file from "
+    "pip install sam2, and give sam2.checkpoint= shipped, a file from "
     "https://github.com/facebookresearch/sam2#download-checkpoints or a hub name such as "
     "facebook/sam2.1-hiera-tiny"
 )
+SHIPPED = "shipped"  # the checkpoint that is in the package
 # Chosen by hand.
 UNSURE = 0.7  # a voxel is uncertain if its largest probability is less
 UNSURE_SHARE = 0.02  # a slice is uncertain if more of its voxels are, not counting certain air
@@ -83,8 +84,8 @@ class Sam2Settings:
     Parameters
     ----------
     checkpoint : str, optional
-        A file of Meta or of :mod:`.sam2_training` (.safetensors), or a hub name; SAM-2 is not used
-        if it is not given.
+        "shipped", a file of Meta or of :mod:`.sam2_training` (.safetensors), or a hub name; SAM-2
+        is not used if it is not given.
     model : str
         tiny, small, base_plus or large: which model of Meta the checkpoint belongs to.
     where : str
@@ -308,7 +309,7 @@ def sam2_refiner(
     from anacor_dials.segmentation.sam2_predictor import Sam2Predictor
 
     name = settings.checkpoint
-    if not Path(name).is_file() and name.count("/") != 1:
+    if name != SHIPPED and not Path(name).is_file() and name.count("/") != 1:
         raise ValueError(f"There is no SAM-2 checkpoint {name}: {HOW_TO_GET}.")
     predictor = Sam2Predictor.from_settings(settings, device)
     logger.info("Refinement by SAM-2 (%s) of %s", name, ", ".join(names[1:]))

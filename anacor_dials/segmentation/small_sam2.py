@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from anacor_dials.segmentation.sam2_training_settings import SmallSam2Settings
 from anacor_dials.segmentation.weights_files import check_tensors, read_tensors, write_tensors
 
 WEIGHTS_FORMAT, WEIGHTS_VERSION = "anacor_dials small SAM-2", "1"
+SHIPPED_SAM2 = Path(__file__).parent / "weights" / "sam2-small.safetensors"
 STRIDE = 16  # pixels of the image in one place of the features
 # Levels and half widths of what the three views show: the plain one from air to strong fringes; the
 # views without fringes a range around the sample, where crystal and liquor differ by some per cent.
