@@ -14,11 +14,13 @@ pytest.importorskip("safetensors", reason="safetensors is not installed")
 from anacor_dials.segmentation import context as coarse_pass  # noqa: E402
 from anacor_dials.segmentation.coarse_grid import (  # noqa: E402
     BIN,
+    LEVEL_CHANNEL,
     N_CHANNELS,
     WINDOWS,
     class_shares,
     coarse_shape,
     context_input,
+    with_other_levels,
 )
 from anacor_dials.segmentation.context import (  # noqa: E402
     ContextNetwork,
@@ -76,7 +78,7 @@ def test_shares_sum_to_one_and_keep_volumes():
 
 
 def test_the_input_by_hand():
-    """Mean, mean in a narrow window for each view, and twice the standard deviation of the plain view."""
+    """Means, means in a narrow window for each view, spread, and the same on logarithmic scales."""
     rng = np.random.default_rng(2)
     seen = rng.uniform(0.9, 1.1, (N_VIEWS, 6, 3, 3))
     seen[:, :3] = np.array([1.02, 1.05, 0.97])[:, None, None, None]  # the first block is even
@@ -88,7 +90,53 @@ def test_the_input_by_hand():
     for k, window in enumerate(WINDOWS):
         np.testing.assert_allclose(found[1 + k], (means[k] - 1) / window, atol=4e-3)
     spread = seen[0].reshape(2, 27).std(axis=1)
-    np.testing.assert_allclose(found[-1], 2 * spread, atol=4e-3)
+    np.testing.assert_allclose(found[4], 2 * spread, atol=4e-3)
+    np.testing.assert_allclose(found[5], (np.log(spread + 0.004) + 3.5) / 1.5, atol=4e-3)
+    signs = np.where(means[0] > 1, 0.5, -0.5)
+    np.testing.assert_allclose(found[6], signs * np.log(1 + abs(means[0] - 1) / 0.03), atol=4e-3)
+    fringes = (seen[0] - seen[1]).reshape(2, 27)
+    assert fringes.max() > 0.05
+    assert fringes.min() < -0.05
+    for channel, most in ((7, fringes.max(axis=1)), (8, fringes.min(axis=1))):
+        signs = np.where(most > 0, 0.5, -0.5)
+        np.testing.assert_allclose(found[channel], signs * np.log(1 + abs(most) / 0.02), atol=4e-3)
+
+
+def test_a_faint_outline_counts_beside_the_border_to_air():
+    """An outline of 2 % in the liquor, and a border to air with fringes: 1 to 6 at most, not 1 to 50."""
+    seen = np.ones((N_VIEWS, 3, 3, 9), dtype=np.float32)
+    seen[0, :, :, 1] += 0.02
+    seen[:, :, :, 5:] = 0
+    seen[0, :, :, 4], seen[0, :, :, 5] = 1.9, -0.9
+    found = context_input(seen).astype(float)[:, 0, 0]
+    for channel in (7, 8):  # the largest and the least difference
+        assert np.abs(found[channel]).max() < 6 * 0.5 * np.log(2)
+    assert found[7, 0] == pytest.approx(0.5 * np.log(2), abs=1e-3)
+    assert found[5, 0] - found[5, 2] > 0.5  # the spread beside that of a flat block
+
+
+def test_other_levels_are_those_of_other_values():
+    rng = np.random.default_rng(5)
+    seen = rng.uniform(0.7, 1.2, (N_VIEWS, 6, 9, 3))
+    expected = context_input(1.05 * seen - 0.02).astype(float)
+    found = with_other_levels(context_input(seen), 0.05, -0.02)
+    assert found.dtype == np.float32
+    for channel in (0, 1, 2, 3, LEVEL_CHANNEL):
+        np.testing.assert_allclose(found[channel], expected[channel], atol=8e-3)
+    assert not np.allclose(found[1], context_input(seen)[1], atol=0.05)
+
+
+def test_group_normalisation_keeps_the_type_under_autocast():
+    torch.manual_seed(1)
+    network = ContextNetwork(4)
+    layer = network.first[0][1]
+    x = torch.randn(2, 16, 5, 6, 7)
+    plain = torch.nn.GroupNorm(8, 16)
+    torch.testing.assert_close(layer(x), plain(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), plain(x), atol=0.03, rtol=0.02)
 
 
 def test_the_input_is_bounded():
@@ -100,9 +148,10 @@ def test_the_input_is_bounded():
     assert np.all(np.isfinite(found))
     assert np.all(found[0] >= -1)
     assert np.all(found[0] <= 3)
-    assert np.all(np.abs(found[1:-1]) <= 2)
-    assert 0 <= found[-1].min() <= found[-1].max() <= 3
-    np.testing.assert_array_equal(found[1:-1, 0, 0, 1], -2)  # air
+    assert np.all(np.abs(found[1:4]) <= 2)
+    assert 0 <= found[4].min() <= found[4].max() <= 3
+    assert np.all(np.abs(found[5:]) < 3.5)
+    np.testing.assert_array_equal(found[1:4, 0, 0, 1], -2)  # air
 
 
 # ---- tiles ----------------------------------------------------------------------------------------
@@ -232,7 +281,35 @@ def test_weights_without_context_are_taken_over(architecture):
     network(slices, context)[0].square().mean().backward()
     slope = first.weight.grad.abs().sum(dim=(0, 2, 3))
     assert len(slope) == network.settings.n_channels
-    assert bool((slope[-4:] > 0).all())
+    for part in ("context", "outlines"):
+        assert bool((slope[network.settings.channel_parts[part]] > 0).all())
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_weights_that_saw_no_outlines_are_taken_over(context):
+    """The same logits as before; of the coarse pass, too."""
+    torch.manual_seed(5)
+    then = NetworkSettings("unet", n_slices=1, context=context, outlines=False)
+    earlier = build_network(then).eval()
+    network = build_network(NetworkSettings("unet", n_slices=1)).eval()
+    take_over(network, earlier)
+    x, seen = torch.randn(1, 3, 20, 20), torch.randn(1, 4, 20, 20).softmax(1)
+    expected = earlier(x, seen) if context else earlier(x)
+    torch.testing.assert_close(network(x, seen), expected)
+    if context:
+        coarse = torch.randn(1, N_CHANNELS, 7, 8, 9)
+        torch.testing.assert_close(network.context(coarse), earlier.context(coarse[:, :5]))
+        torch.testing.assert_close(earlier.context(coarse), earlier.context(coarse[:, :5]))
+
+
+def test_outlines_are_taken_over_into_a_network_with_context():
+    """The channels lie elsewhere there."""
+    torch.manual_seed(7)
+    earlier = build_network(NetworkSettings("unet", n_slices=1, context=False)).eval()
+    network = build_network(NetworkSettings("unet", n_slices=1)).eval()
+    take_over(network, earlier)
+    x, seen = torch.randn(1, 3, 20, 20), torch.randn(1, 4, 20, 20).softmax(1)
+    torch.testing.assert_close(network(x, seen), earlier(x))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -394,6 +395,38 @@ def test_weights_of_version_3_have_no_bound_to_their_gates(tmp_path, monkeypatch
         assert not torch.allclose(bounded(x), network(x), rtol=1e-3)
 
 
+def test_weights_of_version_4_see_no_faint_outlines(tmp_path, monkeypatch):
+    """Their settings do not speak of them; what they compute stays, of the coarse pass, too."""
+    torch.manual_seed(2)
+    network = build_network(NetworkSettings("unet", n_slices=1, outlines=False)).eval()
+    path = tmp_path / "w.safetensors"
+    as_written = weights_files.asdict
+
+    def as_then(settings):
+        return {k: v for k, v in as_written(settings).items() if k != "outlines"}
+
+    monkeypatch.setattr(weights_files, "asdict", as_then)
+    monkeypatch.setattr(weights_files, "WEIGHTS_VERSION", 4)
+    save_weights(path, network, {})
+    monkeypatch.undo()
+    again = load_weights(path)
+    seen = torch.randn(1, 3, 20, 20), probabilities(network, 1, 20, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(again(*seen), network(*seen))
+
+
+def test_faint_outlines_by_hand():
+    """Of the middle slice: the plain level and its difference to the second view, both signs."""
+    slices = torch.zeros(1, 9, 1, 3)
+    slices[0, 0] = slices[0, 2] = 77.0  # neighbours
+    slices[0, 1, 0] = torch.tensor([1.03, 0.94, 9.0])
+    slices[0, 4, 0] = torch.tensor([1.01, 1.00, 1.0])
+    found = networks.faint_outlines(slices)
+    assert tuple(found.shape) == (1, 2, 1, 3)
+    expected = [[math.log(2), -math.log(3), math.log(1 + 2 / 0.03)], [math.log(2), -math.log(4), math.log(201)]]  # fmt: skip
+    torch.testing.assert_close(found[0, :, 0], 0.5 * torch.tensor(expected), atol=1e-4, rtol=1e-4)
+
+
 def test_deep_levels_that_grew_without_bound_are_not_taken_over():
     torch.manual_seed(3)
     earlier = build_network(NetworkSettings(bounded_gates=False))
@@ -416,7 +449,7 @@ def test_wrong_channel_count(network, tmp_path, monkeypatch):
     said = NetworkSettings(network.settings.architecture, n_slices=5, context=context)
     monkeypatch.setattr(network, "settings", said)
     save_weights(path, network, {})
-    with pytest.raises(ValueError, match=f"{24 if context else 20} input channels"):
+    with pytest.raises(ValueError, match=f"{26 if context else 22} input channels"):
         load_weights(path)
 
 

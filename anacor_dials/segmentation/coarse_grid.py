@@ -16,7 +16,12 @@ BIN = 3
 # fringes, which have less noise. Chosen by hand: crystal and liquor differ by up to
 # 40 %.
 WINDOWS = (0.25, 0.2, 0.15)
-N_CHANNELS = 1 + len(WINDOWS) + 1
+# Channels of the input. The coarse pass of weights before version 5 sees only the first ones.
+N_CHANNELS, N_CHANNELS_BEFORE = 9, 5
+# Differences below which the logarithmic channels are linear; about the noise of a good tomogram.
+# Chosen by hand, as are the shift and the scale that bring the spread to about -1 ... 2.
+FAINT_LEVEL, FAINT_FRINGE, FAINT_SPREAD = 0.03, 0.02, 0.004
+SPREAD_MIDDLE, SPREAD_SCALE = 3.5, 1.5
 
 
 def _blocks(values: NDArray[Any]) -> NDArray[np.float32]:
@@ -36,22 +41,70 @@ def coarse_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return x, y, z
 
 
+def _squeezed(difference: NDArray[Any], faint: float) -> NDArray[Any]:
+    """A difference on a logarithmic scale of both signs, linear below `faint`."""
+    return np.sign(difference) * np.log1p(np.abs(difference) / faint) / 2
+
+
+def squeezed_level(level: NDArray[Any]) -> NDArray[Any]:
+    """How far a level is from that of the sample, 1, on a logarithmic scale of both signs.
+
+    It is the channel LEVEL_CHANNEL of :func:`context_input`.
+    """
+    return _squeezed(level - 1.0, FAINT_LEVEL)
+
+
+LEVEL_CHANNEL = 6
+
+
 def context_input(seen: NDArray[Any]) -> NDArray[np.float16]:
     """The input (N_CHANNELS, cx, cy, cz) of the coarse pass, of views (n_views, nx, ny, nz).
 
-    The channels are the block means of the plain view; the block means of all views in narrow
-    windows about the level of the sample; and the standard deviation within each block, which is
-    large at edges with fringes.
+    Of each block:
+
+    * the mean of the plain view;
+    * the means of all views in narrow windows about the level of the sample;
+    * the standard deviation, which is large at edges with fringes;
+    * the same and the mean of the plain view on logarithmic scales, and the largest and the least
+      difference between the plain view and that with the shorter fringes undone, likewise. The
+      outline of a crystal in liquor of equal level is a hundred times fainter than the border to
+      air; on a linear scale it is lost beside it.
     """
     out = np.empty((N_CHANNELS, *coarse_shape(seen.shape[1:])), dtype=np.float16)
-    for k, (view, window) in enumerate(zip(seen, WINDOWS, strict=True)):
-        blocks = _blocks(np.clip(view, -1.0, 3.0))
+    clipped = [np.clip(view.astype(np.float32), -1.0, 3.0) for view in seen]
+    for k, (view, window) in enumerate(zip(clipped, WINDOWS, strict=True)):
+        blocks = _blocks(view)
         means = blocks.mean(axis=(1, 3, 5))
         if k == 0:
             out[0] = means
             spread = np.sqrt(np.maximum((blocks**2).mean(axis=(1, 3, 5)) - means**2, 0))
-            out[-1] = np.minimum(2.0 * spread, 3.0)
+            out[4] = np.minimum(2.0 * spread, 3.0)
+            out[5] = (np.log(spread + FAINT_SPREAD) + SPREAD_MIDDLE) / SPREAD_SCALE
+            out[LEVEL_CHANNEL] = squeezed_level(means)
         out[1 + k] = np.clip((means - 1.0) / window, -2.0, 2.0)
+    fringes = _blocks(clipped[0] - clipped[1])
+    out[7] = _squeezed(fringes.max(axis=(1, 3, 5)), FAINT_FRINGE)
+    out[8] = _squeezed(fringes.min(axis=(1, 3, 5)), FAINT_FRINGE)
+    return out
+
+
+def with_other_levels(seen: NDArray[Any], gain: float, offset: float) -> NDArray[np.float32]:
+    """The input of the coarse pass as of values v (1 + gain) + offset, for the training.
+
+    Spreads and fringes, which would change by the factor alone, stay.
+
+    Parameters
+    ----------
+    seen : array (N_CHANNELS, cx, cy, cz)
+        Of :func:`context_input`.
+    gain, offset : float
+        Air is 0 and the sample 1.
+    """
+    out = seen.astype(np.float32)
+    out[0] = out[0] * (1 + gain) + offset
+    for k, window in enumerate(WINDOWS):
+        out[1 + k] = np.clip(out[1 + k] * (1 + gain) + (gain + offset) / window, -2.0, 2.0)
+    out[LEVEL_CHANNEL] = squeezed_level(out[0])
     return out
 
 

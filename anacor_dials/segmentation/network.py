@@ -42,6 +42,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from anacor_dials.sample.volumes import DEFAULT_NAMES
+from anacor_dials.segmentation.coarse_grid import (
+    FAINT_FRINGE,
+    FAINT_LEVEL,
+    N_CHANNELS,
+    N_CHANNELS_BEFORE,
+)
 from anacor_dials.segmentation.context import ContextNetwork
 from anacor_dials.segmentation.fringes import N_VIEWS
 
@@ -86,6 +92,10 @@ class NetworkSettings:
         are further input channels.
     bounded_gates : bool
         Whether the gates of the attention are bounded. Those of weights before version 4 are not.
+    outlines : bool
+        Whether the network sees faint outlines on a logarithmic scale (:func:`faint_outlines`), and
+        its coarse pass all channels of :func:`.coarse_grid.context_input`. Those of weights before
+        version 5 do not.
     """
 
     architecture: str = "anacornet"
@@ -94,6 +104,7 @@ class NetworkSettings:
     names: tuple[str, ...] = DEFAULT_NAMES
     context: bool = True
     bounded_gates: bool = True
+    outlines: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -126,9 +137,23 @@ class NetworkSettings:
         return N_VIEWS * self.n_slices
 
     @property
+    def channel_parts(self) -> dict[str, slice]:
+        """Where the parts of the input lie among the channels of the first convolution."""
+        widths = {"slices": self.n_planes + self.n_slices}
+        if self.context:
+            widths["context"] = self.n_classes
+        if self.outlines:
+            widths["outlines"] = 2
+        parts, first = {}, 0
+        for name, width in widths.items():
+            parts[name] = slice(first, first + width)
+            first += width
+        return parts
+
+    @property
     def n_channels(self) -> int:
         """The number of channels of the first convolution."""
-        return self.n_planes + self.n_slices + (self.n_classes if self.context else 0)
+        return max(part.stop for part in self.channel_parts.values())
 
 
 def channels(slices: torch.Tensor) -> torch.Tensor:
@@ -145,6 +170,24 @@ def channels(slices: torch.Tensor) -> torch.Tensor:
         for view, window in zip(views, CONTRAST_WINDOWS, strict=True)
     ]
     return torch.cat([views[0].clamp(-1.0, 3.0), *narrow], dim=1)
+
+
+def faint_outlines(slices: torch.Tensor) -> torch.Tensor:
+    """Two further channels (n, 2, h, w) of slices (n, s, h, w): faint differences, enlarged.
+
+    Of the middle slice: the level of the plain tomogram relative to that of the sample, 1, and what
+    the view with the shorter fringes undone lacks, on logarithmic scales of both signs. A crystal
+    in liquor of equal level has an outline a hundred times fainter than the border to air.
+    """
+    plain, smooth, _ = (view[:, view.shape[1] // 2] for view in slices.chunk(N_VIEWS, dim=1))
+    differences = plain.clamp(-1.0, 3.0) - 1.0, (plain - smooth).clamp(-4.0, 4.0)
+    return torch.stack(
+        [
+            0.5 * torch.sign(d) * torch.log1p(d.abs() / faint)
+            for d, faint in zip(differences, (FAINT_LEVEL, FAINT_FRINGE), strict=True)
+        ],
+        dim=1,
+    )
 
 
 def _normalised_conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
@@ -322,7 +365,13 @@ class SliceNetwork(nn.Module):  # type: ignore[misc]
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.context = ContextNetwork(settings.n_classes) if settings.context else None
+        self.context = (
+            ContextNetwork(
+                settings.n_classes, N_CHANNELS if settings.outlines else N_CHANNELS_BEFORE
+            )
+            if settings.context
+            else None
+        )
         widths = SIZES[settings.architecture][settings.size][0]
         self.head = nn.Conv2d(widths[0], settings.n_classes, 1)
         self.further_heads = nn.ModuleList(
@@ -352,6 +401,8 @@ class SliceNetwork(nn.Module):  # type: ignore[misc]
         seen = channels(slices)
         if context is not None:
             seen = torch.cat([seen, context], dim=1)
+        if self.settings.outlines:
+            seen = torch.cat([seen, faint_outlines(slices)], dim=1)
         padding = (0, -width % STRIDE, 0, -height % STRIDE)
         if any(padding):
             seen = F.pad(seen, padding, mode="replicate")
@@ -446,8 +497,8 @@ def take_over(network: SliceNetwork, earlier: SliceNetwork) -> None:
     """Gives a network the weights of an earlier one of the same architecture, size and classes.
 
     If the earlier network had no coarse pass, the channels of its probabilities have zero weight at
-    first. If its gates had no bound, the deepest levels, which carried no information, keep the
-    weights of the new network.
+    first, and so have those of faint outlines. If its gates had no bound, the
+    deepest levels, which carried no information, keep the weights of the new network.
 
     Parameters
     ----------
@@ -461,7 +512,13 @@ def take_over(network: SliceNetwork, earlier: SliceNetwork) -> None:
         If the networks are of different kinds.
     """
     new = network.settings
-    if replace(earlier.settings, context=new.context, bounded_gates=new.bounded_gates) != new:
+    known = replace(
+        earlier.settings,
+        context=new.context,
+        bounded_gates=new.bounded_gates,
+        outlines=new.outlines,
+    )
+    if known != new:
         raise ValueError(
             f"The earlier weights are of {earlier.settings.architecture} {earlier.settings.size}, not "
             "of the network that is to be trained; name other weights, or that network."
@@ -473,9 +530,16 @@ def take_over(network: SliceNetwork, earlier: SliceNetwork) -> None:
             continue
         if state[name].shape == tensor.shape:
             state[name] = tensor
-        else:  # the first convolution has more channels now
+        else:  # the first convolution, of slices or of the coarse pass, has more channels now
             wider = torch.zeros_like(state[name])
-            wider[:, : tensor.shape[1]] = tensor
+            ours, theirs = (
+                {"": slice(tensor.shape[1])}  # the coarse pass: its first channels are the same
+                if name.startswith("context.")
+                else settings.channel_parts
+                for settings in (new, earlier.settings)
+            )
+            for part in ours.keys() & theirs.keys():
+                wider[:, ours[part]] = tensor[:, theirs[part]]
             state[name] = wider
     network.load_state_dict(state)
 

@@ -36,7 +36,7 @@ from anacor_dials import __version__
 from anacor_dials.sample.devices import is_first_process
 from anacor_dials.sample.output_files import whole_file
 from anacor_dials.segmentation.batch_statistics import measure_statistics
-from anacor_dials.segmentation.coarse_grid import WINDOWS
+from anacor_dials.segmentation.coarse_grid import with_other_levels
 from anacor_dials.segmentation.context import at_plane, context_probabilities
 from anacor_dials.segmentation.crops import CropSource
 from anacor_dials.segmentation.losses import adjust_logits
@@ -293,15 +293,10 @@ class _Trainer:
 
         inputs, shares = [], []
         for pooled, (turn, (gain, offset)) in whole:
-            x = tensor(turned(pooled.coarse_input, *turn)).float()
             a = self.settings.augmentation
-            # the levels are not exactly one and zero: the windows shift by as much in their own
-            # units
-            x[0] = x[0] * (1 + gain * a.gain) + offset * a.offset
-            shift = gain * a.gain + offset * a.offset
-            for k, window in enumerate(WINDOWS):
-                x[1 + k] = (x[1 + k] * (1 + gain * a.gain) + shift / window).clamp(-2.0, 2.0)
-            inputs.append(x)
+            seen = turned(pooled.coarse_input, *turn)
+            # the levels are not exactly one and zero
+            inputs.append(tensor(with_other_levels(seen, gain * a.gain, offset * a.offset)))
             shares.append(tensor(turned(pooled.coarse_shares, *turn)).float())
         return Batch(
             tensor(slices).contiguous(memory_format=self.layout),

@@ -18,10 +18,12 @@ from anacor_dials.segmentation.network import NetworkSettings, SliceNetwork, bui
 logger = logging.getLogger("dials.anacor_dials.segmentation.weights_files")
 
 WEIGHTS_FORMAT = "anacor_dials segmentation"
-WEIGHTS_VERSION = 4
-# version 2 has no context; versions 2 and 3 have no bound on their gates
-READABLE_VERSIONS = ("2", "3", "4")
-BEFORE = {"context": False, "bounded_gates": False}  # settings that older files do not name
+WEIGHTS_VERSION = 5
+# version 2 has no context; versions 2 and 3 have no bound on their gates; versions 2 to 4 see no
+# faint outlines
+READABLE_VERSIONS = ("2", "3", "4", "5")
+# settings that older files do not name
+BEFORE = {"context": False, "bounded_gates": False, "outlines": False}
 LARGEST_WEIGHTS = 16 * 2**20  # bytes
 
 
