@@ -126,19 +126,6 @@ def test_other_levels_are_those_of_other_values():
     assert not np.allclose(found[1], context_input(seen)[1], atol=0.05)
 
 
-def test_group_normalisation_keeps_the_type_under_autocast():
-    torch.manual_seed(1)
-    network = ContextNetwork(4)
-    layer = network.first[0][1]
-    x = torch.randn(2, 16, 5, 6, 7)
-    plain = torch.nn.GroupNorm(8, 16)
-    torch.testing.assert_close(layer(x), plain(x))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = layer(x.bfloat16())
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), plain(x), atol=0.03, rtol=0.02)
-
-
 def test_the_input_is_bounded():
     """A pin or a strong fringe fills no more than its window."""
     seen = np.zeros((N_VIEWS, 3, 3, 6), dtype=np.float32)

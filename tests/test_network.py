@@ -348,20 +348,25 @@ def test_another_version(network, tmp_path, monkeypatch):
         load_weights(path)
 
 
+def save_as_then(path, network, version, unknown, monkeypatch):
+    """Saves weights as an earlier version did, whose settings do not speak of one of them."""
+    as_written = weights_files.asdict
+
+    def as_then(settings):
+        return {k: v for k, v in as_written(settings).items() if k != unknown}
+
+    monkeypatch.setattr(weights_files, "asdict", as_then)
+    monkeypatch.setattr(weights_files, "WEIGHTS_VERSION", version)
+    save_weights(path, network, {})
+    monkeypatch.undo()
+
+
 def test_weights_of_version_2_have_no_context(tmp_path, monkeypatch):
     """Their settings do not speak of it."""
     torch.manual_seed(2)
     network = build_network(NetworkSettings("unet", n_slices=1, context=False)).eval()
     path = tmp_path / "w.safetensors"
-    as_written = weights_files.asdict
-
-    def as_then(settings):
-        return {k: v for k, v in as_written(settings).items() if k != "context"}
-
-    monkeypatch.setattr(weights_files, "asdict", as_then)
-    monkeypatch.setattr(weights_files, "WEIGHTS_VERSION", 2)
-    save_weights(path, network, {})
-    monkeypatch.undo()
+    save_as_then(path, network, 2, "context", monkeypatch)
     again = load_weights(path)
     assert again.context is None
     x = torch.randn(1, 3, 20, 20)
@@ -377,15 +382,7 @@ def test_weights_of_version_3_have_no_bound_to_their_gates(tmp_path, monkeypatch
         if isinstance(module, LargeKernelGate):
             module.mix.weight.data *= 50  # so that a bound would be felt
     path = tmp_path / "w.safetensors"
-    as_written = weights_files.asdict
-
-    def as_then(settings):
-        return {k: v for k, v in as_written(settings).items() if k != "bounded_gates"}
-
-    monkeypatch.setattr(weights_files, "asdict", as_then)
-    monkeypatch.setattr(weights_files, "WEIGHTS_VERSION", 3)
-    save_weights(path, network, {})
-    monkeypatch.undo()
+    save_as_then(path, network, 3, "bounded_gates", monkeypatch)
     again = load_weights(path)
     x = torch.randn(1, 3, 32, 32)
     bounded = build_network(NetworkSettings(n_slices=1, context=False)).eval()
@@ -400,15 +397,7 @@ def test_weights_of_version_4_see_no_faint_outlines(tmp_path, monkeypatch):
     torch.manual_seed(2)
     network = build_network(NetworkSettings("unet", n_slices=1, outlines=False)).eval()
     path = tmp_path / "w.safetensors"
-    as_written = weights_files.asdict
-
-    def as_then(settings):
-        return {k: v for k, v in as_written(settings).items() if k != "outlines"}
-
-    monkeypatch.setattr(weights_files, "asdict", as_then)
-    monkeypatch.setattr(weights_files, "WEIGHTS_VERSION", 4)
-    save_weights(path, network, {})
-    monkeypatch.undo()
+    save_as_then(path, network, 4, "outlines", monkeypatch)
     again = load_weights(path)
     seen = torch.randn(1, 3, 20, 20), probabilities(network, 1, 20, 20)
     with torch.no_grad():

@@ -185,6 +185,31 @@ def _rectangles(sheared, triangles, first, count, skip, bounds):  # type: ignore
             bounds[node, 4] = max(bounds[one, 4], bounds[other, 4])
 
 
+@njit(cache=True)
+def _along(tree, points, direction):  # type: ignore[no-untyped-def]
+    """(sheared vertices, sheared points, bounds of the nodes) of rays in one direction."""
+    vertices, triangles, _, first, count, skip = tree
+    sheared = np.empty_like(vertices)
+    _shear(vertices, direction, sheared)
+    start = np.empty_like(points)
+    _shear(points, direction, start)
+    bounds = np.empty((count.shape[0], 5))
+    _rectangles(sheared, triangles, first, count, skip, bounds)
+    return sheared, start, bounds
+
+
+@njit(inline="always")
+def _missed(bounds, node, u, v, w):  # type: ignore[no-untyped-def]
+    """Whether the ray from (u, v, w) meets nothing below a node."""
+    return (
+        u < bounds[node, 0]
+        or u > bounds[node, 1]
+        or v < bounds[node, 2]
+        or v > bounds[node, 3]
+        or w >= bounds[node, 4]
+    )
+
+
 @njit(inline="always")
 def _edge(bu, bv, cu, cv):  # type: ignore[no-untyped-def]
     """b x c: twice the area between the origin and the edge from b to c; its sign is never lost."""
@@ -221,13 +246,7 @@ def _length_of_one(tree, sheared, bounds, u, v, w):  # type: ignore[no-untyped-d
     total = 0.0
     node = 0
     while node < count.shape[0]:
-        if (
-            u < bounds[node, 0]
-            or u > bounds[node, 1]
-            or v < bounds[node, 2]
-            or v > bounds[node, 3]
-            or w >= bounds[node, 4]
-        ):
+        if _missed(bounds, node, u, v, w):
             node = skip[node]
             continue
         for t in range(first[node], first[node] + count[node]):
@@ -249,13 +268,7 @@ def _crossings(tree, sheared, bounds, u, v, w, places, signs):  # type: ignore[n
     n = 0
     node = 0
     while node < count.shape[0]:
-        if (
-            u < bounds[node, 0]
-            or u > bounds[node, 1]
-            or v < bounds[node, 2]
-            or v > bounds[node, 3]
-            or w >= bounds[node, 4]
-        ):
+        if _missed(bounds, node, u, v, w):
             node = skip[node]
             continue
         for t in range(first[node], first[node] + count[node]):
@@ -306,13 +319,7 @@ def _depths(tree, mu, points, direction, depths, lengths):  # type: ignore[no-un
 
     lengths: array (m, n_labels) for the lengths, um, or (0, n_labels) where they are not wanted.
     """
-    vertices, triangles, _, first, count, skip = tree
-    sheared = np.empty_like(vertices)
-    _shear(vertices, direction, sheared)
-    start = np.empty_like(points)
-    _shear(points, direction, start)
-    bounds = np.empty((count.shape[0], 5))
-    _rectangles(sheared, triangles, first, count, skip, bounds)
+    sheared, start, bounds = _along(tree, points, direction)
     n_labels = mu.shape[0]
     wanted = lengths.shape[0] > 0
     places = np.empty(MOST_CROSSINGS)
@@ -384,25 +391,14 @@ def exact_sums(tree, mu, points, to_source, exits, weights, sums):  # type: igno
 @njit(cache=True)
 def inside(tree, points, direction, label, found):  # type: ignore[no-untyped-def]
     """Writes whether points (m, 3) lie in the solid of a label, by the crossings of one ray."""
-    vertices, triangles, owner, first, count, skip = tree
-    sheared = np.empty_like(vertices)
-    _shear(vertices, direction, sheared)
-    start = np.empty_like(points)
-    _shear(points, direction, start)
-    bounds = np.empty((count.shape[0], 5))
-    _rectangles(sheared, triangles, first, count, skip, bounds)
+    _, triangles, owner, first, count, skip = tree
+    sheared, start, bounds = _along(tree, points, direction)
     for i in range(points.shape[0]):
         u, v, w = start[i, 0], start[i, 1], start[i, 2]
         winding = 0
         node = 0
         while node < count.shape[0]:
-            if (
-                u < bounds[node, 0]
-                or u > bounds[node, 1]
-                or v < bounds[node, 2]
-                or v > bounds[node, 3]
-                or w >= bounds[node, 4]
-            ):
+            if _missed(bounds, node, u, v, w):
                 node = skip[node]
                 continue
             for t in range(first[node], first[node] + count[node]):

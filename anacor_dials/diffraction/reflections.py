@@ -140,14 +140,19 @@ def axis_of_beam(
     return axis
 
 
-def tomo_to_datum(experiments: ExperimentList, alignment: Alignment) -> FloatArray:
-    """The matrix (3, 3) from the tomo frame to the datum frame, by the reference experiment."""
-    index = alignment.reference_experiment
+def require_reference_experiment(experiments: ExperimentList, index: int) -> None:
+    """Raises ValueError if there is no experiment of the number that the user named."""
     if not 0 <= index < len(experiments):
         raise ValueError(
             f"alignment.reference_experiment is {index}; there are {len(experiments)} experiments, "
             "counted from 0."
         )
+
+
+def tomo_to_datum(experiments: ExperimentList, alignment: Alignment) -> FloatArray:
+    """The matrix (3, 3) from the tomo frame to the datum frame, by the reference experiment."""
+    index = alignment.reference_experiment
+    require_reference_experiment(experiments, index)
     reference = experiments[index]
     m = tomo_axes_in_lab(
         rotation_axis_in_lab(reference, alignment),

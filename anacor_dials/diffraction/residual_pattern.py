@@ -367,14 +367,12 @@ def residuals_of(experiments: ExperimentList, table: flex.reflection_table) -> R
         strong = intensity[rows] > LEAST_I_OVER_SIGMA * np.sqrt(variance[rows])
     crystal = _crystals(experiments)[experiment]
     strong &= (variance[rows] > 0) & np.isfinite(intensity[rows]) & (crystal < MOST_CRYSTALS)
+    indices = _unique_indices(experiments, table)
     if strong.sum() > MOST_OBSERVATIONS:  # all equivalents of some unique reflections
-        _, unique = np.unique(
-            _unique_indices(experiments, table)[rows], axis=0, return_inverse=True
-        )
+        _, unique = np.unique(indices[rows], axis=0, return_inverse=True)
         kept = np.random.default_rng(1).random(unique.max() + 1) < MOST_OBSERVATIONS / strong.sum()
         strong &= kept[unique.ravel()]
     rows, experiment, crystal = rows[strong], experiment[strong], crystal[strong]
-    indices = _unique_indices(experiments, table)[rows]
     s1 = unit(flumpy.to_numpy(table["s1"])[rows])
     angle = np.degrees(flumpy.to_numpy(table["xyzcal.mm"])[rows, 2])
     width = max(
@@ -387,7 +385,7 @@ def residuals_of(experiments: ExperimentList, table: flex.reflection_table) -> R
         # the mean of ln I is (sigma / I)^2 / 2 below the logarithm of the mean
         log_intensity=np.log(intensity[rows]) + 0.5 * relative,
         variance=relative,
-        unique=np.unique(indices, axis=0, return_inverse=True)[1].ravel(),
+        unique=np.unique(indices[rows], axis=0, return_inverse=True)[1].ravel(),
         block=np.unique(
             np.column_stack([experiment, np.floor(angle / width).astype(np.int64)]),
             axis=0,

@@ -24,6 +24,7 @@ from anacor_dials.diffraction.reflections import (
     axis_of_beam,
     combined,
     require_columns,
+    require_reference_experiment,
     warnings_for_scaling,
 )
 from anacor_dials.diffraction.wavelengths import wavelength_groups
@@ -142,11 +143,7 @@ def correct_by_faces(
     """
     settings = settings or FaceSettings()
     reference = settings.reference_experiment
-    if not 0 <= reference < len(experiments):
-        raise ValueError(
-            f"alignment.reference_experiment is {reference}; there are {len(experiments)} experiments, "
-            "counted from 0."
-        )
+    require_reference_experiment(experiments, reference)
     require_columns(reflections, experiments)
     to_datum = np.array([crystal_to_datum(e, i) for i, e in enumerate(experiments)])
     lattice = experiments[reference].crystal

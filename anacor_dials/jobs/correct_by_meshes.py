@@ -19,6 +19,7 @@ from anacor_dials.diffraction.reflections import (
     axis_of_beam,
     combined,
     require_columns,
+    require_reference_experiment,
     tomo_to_datum,
     warnings_for_scaling,
 )
@@ -128,11 +129,7 @@ def correct_by_meshes(
     """
     settings = settings or MeshSettings()
     reference = settings.alignment.reference_experiment
-    if not 0 <= reference < len(experiments):
-        raise ValueError(
-            f"alignment.reference_experiment is {reference}; there are {len(experiments)} experiments, "
-            "counted from 0."
-        )
+    require_reference_experiment(experiments, reference)
     require_columns(reflections, experiments)
     to_datum = np.eye(3)
     if settings.frame == "tomo":

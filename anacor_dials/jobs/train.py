@@ -141,6 +141,34 @@ def calibrate_weights(weights: Path, volumes: Sequence[TrainingVolume]) -> dict[
     return card
 
 
+def read_samples(
+    folders: Sequence[Path],
+    names: Sequence[str],
+    stream: StreamedTomograms | None,
+    n_validation: int,
+    progress: bool = False,
+) -> tuple[list[TrainingVolume], list[TrainingVolume] | None]:
+    """(samples of some folders, fresh samples to validate on) of a training.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        There may be none if there is a stream.
+    names : sequence of str
+        Of the classes.
+    stream : StreamedTomograms, optional
+        Without it the second is None: samples of the folders are left out.
+    n_validation : int
+    progress : bool
+        Whether a progress bar is shown.
+    """
+    if stream is None:
+        return read_training_volumes(folders, names, progress), None
+    volumes = read_training_volumes(folders, names, progress) if folders else []
+    aside = replace(stream, seed=stream.seed + VALIDATION_SEED)
+    return volumes, [aside(number) for number in range(n_validation)]
+
+
 def train_weights(
     folders: Sequence[Path],
     settings: TrainingSettings,
@@ -210,15 +238,9 @@ def _train_on(
     progress: bool,
 ) -> dict[str, Any]:
     """As :func:`train_weights`, of samples that are there."""
-    volumes = (
-        read_training_volumes(all_folders, settings.network.names, progress)
-        if all_folders or stream is None
-        else []
+    volumes, left_out = read_samples(
+        all_folders, settings.network.names, stream, settings.n_validation, progress
     )
-    left_out = None
-    if stream is not None:
-        aside = replace(stream, seed=stream.seed + VALIDATION_SEED)
-        left_out = [aside(number) for number in range(settings.n_validation)]
     card = train(
         volumes,
         settings,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from anacor_dials.jobs.train import VALIDATION_SEED, SimulatedSamples, make_samples
+from anacor_dials.jobs.train import SimulatedSamples, make_samples, read_samples
 from anacor_dials.jobs.training_stream import StreamedTomograms
 from anacor_dials.sample.volumes import DEFAULT_NAMES
 from anacor_dials.segmentation.sam2_training_settings import Sam2TrainingSettings
-from anacor_dials.segmentation.training_data import read_training_volumes
 
 
 def train_sam2_weights(
@@ -59,16 +57,9 @@ def train_sam2_weights(
             "prompts. Leave them out."
         )
     made = make_samples(simulated)[0] if simulated is not None else []
-    all_folders = [*folders, *made]
-    volumes = (
-        read_training_volumes(all_folders, DEFAULT_NAMES, progress)
-        if all_folders or stream is None
-        else []
+    volumes, left_out = read_samples(
+        [*folders, *made], DEFAULT_NAMES, stream, settings.course.n_validation, progress
     )
-    left_out = None
-    if stream is not None:
-        aside = replace(stream, seed=stream.seed + VALIDATION_SEED)
-        left_out = [aside(number) for number in range(settings.course.n_validation)]
     return train_sam2(
         volumes,
         settings,

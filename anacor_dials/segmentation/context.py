@@ -29,23 +29,9 @@ WIDTHS = (16, 32, 64, 128)
 TILE, HALO = 96, 24
 
 
-class _GroupNorm(nn.GroupNorm):  # type: ignore[misc]
-    """Group normalisation in the type of its input, where autocast would take float32.
-
-    A step of the training takes a sixth less time in bfloat16 so, and its gradients differ from
-    those in float32 by 2 %, as they do with normalisation in float32.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The normalised map, of the type of x."""
-        with torch.autocast(x.device.type, enabled=False):
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
-
-
 def _convolved(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv3d(c_in, c_out, 3, stride, 1, bias=False), _GroupNorm(8, c_out), nn.GELU()
+        nn.Conv3d(c_in, c_out, 3, stride, 1, bias=False), nn.GroupNorm(8, c_out), nn.GELU()
     )
 
 
