@@ -74,6 +74,7 @@ def training_settings(params: Any) -> TrainingSettings:
     )
     return TrainingSettings(
         network=network,
+        part=choice(t.part),
         steps=t.steps,
         batch=(2 if sam2 else 8) if t.batch is libtbx.Auto else t.batch,
         crop=t.crop,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -26,11 +26,11 @@ from anacor_dials.segmentation.training import (  # noqa: E402
     crops_of_step,
     main,
     train,
-    validation_scores,
 )
 from anacor_dials.segmentation.training_data import TrainingVolume  # noqa: E402
 from anacor_dials.segmentation.training_settings import TrainingSettings  # noqa: E402
-from anacor_dials.segmentation.weights_files import load_weights  # noqa: E402
+from anacor_dials.segmentation.validation import coarse_scores, validation_scores  # noqa: E402
+from anacor_dials.segmentation.weights_files import load_weights, save_weights  # noqa: E402
 
 
 def ball(seed):
@@ -94,6 +94,7 @@ def test_the_mean_of_the_weights():
         ({"crop": 16}, "at least 32"),
         ({"large_crop": 200}, "multiple of 16"),
         ({"batch": 1, "threads": 2}, "share"),
+        ({"part": "fine"}, "part"),
     ],
 )
 def test_bad_settings(choices, what):
@@ -112,6 +113,86 @@ def test_every_third_step_has_larger_crops_and_fewer():
 
 
 # ---- training -------------------------------------------------------------------------------------
+
+
+def parts_of(network):
+    state = network.state_dict()
+    coarse = {k: v for k, v in state.items() if k.startswith("context.")}
+    return coarse, {k: v for k, v in state.items() if k not in coarse}
+
+
+def the_same(one, other):
+    """To the float16 of the files."""
+    return all(torch.allclose(one[k], other[k], rtol=1e-3, atol=1e-6) for k in one)
+
+
+def test_the_coarse_pass_first_and_the_slices_then(volumes, tmp_path):
+    """Each part learns, and the other part keeps its weights."""
+    network = NetworkSettings("unet", n_slices=1)
+    first, then = tmp_path / "coarse.safetensors", tmp_path / "slices.safetensors"
+    settings = TrainingSettings(
+        network, part="coarse", steps=80, batch=2, warm_up=3, mean_steps=10, validate_every=30,
+        n_validation=1, seed=3, device="cpu", threads=2,
+    )  # fmt: skip
+    card = train(volumes, settings, first)
+    coarse, slices = parts_of(load_weights(first))
+    torch.manual_seed(settings.seed)
+    coarse_before, slices_before = parts_of(build_network(network))
+    assert the_same(slices, slices_before)
+    assert not the_same(coarse, coarse_before)
+    held = [v for v in volumes if v.name == card["validation"]["samples"][0]["name"]]
+    untrained, _ = coarse_scores(build_network(network), held)
+    entropy, dice = coarse_scores(load_weights(first), held)
+    assert entropy < 0.5 * untrained
+    assert dice[0] > 0.75
+    assert dice[1] > 0.5
+    assert dice[1] == pytest.approx(card["validation"]["dice"]["liquor"], abs=1e-4)
+
+    after = replace(settings, part="slices", begin_with=str(first), crop=32, steps=30)
+    train(volumes, after, then)
+    coarse_after, slices_after = parts_of(load_weights(then))
+    assert the_same(coarse_after, coarse)
+    assert not the_same(slices_after, slices)
+    held_scores = validation_scores(load_weights(then), held, torch.device("cpu"))
+    assert held_scores[1][0] > 0.8
+
+
+def test_the_slices_see_a_coarse_pass_that_has_learned(volumes, settings, tmp_path):
+    """From the first step on, and of the samples of folders, too."""
+    network = NetworkSettings("unet", n_slices=1)
+    path = tmp_path / "coarse.safetensors"
+    save_weights(path, build_network(network), {"network": asdict(network)})
+    seen = []
+
+    class Watched(training.ThreadedReplicas):
+        def gradients(self, batch, weights):
+            seen.append(batch)
+            return super().gradients(batch, weights)
+
+    few = replace(
+        settings, network=network, part="slices", begin_with=str(path), steps=1, warm_up=3
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "ThreadedReplicas", Watched)
+        train(volumes, few, tmp_path / "w.safetensors")
+    (batch,) = seen
+    assert batch.coarse_input == []
+    assert not torch.allclose(batch.context, torch.tensor(0.25))
+
+
+def test_parts_of_a_network_without_them(volumes, settings, tmp_path):
+    with pytest.raises(ValueError, match="part=coarse"):
+        replace(settings, network=NetworkSettings("unet", context=False), part="coarse")
+    with pytest.raises(ValueError, match="begin_with"):
+        replace(settings, network=NetworkSettings("unet", context=True), part="slices")
+    path = tmp_path / "plain.safetensors"
+    plain = NetworkSettings("unet", n_slices=1, context=False)
+    save_weights(path, build_network(plain), {"network": asdict(plain)})
+    whole = replace(
+        settings, network=replace(plain, context=True), part="slices", begin_with=str(path)
+    )
+    with pytest.raises(ValueError, match="has no coarse pass"):
+        train(volumes, whole, tmp_path / "w.safetensors")
 
 
 def test_it_learns(volumes, settings, tmp_path):

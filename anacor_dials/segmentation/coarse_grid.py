@@ -55,6 +55,7 @@ def squeezed_level(level: NDArray[Any]) -> NDArray[Any]:
 
 
 LEVEL_CHANNEL = 6
+AIR, EDGES = 4, 8  # of without_air; chosen by hand
 
 
 def context_input(seen: NDArray[Any]) -> NDArray[np.float16]:
@@ -106,6 +107,37 @@ def with_other_levels(seen: NDArray[Any], gain: float, offset: float) -> NDArray
         out[1 + k] = np.clip(out[1 + k] * (1 + gain) + (gain + offset) / window, -2.0, 2.0)
     out[LEVEL_CHANNEL] = squeezed_level(out[0])
     return out
+
+
+def without_air(shares: NDArray[Any]) -> tuple[slice, ...]:
+    """The part of a sample's coarse grid within AIR blocks of what is not air.
+
+    Its edges are rounded up to multiples of EDGES blocks where there are so many: the time that the
+    coarse pass takes goes with the volume, and few different shapes are faster than many.
+
+    Parameters
+    ----------
+    shares : array (n_classes, cx, cy, cz)
+        Of the classes; background is the first.
+
+    Returns
+    -------
+    tuple of slice
+        For an array (n, cx, cy, cz).
+    """
+    full = shares[0] < 0.5
+    out = [slice(None)]
+    for axis, n in enumerate(full.shape):
+        others = tuple(k for k in range(3) if k != axis)
+        there = np.flatnonzero(full.any(axis=others))
+        first, last = (there[0], there[-1] + 1) if there.size else (0, n)
+        first, last = max(first - AIR, 0), min(last + AIR, n)
+        more = min(-(last - first) % EDGES, n - (last - first))
+        before = min(first, more // 2)
+        first, last = first - before, last + more - before
+        beyond = max(last - n, 0)
+        out.append(slice(int(first - beyond), int(last - beyond)))
+    return tuple(out)
 
 
 def class_shares(labels: NDArray[np.uint8], n_classes: int) -> NDArray[np.float16]:

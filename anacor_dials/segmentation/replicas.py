@@ -26,11 +26,11 @@ class Batch:
 
     Attributes
     ----------
-    slices : tensor (n, n_planes, h, w)
-        Crops.
+    slices : tensor (n, n_planes, h, w) or None
+        Crops. None: there are whole samples alone.
     context : tensor (n, n_classes, h, w) or None
         Probabilities of the coarse pass in them.
-    labels : tensor (n, h, w)
+    labels : tensor (n, h, w) or None
     coarse_input : sequence of tensor (N_CHANNELS, cx, cy, cz)
         Whole samples, for the coarse pass.
     coarse_shares : sequence of tensor (n_classes, cx, cy, cz)
@@ -39,19 +39,28 @@ class Batch:
         The weight of the loss of each of them; None: one over their number.
     """
 
-    slices: torch.Tensor
+    slices: torch.Tensor | None
     context: torch.Tensor | None
-    labels: torch.Tensor
+    labels: torch.Tensor | None
     coarse_input: Sequence[torch.Tensor] = ()
     coarse_shares: Sequence[torch.Tensor] = ()
     coarse_weight: float | None = None
 
+    def __len__(self) -> int:
+        """The number of crops; of whole samples if there are these alone."""
+        return len(self.coarse_input) if self.slices is None else len(self.slices)
+
     def split(self, n: int) -> list[Batch]:
         """n batches with about the same number of crops; whole samples are distributed in turn.
 
-        The mean of the gradients of the batches, weighted by their numbers of crops, is the
-        gradient of the whole.
+        The mean of the gradients of the batches, weighted by their lengths, is the gradient of the
+        whole.
         """
+        if self.slices is None or self.labels is None:
+            return [
+                Batch(None, None, None, self.coarse_input[i::n], self.coarse_shares[i::n])
+                for i in range(n)
+            ]
         contexts: Sequence[torch.Tensor | None] = (
             self.context.tensor_split(n) if self.context is not None else [None] * n
         )
@@ -79,7 +88,7 @@ class StepResult:
     gradients : list of tensor
         By the parameters of the network.
     losses : (float, float)
-        Of the crops.
+        Of the crops; of the whole samples if there are these alone.
     coarse : list of tensor (n_classes, cx, cy, cz)
         Probabilities of every whole sample of the batch.
     coarse_losses : list of (float, float)
@@ -117,17 +126,20 @@ def gradients(
     """
     parameters = list(network.parameters())
     total = [torch.zeros_like(p) for p in parameters]
-    device = batch.slices.device.type
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
-        outputs = network(batch.slices, batch.context)
-    shares = shares_of(batch.labels, network.settings.n_classes)
-    entropy, dice = segmentation_loss(outputs[0], shares, weights)
-    loss = entropy + dice
-    for part, output in zip(AUXILIARY_HEADS, outputs[1:], strict=True):
-        step = shares.shape[-1] // output.shape[-1]
-        thinned = shares[:, :, step // 2 :: step, step // 2 :: step]
-        loss = loss + part * sum(segmentation_loss(output, thinned, weights))
-    _plus(total, parameters, loss)
+    device = parameters[0].device.type
+    losses = None
+    if batch.slices is not None and batch.labels is not None:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
+            outputs = network(batch.slices, batch.context)
+        shares = shares_of(batch.labels, network.settings.n_classes)
+        entropy, dice = segmentation_loss(outputs[0], shares, weights)
+        loss = entropy + dice
+        for part, output in zip(AUXILIARY_HEADS, outputs[1:], strict=True):
+            step = shares.shape[-1] // output.shape[-1]
+            thinned = shares[:, :, step // 2 :: step, step // 2 :: step]
+            loss = loss + part * sum(segmentation_loss(output, thinned, weights))
+        _plus(total, parameters, loss)
+        losses = float(entropy.detach()), float(dice.detach())
     coarse, coarse_losses = [], []
     weight = batch.coarse_weight or 1 / max(len(batch.coarse_input), 1)
     for seen, true in zip(batch.coarse_input, batch.coarse_shares, strict=True):
@@ -138,7 +150,14 @@ def gradients(
         _plus(total, parameters, weight * (one + two))
         coarse.append(torch.softmax(logits.detach().float()[0], dim=0))
         coarse_losses.append((float(one.detach()), float(two.detach())))
-    return StepResult(total, (float(entropy.detach()), float(dice.detach())), coarse, coarse_losses)
+    if losses is None:
+        losses = _mean_losses(coarse_losses)
+    return StepResult(total, losses, coarse, coarse_losses)
+
+
+def _mean_losses(losses: Sequence[Losses]) -> Losses:
+    entropies, dices = zip(*losses, strict=True)
+    return sum(entropies) / len(losses), sum(dices) / len(losses)
 
 
 class ThreadedReplicas:
@@ -164,7 +183,7 @@ class ThreadedReplicas:
         self.pool = ThreadPoolExecutor(max_workers=n)
 
     def gradients(self, batch: Batch, weights: torch.Tensor) -> StepResult:
-        """As :func:`gradients`: the mean over the threads, weighted by their numbers of crops.
+        """As :func:`gradients`: the mean over the threads, weighted by their parts of the batch.
 
         Parameters
         ----------
@@ -180,7 +199,7 @@ class ThreadedReplicas:
             for network, part in zip(self.networks, parts, strict=True)
         ]
         done = [job.result() for job in jobs]
-        shares = [len(part.slices) / len(batch.slices) for part in parts]
+        shares = [len(part) / len(batch) for part in parts]
         total = [
             torch.stack([share * g for share, g in zip(shares, found, strict=True)]).sum(0)
             for found in zip(*(result.gradients for result in done), strict=True)

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -36,8 +35,8 @@ from anacor_dials import __version__
 from anacor_dials.sample.devices import is_first_process
 from anacor_dials.sample.output_files import whole_file
 from anacor_dials.segmentation.batch_statistics import measure_statistics
-from anacor_dials.segmentation.coarse_grid import with_other_levels
-from anacor_dials.segmentation.context import at_plane, context_probabilities
+from anacor_dials.segmentation.coarse_grid import with_other_levels, without_air
+from anacor_dials.segmentation.context import context_probabilities
 from anacor_dials.segmentation.crops import CropSource
 from anacor_dials.segmentation.losses import adjust_logits
 from anacor_dials.segmentation.network import (
@@ -73,6 +72,7 @@ from anacor_dials.segmentation.training_record import (
     write_log,
 )
 from anacor_dials.segmentation.training_settings import TrainingSettings
+from anacor_dials.segmentation.validation import coarse_scores, validation_scores
 from anacor_dials.segmentation.weights_files import load_weights, save_weights
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.training")
@@ -107,50 +107,28 @@ class ExponentialMovingAverage:
 # ---- training ------------------------------------------------------------------------------------
 
 
+def trained_parameters(network: SliceNetwork, part: str) -> list[torch.nn.Parameter]:
+    """The parameters that a training changes.
+
+    Parameters
+    ----------
+    network : SliceNetwork
+    part : str
+        "both", "coarse" (the coarse pass alone) or "slices" (all others).
+    """
+    return [
+        parameter
+        for name, parameter in network.named_parameters()
+        if part == "both" or name.startswith("context.") == (part == "coarse")
+    ]
+
+
 def crops_of_step(settings: TrainingSettings, step: int) -> tuple[int, int]:
     """(number of crops, their edge in voxels) of a step; every third step may have larger ones."""
     if settings.large_crop and step % 3 == 2:
         n = round(settings.batch * (settings.crop / settings.large_crop) ** 2)
         return max(n, settings.threads), settings.large_crop
     return settings.batch, settings.crop
-
-
-@torch.no_grad()  # type: ignore[misc, unused-ignore]
-def validation_scores(
-    network: SliceNetwork, volumes: Sequence[TrainingVolume], device: torch.device, every: int = 8
-) -> tuple[float, NDArray[np.float64]]:
-    """(cross-entropy, Dice (n_classes,)) of labels, over all samples.
-
-    Parameters
-    ----------
-    network : SliceNetwork
-    volumes : sequence of TrainingVolume
-    device : torch.device
-    every : int
-        One of so many slices along X is used.
-    """
-    n, half = network.settings.n_classes, network.settings.n_slices // 2
-    both, total, loss, seen = np.zeros(n), np.zeros(n), 0.0, 0
-    network.eval()
-    for volume in volumes:
-        coarse = context_probabilities(network, volume.views) if network.context else None
-        views = np.pad(volume.views, ((0, 0), (half, half), (0, 0), (0, 0)), mode="edge")
-        for x in range(every // 2, volume.labels.shape[0], every):
-            near = views[:, x : x + 2 * half + 1].reshape(-1, *views.shape[2:])
-            slices = torch.from_numpy(near.astype(np.float32))[None].to(device)
-            context = None
-            if coarse is not None:
-                context = at_plane(coarse, x, volume.labels.shape[1:])[None].to(device)
-            logits = network(slices, context).float()
-            target = torch.from_numpy(volume.labels[x].astype(np.int64))[None].to(device)
-            loss += float(F.cross_entropy(logits, target, reduction="sum"))
-            seen += target.numel()
-            found = logits.argmax(dim=1)
-            for label in range(n):
-                f, t = found == label, target == label
-                both[label] += float((f & t).sum())
-                total[label] += float(f.sum() + t.sum())
-    return loss / max(seen, 1), (2 * both + 1e-9) / (total + 1e-9)
 
 
 def _fingerprint(settings: TrainingSettings, samples: Sequence[TrainingVolume]) -> dict[str, Any]:
@@ -182,12 +160,21 @@ class _Trainer:
         self.layout = memory_layout(self.device)
         torch.manual_seed(settings.seed)
         network = build_network(settings.network)
+        self.coarse_knows = settings.part == "coarse"  # whether the coarse pass has learned before
         if settings.begin_with:
-            take_over(network, load_weights(settings.begin_with))
+            earlier = load_weights(settings.begin_with)
+            take_over(network, earlier)
+            self.coarse_knows = earlier.context is not None
+        if settings.part == "slices" and not self.coarse_knows:
+            raise ValueError(
+                f"{settings.begin_with} has no coarse pass for the slices to see; train one first "
+                "(part=coarse)."
+            )
         self.network = on_device(network, self.device)
         self.source = CropSource(pool, settings.network.n_slices, settings.augmentation)
-        decayed = [p for p in network.parameters() if p.ndim > 1]
-        others = [p for p in network.parameters() if p.ndim <= 1]
+        trained = trained_parameters(network, settings.part)
+        decayed = [p for p in trained if p.ndim > 1]
+        others = [p for p in trained if p.ndim <= 1]
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": settings.weight_decay},
@@ -260,33 +247,40 @@ class _Trainer:
 
     def fill_pool(self, progress: bool) -> None:
         """Brings the pool to the present step; at the first one also finds the class weights."""
-        self.enter(self.pool.advance(self.step, progress))
+        new = self.pool.advance(self.step, progress)
+        self.enter(new if self.step else self.pool.pooled())
         if not self.step:
             found = class_weights(self.pool.volumes(), self.settings.network.n_classes)
             self.class_weights = mean_weights(self.processes, found)
         self.per_class = torch.tensor(self.class_weights, dtype=torch.float32, device=self.device)
 
     def enter(self, new: Sequence[PooledVolume]) -> None:
-        """The coarse pass labels samples that are new in the pool, after the warm-up."""
-        if self.network.context is not None and self.step >= self.settings.warm_up:
+        """The coarse pass labels samples that are new in the pool, once it knows something."""
+        if self.network.context is None or self.settings.part == "coarse":
+            return
+        if self.coarse_knows or self.step >= self.settings.warm_up:
             for pooled in new:
                 pooled.context = context_probabilities(self.network, pooled.volume.views)
 
     def draw(self, step: int) -> tuple[Any, list[tuple[PooledVolume, Any]]]:
-        """((slices, context, labels), [(sample, how it is turned), ...]) of a step, as arrays."""
+        """((slices, context, labels) or None, [(sample, how it is turned), ...]) of a step."""
         rng = rng_of_step(self.settings.seed, step, self.processes.number)
+        if self.settings.part == "coarse":
+            return None, [self.draw_whole(rng) for _ in range(self.settings.batch)]
         crops = self.source.batch(rng, *crops_of_step(self.settings, step))
-        whole = []
-        if self.network.context is not None and step % 2 == 0:
-            for _ in range(self.settings.coarse_samples):
-                turn = (tuple(rng.permutation(3).tolist()), (rng.random(3) < 0.5).tolist())
-                change = (float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1)))
-                whole.append((self.pool.draw(rng), (turn, change)))
-        return crops, whole
+        together = self.network.context is not None and self.settings.part == "both"
+        n_whole = self.settings.coarse_samples if together and step % 2 == 0 else 0
+        return crops, [self.draw_whole(rng) for _ in range(n_whole)]
+
+    def draw_whole(self, rng: np.random.Generator) -> tuple[PooledVolume, Any]:
+        """(sample, how it is turned and changed) for the coarse pass."""
+        turn = (tuple(rng.permutation(3).tolist()), (rng.random(3) < 0.5).tolist())
+        change = (float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1)))
+        return self.pool.draw(rng), (turn, change)
 
     def batch(self, drawn: tuple[Any, list[tuple[PooledVolume, Any]]]) -> Batch:
         """What was drawn, as tensors on the device."""
-        (slices, context, labels), whole = drawn
+        crops, whole = drawn
 
         def tensor(array: NDArray[Any]) -> torch.Tensor:
             return torch.from_numpy(array).to(self.device, non_blocking=True)
@@ -294,10 +288,14 @@ class _Trainer:
         inputs, shares = [], []
         for pooled, (turn, (gain, offset)) in whole:
             a = self.settings.augmentation
-            seen = turned(pooled.coarse_input, *turn)
+            box = (...,) if crops is not None else without_air(pooled.coarse_shares)
+            seen = turned(pooled.coarse_input[box], *turn)
             # the levels are not exactly one and zero
             inputs.append(tensor(with_other_levels(seen, gain * a.gain, offset * a.offset)))
-            shares.append(tensor(turned(pooled.coarse_shares, *turn)).float())
+            shares.append(tensor(turned(pooled.coarse_shares[box], *turn)).float())
+        if crops is None:
+            return Batch(None, None, None, inputs, shares)
+        slices, context, labels = crops
         return Batch(
             tensor(slices).contiguous(memory_format=self.layout),
             tensor(context) if self.network.context is not None else None,
@@ -315,11 +313,13 @@ class _Trainer:
         result = self.processes.mean(result, replicas.networks)
         for parameter, gradient in zip(self.network.parameters(), result.gradients, strict=True):
             parameter.grad = gradient
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
+        trained = [p for group in self.optimiser.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(trained, 2.0)
         self.optimiser.step()
         self.average.add(self.network)
-        for (pooled, (turn, _)), found in zip(drawn[1], result.coarse, strict=True):
-            pooled.context = turned_back(found.cpu().numpy(), *turn).astype(np.float16)
+        if self.settings.part == "both":
+            for (pooled, (turn, _)), found in zip(drawn[1], result.coarse, strict=True):
+                pooled.context = turned_back(found.cpu().numpy(), *turn).astype(np.float16)
         coarse = np.mean(result.coarse_losses, axis=0) if result.coarse_losses else (np.nan,) * 2
         self.window.append((*result.losses, *coarse))
         if not math.isfinite(result.losses[0]):
@@ -335,8 +335,15 @@ class _Trainer:
         network = build_network(self.settings.network)
         network.load_state_dict(state or self.average.state)
         network = on_device(network, self.device)
-        adjust_logits(network, self.per_class**self.settings.weights_taken_off)
+        if self.settings.part != "coarse":
+            adjust_logits(network, self.per_class**self.settings.weights_taken_off)
         return network.eval()
+
+    def scores(self, network: SliceNetwork) -> tuple[float, NDArray[np.float64]]:
+        """(cross-entropy, Dice (n_classes,)) on the samples left out, of what is trained."""
+        if self.settings.part == "coarse":
+            return coarse_scores(network, self.validation)
+        return validation_scores(network, self.validation, self.device)
 
     def batches_for_statistics(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Crops of the present pool that no step has used."""
@@ -370,9 +377,7 @@ class _Trainer:
         }
         if validate and self.validation:
             names = self.settings.network.names
-            entropy_v, dice_v = validation_scores(
-                self.averaged_network(), self.validation, self.device
-            )
+            entropy_v, dice_v = self.scores(self.averaged_network())
             loss_v = entropy_v + 1.0 - float(np.mean(dice_v))
             if loss_v < self.best["loss"]:
                 state = {k: v.clone() for k, v in self.average.state.items()}
@@ -536,10 +541,11 @@ def _finished_weights(trainer: _Trainer, finished: bool) -> dict[str, Any]:
     """Writes the weights and what comes beside them; returns the model card."""
     settings, weights, validation = trainer.settings, trainer.weights, trainer.validation
     network = trainer.averaged_network(trainer.best["state"] or None)
-    measure_statistics(network, trainer.batches_for_statistics())
+    if settings.part != "coarse":
+        measure_statistics(network, trainer.batches_for_statistics())
     scores: dict[str, Any] = {}
     if validation:
-        entropy, dice = validation_scores(network, validation, trainer.device)
+        entropy, dice = trainer.scores(network)
         scores = {
             "cross_entropy": entropy,
             "dice": dict(zip(settings.network.names, dice.tolist(), strict=True)),

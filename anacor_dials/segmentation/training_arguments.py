@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from anacor_dials.segmentation.network import NetworkSettings
-from anacor_dials.segmentation.training_settings import TrainingSettings
+from anacor_dials.segmentation.training_settings import PARTS, TrainingSettings
 
 
 def argument_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -20,6 +20,9 @@ def argument_parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--architecture", default="anacornet", choices=("anacornet", "unet"))
     parser.add_argument("--size", default="tiny", choices=("tiny", "base"))
     parser.add_argument("--n-slices", type=int, default=defaults.network.n_slices)
+    parser.add_argument(
+        "--part", default="both", choices=PARTS, help="of the network: see the manual"
+    )
     parser.add_argument("--no-context", action="store_true", help="without the coarse pass")
     for name in ("steps", "batch", "crop", "large_crop", "warm_up", "mean_steps", "validate_every", "n_validation", "pool", "threads", "seed"):  # fmt: skip
         parser.add_argument(
@@ -47,7 +50,7 @@ def settings_of(given: argparse.Namespace) -> TrainingSettings:
         **{
             name: getattr(given, name)
             for name in (
-                "steps", "batch", "crop", "large_crop", "warm_up", "mean_steps", "validate_every",
+                "part", "steps", "batch", "crop", "large_crop", "warm_up", "mean_steps", "validate_every",
                 "n_validation", "pool", "fresh_every", "threads", "seed", "learning_rate",
                 "minutes", "within_minutes", "begin_with", "device", "precision",
             )

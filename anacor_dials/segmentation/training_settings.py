@@ -11,6 +11,8 @@ from anacor_dials.sample.devices import chosen_device
 from anacor_dials.segmentation.crops import Augmentation
 from anacor_dials.segmentation.network import NetworkSettings, has_fast_bfloat16
 
+PARTS = ("both", "coarse", "slices")
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -19,10 +21,14 @@ class TrainingSettings:
     Parameters
     ----------
     network : NetworkSettings
+    part : str
+        What is trained: "both" passes together; "coarse", the coarse pass alone, on whole samples;
+        or "slices" alone, which see what the coarse pass of `begin_with` finds. The coarse pass
+        learns slowly beside the slices, and a step of it alone costs a fourth.
     steps : int
         Of the optimiser, in all.
     batch : int
-        Crops in a step.
+        Crops in a step; whole samples if the coarse pass is trained alone.
     crop : int
         Their edge in voxels, a multiple of 16.
     large_crop : int
@@ -64,6 +70,7 @@ class TrainingSettings:
     """
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    part: str = "both"
     steps: int = 1000
     batch: int = 8
     crop: int = 128
@@ -96,9 +103,22 @@ class TrainingSettings:
                 raise ValueError(f"{name} is {crop} voxels; it is a multiple of 16, at least 32.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"The learning rate is {self.learning_rate}; it must be > 0.")
+        if self.part not in PARTS:
+            raise ValueError(f"The part {self.part!r} is unknown; choose {', '.join(PARTS)}.")
+        if self.part != "both" and not self.network.context:
+            raise ValueError(
+                f"There is no coarse pass (context=False), so that both passes cannot be told apart; "
+                f"train without part={self.part}."
+            )
+        if self.part == "slices" and not self.begin_with:
+            raise ValueError(
+                "The slices alone are to be trained, with a coarse pass that has learned; name its "
+                "weights (begin_with)."
+            )
         if self.threads > self.batch:
             raise ValueError(
-                f"{self.threads} threads cannot share {self.batch} crops; ask for fewer threads."
+                f"{self.threads} threads cannot share {self.batch} crops or samples; ask for fewer "
+                "threads."
             )
         if self.within_minutes is not None and not self.within_minutes > 0:
             raise ValueError(f"within_minutes is {self.within_minutes}; it must be > 0.")
