@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from anacor_dials.jobs import editing
+from anacor_dials.jobs import editing, editing_effect
 from anacor_dials.jobs.editing import EditingSettings, LabelEditor
+from anacor_dials.jobs.editing_effect import doubts_left
 from anacor_dials.sample.hand_made import read_hand_made
 from anacor_dials.sample.tomogram_files import read_sample_file, write_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Tomogram
@@ -216,10 +217,39 @@ def test_what_the_change_is_worth(path, editor, truth):
     effect = editor.effect()
     np.testing.assert_allclose(effect.volumes_now, np.bincount(truth.ravel(), minlength=4) * 1.2**3)
     np.testing.assert_allclose(effect.mu_now[1:], LEVELS[1:], rtol=0.05)
-    assert effect.factors_now.shape == (editing.DIRECTIONS,)
+    assert effect.factors_now.shape == (editing_effect.DIRECTIONS,)
     assert 0 < effect.factors_now.min() < effect.factors_now.max() < 1
     assert effect.rms > 1e-3
     np.testing.assert_allclose(read_sample_file(path).mu_per_um, effect.mu_now)
+
+
+def test_what_is_left_of_the_doubt(path, editor, truth):
+    """The file says how uncertain the factors are with the labels as they are now."""
+    with h5py.File(path, "r+") as file:
+        file["entry/segmentation"].attrs["factors_uncertainty"] = 0.02
+    editor = LabelEditor(path)
+    assert editor.effect().uncertainty_now == 0.02  # nothing was drawn
+    missed = (truth == 3) & (editor.labels != 3)
+    editor.paint(0, 15, np.flatnonzero(missed[15]), 3)
+    one = editor.effect()
+    assert one.uncertainty_before == 0.02
+    assert one.uncertainty_now > 1e-3  # the other slices are as doubtful as before
+    assert read_sample_file(path).factors_uncertainty == one.uncertainty_now
+    for x in range(SHAPE[0]):
+        editor.paint(0, x, np.flatnonzero(missed[x]), 3)
+    assert editor.effect().uncertainty_now == 0  # no voxel is doubtful any more
+    assert read_sample_file(path).factors_uncertainty == 0
+    while editor.done:
+        editor.undo()
+    assert editor.effect().uncertainty_now == 0.02
+    assert read_sample_file(path).factors_uncertainty == 0.02
+
+
+def test_doubts_go_with_the_labels():
+    p = np.array([[200, 55, 0], [150, 105, 0], [150, 100, 5]], dtype=np.uint8).T[:, :, None, None]
+    labels = np.array([0, 1, 2], dtype=np.uint8)[:, None, None]
+    left = doubts_left(p, labels, np.array([False, False, True])[:, None, None])
+    assert left[:, :, 0, 0].T.tolist() == [[200, 55, 0], [105, 150, 0], [0, 0, 255]]
 
 
 def test_mu_from_elsewhere_keeps_its_scale(path, truth):

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from anacor_dials.absorption.factors import absorption_factors
-from anacor_dials.absorption.tracing import Tracing
-from anacor_dials.jobs.label_uncertainty import random_sweep
+from anacor_dials.jobs.editing_effect import (
+    Effect,
+    doubts_left,
+    factors_of_labels,
+    uncertainty_of_labels,
+)
 from anacor_dials.jobs.segment import SegmentationSettings, load_source, segment_tomogram
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.hand_made import (
@@ -35,26 +38,16 @@ from anacor_dials.sample.hand_made import (
 )
 from anacor_dials.sample.output_files import whole_file
 from anacor_dials.sample.tomogram_files import read_sample_file
-from anacor_dials.sample.volumes import LabelVolume, Volume
+from anacor_dials.sample.volumes import LabelVolume
 from anacor_dials.segmentation.clean_up import CROSS
 from anacor_dials.segmentation.doubtful_places import DoubtfulPlace, doubt_of, doubtful_places
 from anacor_dials.segmentation.inference import mean_mu
 from anacor_dials.segmentation.propagation import PropagationSettings, followed, sam2_propagation
 from anacor_dials.segmentation.sam2_predictor import following_predictor
-from anacor_dials.segmentation.working_grid import (
-    bin_factors,
-    binned_labels,
-    intensity_scale,
-    working_volume,
-)
+from anacor_dials.segmentation.working_grid import intensity_scale
 
 logger = logging.getLogger("dials.anacor_dials.jobs.editing")
 
-# For the effect of corrections on the factors, which is shown after every step: few reflections,
-# and coarse, so that it takes little time.
-DIRECTIONS = 200
-TRACED_VOXELS = 160  # along an edge: finer volumes are binned before factors are computed
-TOLERANCE = 2e-3  # of the factors
 VOXELS_LOOKED_AT = 8_000_000  # for doubtful places
 PLANES = {0: (1, 2), 1: (0, 2), 2: (0, 1)}  # the two axes of a slice across an axis
 
@@ -102,38 +95,6 @@ class Change:
     labels_after: NDArray[np.uint8]
     session_before: NDArray[np.uint8]
     session_after: NDArray[np.uint8]
-
-
-@dataclass(frozen=True, eq=False)
-class Effect:
-    """What the corrections change. "before" is when the file was opened.
-
-    Attributes
-    ----------
-    names : tuple of n str
-    volumes_before, volumes_now : array (n,)
-        Of the materials, um^3.
-    mu_before, mu_now : array (n,)
-        1/um.
-    factors_before, factors_now : array (m,)
-        Absorption factors of some directions; empty without a crystal.
-    """
-
-    names: tuple[str, ...]
-    volumes_before: FloatArray
-    volumes_now: FloatArray
-    mu_before: FloatArray
-    mu_now: FloatArray
-    factors_before: FloatArray
-    factors_now: FloatArray
-
-    @property
-    def rms(self) -> float:
-        """Relative rms change of the factors after one common scale; NaN without a crystal."""
-        if not (self.factors_before.size and self.factors_now.size):
-            return float("nan")
-        ratio = self.factors_now / self.factors_before
-        return float(np.std(ratio) / np.mean(ratio))
 
 
 class LabelEditor:
@@ -192,7 +153,8 @@ class LabelEditor:
         self.undone: list[Change] = []
         self.lock = threading.RLock()
         self._stamp = _stamp(self.path)
-        self._probabilities_changed = False
+        self._probabilities_changed = self._learned = False
+        self.uncertainty_first = self.uncertainty = sample.factors_uncertainty
 
     # ---- what can be seen ------------------------------------------------------------------------
 
@@ -375,7 +337,7 @@ class LabelEditor:
         with self.lock:
             if self.probabilities is not None and found.probabilities is not None:
                 self.probabilities = found.probabilities
-                self._probabilities_changed = True
+                self._probabilities_changed = self._learned = True
             self.machine = found.labels.values.copy()
             return self._machine_labels("the network has learned", found.labels.values)
 
@@ -502,27 +464,30 @@ class LabelEditor:
             self._probabilities_changed = False
         if "mu" in group:
             group["mu"][...] = self.mu
+        if self.uncertainty is not None:
+            group.attrs["factors_uncertainty"] = self.uncertainty
+        elif "factors_uncertainty" in group.attrs:
+            del group.attrs["factors_uncertainty"]
 
     # ---- what it is worth ------------------------------------------------------------------------
 
     def effect(self) -> Effect:
-        """What the corrections change in volumes, mu and factors; mu goes into the file, too."""
+        """What the corrections change in volumes, mu, factors and their uncertainty.
+
+        mu and the uncertainty go into the file, too.
+        """
         with self.lock:
             now = LabelVolume(
                 self.labels.copy(), self.tomogram.voxel_size_um, self.tomogram.centre, self.names
             )
         mu = self._mu_of(now)
-        directions = random_sweep(DIRECTIONS, np.random.default_rng(0))
-        tracing = Tracing(TOLERANCE, check_reflections=8, device="cpu", nproc=1)
-        factors = [
-            self._factors(
-                labels, values, lambda v, m: absorption_factors(v, m, directions, tracing)
-            )
-            for labels, values in ((self.first, self.mu_first), (now, mu))
-        ]
-        if not np.array_equal(mu, self.mu, equal_nan=True):
+        uncertainty = self.uncertainty_first
+        if self.probabilities is not None and (self.done or self._learned):
+            doubts = doubts_left(self.probabilities, now.values, self.session > 0)
+            uncertainty = uncertainty_of_labels(doubts, now, mu)
+        if not np.array_equal(mu, self.mu, equal_nan=True) or uncertainty != self.uncertainty:
             with self.lock:
-                self.mu = mu
+                self.mu, self.uncertainty = mu, uncertainty
                 self.save(np.empty(0, dtype=np.int64))
         volume = now.voxel_volume_um3
         return Effect(
@@ -531,8 +496,10 @@ class LabelEditor:
             np.asarray(volume * now.counts(), dtype=np.float64),
             self.mu_first,
             mu,
-            factors[0],
-            factors[1],
+            factors_of_labels(self.first, self.mu_first),
+            factors_of_labels(now, mu),
+            self.uncertainty_first,
+            uncertainty,
         )
 
     def _mu_of(self, now: LabelVolume) -> FloatArray:
@@ -557,24 +524,6 @@ class LabelEditor:
             elif np.isfinite(first) and first > 0 and medians[label] > 0:
                 mu[label] *= medians[label] / first
         return mu
-
-    def _factors(
-        self, labels: LabelVolume, mu: FloatArray, compute: Callable[..., Any]
-    ) -> FloatArray:
-        """Factors of labels, on a coarser grid if theirs is too fine; empty without a crystal."""
-        step = max(1, -(-max(labels.shape) // TRACED_VOXELS))
-        factors = (step, step, step) if step > 1 else bin_factors(labels.voxel_size_um)
-        values = binned_labels(labels.values, factors, len(self.names))
-        if np.count_nonzero(values == self.crystal) < 8:
-            return np.empty(0)
-        mu = np.array(mu, dtype=np.float64)
-        known = mu[1:][np.isfinite(mu[1:])]
-        if not known.size:
-            return np.empty(0)
-        mu[~np.isfinite(mu)] = known.mean()
-        grid: Volume = working_volume(labels, values, factors)
-        volume = LabelVolume(values, grid.voxel_size_um, grid.centre, self.names)
-        return np.asarray(compute(volume, mu).transmission)
 
 
 def _full_size(voxel: tuple[int, int, int], step: int) -> tuple[int, int, int]:

@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anacor_dials import __version__
-from anacor_dials.jobs.editing import Effect, LabelEditor
+from anacor_dials.jobs.editing import LabelEditor
+from anacor_dials.jobs.editing_effect import Effect
 from anacor_dials.report.page import plain
 from anacor_dials.report.sample import colour, view_3d
 
@@ -123,6 +124,7 @@ class EditServer:
             "volumes_before": e.volumes_before, "volumes_now": e.volumes_now,
             "mu_before": e.mu_before, "mu_now": e.mu_now,
             "factors_before": e.factors_before, "factors_now": e.factors_now, "rms": e.rms,
+            "uncertainty_before": e.uncertainty_before, "uncertainty_now": e.uncertainty_now,
         }  # fmt: skip
 
     def slice_bytes(self, kind: str, axis: int, index: int) -> tuple[bytes, tuple[int, int]]:

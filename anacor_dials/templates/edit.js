@@ -235,6 +235,7 @@ function show(now) {
 }
 
 function showEffect(e) {
+  const percent = (v) => (v === null ? "–" : `${(100 * v).toFixed(2)} %`);
   const number = (v, digits) => (v === null ? "–" : Number(v).toPrecision(digits));
   const rows = state.names.map((name, k) => k === 0 ? "" :
     `<tr><td><span class="swatch" style="background:${state.colours[k]}"></span></td>` +
@@ -244,7 +245,10 @@ function showEffect(e) {
   $("effect").innerHTML =
     "<table><tr><th></th><th>µm³ before</th><th>now</th><th>µ/mm⁻¹ before</th><th>now</th></tr>" + rows.join("") +
     `</table><p>Absorption factors of ${e.factors_now.length} directions changed by ` +
-    `<b id="rms">${e.rms === null ? "–" : (100 * e.rms).toFixed(2)} %</b> rms after one scale.</p>`;
+    `<b id="rms">${percent(e.rms)}</b> rms after one scale.</p>` +
+    (e.uncertainty_now === null ? "" :
+      `<p>Because the labels are doubtful they are uncertain by <b id="doubt-left">${percent(e.uncertainty_now)}</b> ` +
+      `(${percent(e.uncertainty_before)} when the file was opened).</p>`);
   const canvas = $("scatter"), c = canvas.getContext("2d"), n = e.factors_now.length;
   c.clearRect(0, 0, canvas.width, canvas.height);
   if (!n || e.factors_before.length !== n) return;
