@@ -49,7 +49,8 @@ def _notes(fit: AlignmentFit) -> list[str]:
     notes = [
         f"{fit.n_observations} observations of {fit.n_unique} unique reflections in {fit.n_sweeps} sweeps, "
         f"Friedel mates {'apart' if fit.friedel_apart else 'together'}; {fit.n_scales} parameters of "
-        f"smooth scales, instrument error {100 * fit.instrument_error:.1f} %.",
+        f"smooth scales, instrument error {100 * fit.instrument_error:.1f} %, errors that vary smoothly with "
+        f"direction {100 * fit.field_error:.1f} %.",
         f"Equivalents differ by {100 * fit.disagreement_none:.2f} % rms without correction, "
         f"{100 * fit.disagreement_before:.2f} % with the alignment and mu given, "
         f"{100 * fit.disagreement_best:.2f} % at the best.",
@@ -121,6 +122,7 @@ def alignment_record(fit: AlignmentFit) -> AlignmentRecord:
         scale_parameters=fit.n_scales,
         friedel_mates_apart=fit.friedel_apart,
         instrument_error=fit.instrument_error,
+        field_error=fit.field_error,
         rms_difference_of_equivalents={
             "without_correction": fit.disagreement_none,
             "as_given": fit.disagreement_before,

@@ -63,6 +63,8 @@ class Equivalents:
         1 / d^2, 1/A^2.
     to_source, exit : array (n, 3)
         Unit vectors in the datum frame.
+    exit_in_lab : array (n, 3)
+        Unit vectors in the laboratory.
     """
 
     log_intensity: FloatArray
@@ -76,6 +78,7 @@ class Equivalents:
     inverse_d_squared: FloatArray
     to_source: FloatArray
     exit: FloatArray
+    exit_in_lab: FloatArray
 
     def __len__(self) -> int:
         return len(self.log_intensity)
@@ -245,6 +248,7 @@ def equivalents(
         data["inverse_d_squared"],
         data["to_source"],
         data["exit"],
+        data["exit_in_lab"],
     )
     return found[_well_measured(found, rng, most)] if len(found) else found
 
@@ -327,6 +331,7 @@ def _observations(
         "inverse_d_squared": inverse_d_squared,
         "to_source": directions.to_source[chosen],
         "exit": directions.exit[chosen],
+        "exit_in_lab": unit(s1),
     }
 
 

@@ -7,9 +7,11 @@ of a measured intensity (corrected for Lorentz factor, polarisation and the sens
     d_j^2) + e_j
 
 with one unknown for every unique reflection h, and a scale and a decay that vary smoothly with the
-scan angle (cubic B-splines, as in scaling programs). The residuals, weighted with sigma(I)/I, an
-instrument error and Huber's weights against outliers, give the disagreement chi^2. The factor k on
-mu is fitted at every trial, also if mu itself is to stay as it is: a wrong mu must not decide the
+scan angle (cubic B-splines, as in scaling programs). The errors e are those of sigma(I)/I and an
+instrument error, and random fields on the sphere of the diffracted directions (:mod:`.fields`):
+real data have smooth errors, which would move the minimum by many of its standard errors. The
+residuals, made independent, and with Huber's weights against outliers, give the disagreement
+chi^2. The factor k on mu is fitted at every trial, also if mu itself is to stay as it is: a wrong mu must not decide the
 angle, and k = 0 is the case without absorption.
 
 What the data cannot tell. The part of A that depends only on the angle of the incident beam is a
@@ -116,6 +118,8 @@ class AlignmentFit:
         Whether Friedel mates did not count as equivalents.
     instrument_error : float
         Relative.
+    field_error : float
+        rms of the smooth errors of real data that :mod:`.fields` models, relative.
     offsets_deg : array (m,)
         The offsets of the trials, deg.
     senses : tuple of s int
@@ -156,6 +160,7 @@ class AlignmentFit:
     n_sweeps: int = 0
     friedel_apart: bool = False
     instrument_error: float = math.nan
+    field_error: float = 0.0
     offsets_deg: FloatArray = field(default_factory=lambda: np.zeros(0))
     senses: tuple[int, ...] = ()
     disagreement: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
@@ -297,7 +302,8 @@ def fit_alignment(
         offsets = np.mod(given + np.arange(0.0, 360.0, OFFSET_STEP_DEG), 360.0)
         offsets.sort()
     search = Search(data, transmissions)
-    residual = search.residual(Trial(given, senses[0], 0.0, math.inf, np.eye(4)))
+    best = Trial(given, senses[0], 0.0, math.inf, np.eye(4))
+    residual = search.residual(best)
     fits: list[AlignmentFit] = []
     for apart in (False, True):
         if apart:
@@ -305,8 +311,9 @@ def fit_alignment(
             if np.array_equal(data.unique, data.unique_apart) or few < FEWEST_DEGREES_OF_FREEDOM:
                 continue
             search.unique = data.unique_apart
-        for _ in range(ROUNDS):
-            search.set_weights(*search.weights_from(residual))
+        for number in range(ROUNDS):
+            # fields would take up the absorption as long as the alignment is not known at all
+            search.set_weights(*search.weights_from(residual), best if number or fits else None)
             grid = [
                 search.trial(offset, sense)
                 for sense in senses
@@ -322,7 +329,7 @@ def fit_alignment(
                 best = search.refine_offset(best)
             residual = search.residual(best)
         fit = _judged(search, grid, best, asked, alignment, offsets, senses)
-        if mirrored is not None and fit.moved and "offset" in asked:
+        if mirrored is not None and "offset" in asked and fit.refuted_none > REFUTED_AT:
             fit = _unless_mirrored(fit, search, best, mirrored)
         fits.append(replace(fit, friedel_apart=apart))
     # mates together are more comparisons; apart, their anomalous differences are no disagreement
@@ -423,6 +430,14 @@ def _unless_mirrored(
     trials = [other.trial(offset, sense) for sense in fit.senses for offset in fit.offsets_deg]
     image = other.refine_offset(min(trials, key=lambda trial: trial.chi2))
     better = search.superiority(search.residual(best), other.residual(image))
+    if better < 0:
+        # weights and fields at the labels' own best trial take up what the labels cannot explain
+        other.set_weights(*other.weights_from(other.residual(image)), image)
+        mine = other.with_transmissions(search.log_transmissions)
+        again = [mine.trial(offset, sense) for sense in fit.senses for offset in fit.offsets_deg]
+        best = mine.refine_offset(min(again, key=lambda trial: trial.chi2))
+        image = other.refine_offset(image)
+        better = min(better, mine.superiority(mine.residual(best), other.residual(image)))
     if better > -REFUTED_AT:
         return replace(fit, refuted_mirror=better)
     return replace(
@@ -481,6 +496,7 @@ def _judged(
         n_scales=disagreement.n_scales,
         n_sweeps=len(np.unique(data.experiment)),
         instrument_error=search.instrument_error,
+        field_error=search.field_error,
         offsets_deg=offsets,
         senses=senses,
         disagreement=curve,

@@ -7,6 +7,7 @@ look-up of ln A and one projection.
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.interpolate import BSpline
 from scipy.optimize import brentq, minimize_scalar
 
 from anacor_dials.diffraction.alignment.equivalents import Equivalents
+from anacor_dials.diffraction.alignment.fields import error_fields, sizes_of_fields
 from anacor_dials.diffraction.alignment.trials import LogTransmission, mu_weights
 from anacor_dials.sample.frames import FloatArray
 
@@ -57,6 +59,13 @@ def _splines(x: FloatArray, interval: float) -> FloatArray:
 class Disagreement:
     """Residuals after the means of equivalents and the smooth scales are fitted.
 
+    With fields (see :mod:`.fields`), errors e are correlated; with the projection P of the fit,
+    weights W and the fields' columns F of variance one,
+
+        V = P (1 + G G^T) P,  G = P W^1/2 F,  chi^2 = e^T W^1/2 P V^-1 P W^1/2 e
+
+    and residuals are multiplied by V^-1/2, so that they are independent and of variance one again.
+
     Parameters
     ----------
     unique : array (n,) of int
@@ -72,26 +81,47 @@ class Disagreement:
         self._root = np.sqrt(weight)
         self._weight = weight
         self._total = np.bincount(unique, weight)
-        centred = np.stack([self._centred(column) for column in smooth.T], axis=1)
+        centred = self._centred(smooth.T).T
         centred /= np.maximum(np.linalg.norm(centred, axis=0), 1e-12)
         values, vectors = np.linalg.eigh(centred.T @ centred)
         kept = values > 1e-9 * values[-1]
         self._basis = centred @ (vectors[:, kept] / np.sqrt(values[kept]))
         self.n_scales = self._basis.shape[1]
         self.degrees_of_freedom = len(unique) - len(self._total) - self.n_scales
+        self._fields = np.zeros((len(unique), 0))
+        self._shrink = np.zeros(0)
+        self.free = float(self.degrees_of_freedom)  # what the fields leave of them
+
+    def with_fields(self, columns: FloatArray) -> Disagreement:
+        """The same with errors in fields of variance one, of columns (n, q)."""
+        other = copy(self)
+        weighted = self.residual(columns.T).T
+        values, vectors = np.linalg.eigh(weighted.T @ weighted)
+        kept = values > 1e-6
+        other._fields = weighted @ (vectors[:, kept] / np.sqrt(values[kept]))
+        other._shrink = 1 - 1 / np.sqrt(1 + values[kept])
+        other.free = self.degrees_of_freedom - float(np.sum(values[kept] / (1 + values[kept])))
+        return other
 
     def _centred(self, values: FloatArray) -> FloatArray:
-        mean = np.bincount(self._unique, self._weight * values) / self._total
-        return self._root * (values - mean[self._unique])
+        """Weighted values (..., n) less the weighted means of equivalents."""
+        rows = np.atleast_2d(values)
+        means = [np.bincount(self._unique, self._weight * row) / self._total for row in rows]
+        centred = np.stack([row - m[self._unique] for row, m in zip(rows, means, strict=True)])
+        return np.asarray(self._root * centred).reshape(np.shape(values))
 
     def residual(self, values: FloatArray) -> FloatArray:
-        """The weighted residuals (n,) of values (n,): sqrt(weight) times (value - fit)."""
+        """The weighted residuals (..., n) of values (..., n): sqrt(weight) times (value - fit)."""
         centred = self._centred(values)
-        return centred - self._basis @ (self._basis.T @ centred)
+        return self._without_fields(centred - centred @ self._basis @ self._basis.T)
+
+    def _without_fields(self, residual: FloatArray) -> FloatArray:
+        """Multiplied by V^-1/2."""
+        return residual - (residual @ self._fields) * self._shrink @ self._fields.T
 
     def unweighted(self, residual: FloatArray) -> FloatArray:
-        """Weighted residuals (n,) without their weights, in the unit of the values."""
-        return residual / self._root
+        """Weighted residuals (n,) less the fields that fit them best, in the unit of the values."""
+        return self._without_fields(residual) / self._root
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,22 +163,36 @@ class Search:
         self._transmissions = transmissions
         self._known: dict[tuple[float, int], NDArray[np.float32]] = {}
         self._smooth = smooth_scales(data)
+        self._fields = error_fields(data)
         self.set_weights(0.1, np.ones(len(data)))
 
     def with_transmissions(self, transmissions: LogTransmission) -> Search:
         """A search with the same observations and weights, and other transmissions."""
-        other = Search(self.data, transmissions)
-        other.unique = self.unique
-        other.set_weights(self.instrument_error, self._robust)
+        other = copy(self)
+        other._transmissions, other._known = transmissions, {}
         return other
 
-    def set_weights(self, instrument_error: float, robust: FloatArray) -> None:
-        """Sets the weights: robust (n,) / ((sigma / I)^2 + instrument_error^2)."""
+    def set_weights(
+        self, instrument_error: float, robust: FloatArray, trial: Trial | None = None
+    ) -> None:
+        """Sets the weights, and the sizes of the fields if a trial is given.
+
+        Weights are robust (n,) / ((sigma / I)^2 + instrument_error^2).
+        """
         self.instrument_error = instrument_error
-        self._robust = robust
         weight = robust / (self.data.relative_variance + instrument_error**2)
-        self.disagreement = Disagreement(self.unique, self._smooth, weight)
-        self._measured = self.disagreement.residual(self.data.log_intensity)
+        found = Disagreement(self.unique, self._smooth, weight)
+        values = self.data.log_intensity
+        self.field_error = 0.0  # rms over the observations, relative
+        if trial is not None:
+            left = values - self._log_transmission(trial)
+            fields, kinds = self._fields
+            sizes = sizes_of_fields(found.residual(fields.T).T, kinds, found.residual(left))
+            found = found.with_fields(fields * sizes)
+            variances = np.mean((fields * sizes) ** 2, axis=0)
+            self.field_error = math.sqrt(float(variances.sum()))
+        self.disagreement = found
+        self._measured = found.residual(values)
 
     def log_transmissions(self, offset_deg: float, sense: int) -> FloatArray:
         """ln A (3, n) at MU_NODES."""
@@ -159,12 +203,8 @@ class Search:
 
     def trial(self, offset_deg: float, sense: int) -> Trial:
         """The trial of an alignment, with the factor on mu that fits best."""
-        residuals = np.stack(
-            [
-                self._measured,
-                *(self.disagreement.residual(a) for a in self.log_transmissions(offset_deg, sense)),
-            ]
-        )
+        of_nodes = self.disagreement.residual(self.log_transmissions(offset_deg, sense))
+        residuals = np.vstack([self._measured, of_nodes])
         found = Trial(offset_deg % 360.0, sense, 1.0, math.inf, residuals @ residuals.T)
         chi2 = found.chi2_at(MU_GRID)
         best = int(np.argmin(chi2))
@@ -181,8 +221,14 @@ class Search:
         k = trial.mu_scale if mu_scale is None else mu_scale
         if k == 0:
             return self._measured
-        log_a = mu_weights(k)[0] @ self.log_transmissions(trial.offset_deg, trial.sense)
-        return self._measured - self.disagreement.residual(log_a)
+        return self._measured - self.disagreement.residual(self._log_transmission(trial, k))
+
+    def _log_transmission(self, trial: Trial, mu_scale: float | None = None) -> FloatArray:
+        """ln A (n,) of a trial, with its own factor on mu or another one."""
+        k = trial.mu_scale if mu_scale is None else mu_scale
+        if k == 0:
+            return np.zeros(len(self.data))
+        return mu_weights(k)[0] @ self.log_transmissions(trial.offset_deg, trial.sense)
 
     def refine_offset(self, start: Trial) -> Trial:
         """The trial at the minimum of chi^2 within one step of a trial."""
@@ -201,7 +247,7 @@ class Search:
         of freedom.
         """
         squares = self.disagreement.unweighted(residual) ** 2
-        wanted = self.disagreement.degrees_of_freedom
+        wanted = self.disagreement.free
 
         def excess(error: float) -> float:
             variance = self.data.relative_variance + error**2

@@ -159,8 +159,8 @@ class AlignmentRecord:
     observations, unique_reflections, sweeps, scale_parameters : int
         What the fit had.
     friedel_mates_apart : bool
-    instrument_error : float
-        Relative to the intensity.
+    instrument_error, field_error : float
+        Independent errors, and those that vary smoothly with direction, relative to the intensity.
     rms_difference_of_equivalents : {"without_correction", "as_given", "best"}
         Relative.
     standard_deviations_better : mapping
@@ -185,6 +185,7 @@ class AlignmentRecord:
     scale_parameters: int
     friedel_mates_apart: bool
     instrument_error: float
+    field_error: float
     rms_difference_of_equivalents: Mapping[str, float]
     standard_deviations_better: Mapping[str, Any]
     curve: Mapping[str, Any]
