@@ -109,6 +109,7 @@ from anacor_dials.report import correction as correction_report
 from anacor_dials.report import faces as faces_report
 from anacor_dials.report import meshes as meshes_report
 from anacor_dials.report import segmentation as segmentation_report
+from anacor_dials.report.cif import cif_of_faces
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.sample.materials import MaterialInput
 from anacor_dials.sample.output_files import OutputFiles
@@ -324,7 +325,9 @@ def mesh_settings(params: Any, files: list[str]) -> MeshSettings:
 
 
 def list_of(faces: CrystalFaces, name: str) -> str:
-    """The faces as the text of a file; lines FACE if its name ends in .ins."""
+    """The faces as the text of a file; lines FACE if its name ends in .ins, CIF if in .cif."""
+    if name.endswith(".cif"):
+        return cif_of_faces(faces)
     return shelx_lines(faces) if name.endswith(".ins") else faces_text(faces)
 
 

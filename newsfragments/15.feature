@@ -9,3 +9,5 @@ The faces of the crystal are found in the labels: ``dials.anacor_absorption`` fi
 ``dials.anacor_absorption models.expt observations.refl mesh=crystal.stl mesh.liquor= mesh.NAME=`` takes the sample from meshes (STL, PLY, OBJ) in the frame of a tomogram or of the goniometer: concave, hollow and several crystals, liquor, capillary and mount, with path lengths that are exact for the triangles.
 
 ``labels.crystal=faces`` or ``auto`` takes the polyhedron of the crystal's faces in place of its voxels, where these fit it, in finer voxels: ragged and incomplete labels are completed, and log, report and JSON say by how much.
+
+``output.faces=`` writes the faces as CIF where the name ends in ``.cif``, which ``faces=`` reads again.

@@ -37,7 +37,7 @@ from anacor_dials.diffraction.crystal_faces import (
     read_faces,
     shelx_lines,
 )
-from anacor_dials.report.cif import habit
+from anacor_dials.report.cif import cif_of_faces, habit
 
 CELL = (9.0, 12.0, 15.0, 90.0, 90.0, 90.0)
 BOX = "1 0 0 40\n-1 0 0 40\n0 1 0 25\n0 -1 0 25 # the large one\n\n0 0 1 10\n0,0,-1,10\n"
@@ -65,8 +65,8 @@ def test_three_kinds_of_lists_say_the_same(tmp_path: Path) -> None:
     loop = "data_x\n_cell_length_a 9\nloop_\n_exptl_crystal_face_index_h\n_exptl_crystal_face_index_k\n"
     loop += "_exptl_crystal_face_index_l\n_exptl_crystal_face_perp_dist\n"
     loop += "1 0 0 0.0400(5)\n-1 0 0 0.04\n0 1 0 0.025\n0 -1 0 0.025\n0 0 1 0.01\n0 0 -1 0.01\n"
-    texts = (faces_text(plain), shelx_lines(plain), shelx, loop)
-    for name, text in zip(("a.txt", "b.ins", "c.ins", "d.cif"), texts, strict=True):
+    texts = (faces_text(plain), shelx_lines(plain), shelx, loop, cif_of_faces(plain))
+    for name, text in zip(("a.txt", "b.ins", "c.ins", "d.cif", "e.cif"), texts, strict=True):
         other = read_faces(written(tmp_path, text, name))
         np.testing.assert_allclose(other.indices, plain.indices)
         np.testing.assert_allclose(other.distances_um, plain.distances_um)

@@ -58,6 +58,11 @@ def face_lines(faces: CrystalFaces) -> list[str]:
     return lines
 
 
+def cif_of_faces(faces: CrystalFaces) -> str:
+    """A CIF that holds the faces alone."""
+    return "\n".join(["data_faces", *face_lines(faces), ""])
+
+
 def absorption_blocks(
     wavelengths: Sequence[WavelengthFactors],
     crystal: Sequence[str],

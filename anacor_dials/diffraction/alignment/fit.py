@@ -11,8 +11,8 @@ scan angle (cubic B-splines, as in scaling programs). The errors e are those of 
 instrument error, and random fields on the sphere of the diffracted directions (:mod:`.fields`):
 real data have smooth errors, which would move the minimum by many of its standard errors. The
 residuals, made independent, and with Huber's weights against outliers, give the disagreement
-chi^2. The factor k on mu is fitted at every trial, also if mu itself is to stay as it is: a wrong mu must not decide the
-angle, and k = 0 is the case without absorption.
+chi^2. The factor k on mu is fitted at every trial, also if mu itself is to stay as it is: a wrong
+mu must not decide the angle, and k = 0 is the case without absorption.
 
 What the data cannot tell. The part of A that depends only on the angle of the incident beam is a
 smooth scale, so only differences between exit directions count. A of a sphere depends on the
