@@ -93,7 +93,13 @@ class Disagreement:
         self.free = float(self.degrees_of_freedom)  # what the fields leave of them
 
     def with_fields(self, columns: FloatArray) -> Disagreement:
-        """The same with errors in fields of variance one, of columns (n, q)."""
+        """The same with errors in fields.
+
+        Parameters
+        ----------
+        columns : array (n, q)
+            Of the fields, whose coefficients have the variance one.
+        """
         other = copy(self)
         weighted = self.residual(columns.T).T
         values, vectors = np.linalg.eigh(weighted.T @ weighted)
@@ -177,7 +183,14 @@ class Search:
     ) -> None:
         """Sets the weights, and the sizes of the fields if a trial is given.
 
-        Weights are robust (n,) / ((sigma / I)^2 + instrument_error^2).
+        Parameters
+        ----------
+        instrument_error : float
+            Relative.
+        robust : array (n,)
+            Weights are robust / ((sigma / I)^2 + instrument_error^2).
+        trial : Trial, optional
+            What the sizes are estimated at; without it there are no fields.
         """
         self.instrument_error = instrument_error
         weight = robust / (self.data.relative_variance + instrument_error**2)
