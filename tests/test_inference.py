@@ -23,12 +23,11 @@ from anacor_dials.segmentation.evaluation import (  # noqa: E402
     hd95_um,
     recall_of,
 )
+from anacor_dials.segmentation.fine_voxels import at_full_size, mean_mu  # noqa: E402
 from anacor_dials.segmentation.inference import (  # noqa: E402
     SHIPPED_WEIGHTS,
     LabellingSettings,
-    at_full_size,
     load_network,
-    mean_mu,
     segment,
 )
 from anacor_dials.segmentation.network import NetworkSettings, SliceNetwork  # noqa: E402

@@ -41,7 +41,7 @@ from anacor_dials.sample.tomogram_files import read_sample_file
 from anacor_dials.sample.volumes import LabelVolume
 from anacor_dials.segmentation.clean_up import CROSS
 from anacor_dials.segmentation.doubtful_places import DoubtfulPlace, doubt_of, doubtful_places
-from anacor_dials.segmentation.inference import mean_mu
+from anacor_dials.segmentation.fine_voxels import mean_mu
 from anacor_dials.segmentation.propagation import PropagationSettings, followed, sam2_propagation
 from anacor_dials.segmentation.sam2_predictor import following_predictor
 from anacor_dials.segmentation.working_grid import intensity_scale

@@ -40,12 +40,12 @@ from anacor_dials.sample.tomogram_files import (
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
 from anacor_dials.segmentation.edges import EdgeSettings, edge_step
 from anacor_dials.segmentation.evaluation import Evaluation, evaluate
+from anacor_dials.segmentation.fine_voxels import mean_mu
 from anacor_dials.segmentation.inference import (
     LabellingSettings,
     Refiner,
     Segmentation,
     load_networks,
-    mean_mu,
     segment,
 )
 from anacor_dials.segmentation.sam2_refinement import Sam2Settings, sam2_refiner

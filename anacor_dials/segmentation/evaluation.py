@@ -23,10 +23,10 @@ from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.tomogram_files import read_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Volume
 from anacor_dials.segmentation.edges import EdgeSettings, EdgeStep, edge_step
+from anacor_dials.segmentation.fine_voxels import at_full_size
 from anacor_dials.segmentation.inference import (
     LabellingSettings,
     Segmentation,
-    at_full_size,
     segment,
 )
 from anacor_dials.segmentation.tiles import InferenceSettings

@@ -3,8 +3,8 @@
 The tomogram is averaged to the working grid and scaled (:mod:`.working_grid`), and views without
 fringes are made of it (:mod:`.fringes`). The coarse pass (:mod:`.context`) and the network for
 slices (:mod:`.tiles`) give probabilities. Labels that cannot be right are corrected
-(:mod:`.clean_up`). The probabilities are interpolated to the voxels of the tomogram, and each voxel
-gets the most probable label. What speaks against the result is said in words (:mod:`.doubts`).
+(:mod:`.clean_up`). Labels on the voxels of the tomogram are interpolated
+(:mod:`.fine_voxels`). What speaks against the result is said in words (:mod:`.doubts`).
 """
 
 from __future__ import annotations
@@ -15,22 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import FloatArray
-from anacor_dials.sample.memory import require_memory
 from anacor_dials.sample.volumes import LabelVolume, Tomogram, Volume
-from anacor_dials.segmentation.clean_up import CROSS, CleaningSettings, CleaningStep, clean
+from anacor_dials.segmentation.clean_up import CleaningSettings, CleaningStep, clean
 from anacor_dials.segmentation.doubts import find_doubts
-from anacor_dials.segmentation.tiles import (
-    InferenceSettings,
-    class_probabilities,
-    most_probable,
-)
+from anacor_dials.segmentation.fine_voxels import at_full_size, mean_mu
+from anacor_dials.segmentation.tiles import InferenceSettings, class_probabilities
 from anacor_dials.segmentation.working_grid import (
     IntensityScale,
     bin_factors,
@@ -140,88 +135,6 @@ class Segmentation:
     steps: Sequence[CleaningStep] = ()
     warnings: Sequence[str] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
-
-
-def at_full_size(
-    probabilities: NDArray[np.uint8],
-    factors: tuple[int, int, int],
-    shape: tuple[int, int, int],
-    keep: bool = False,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Labels, and probabilities if wanted, on the fine grid, from probabilities on a working grid.
-
-    Probabilities are interpolated linearly between the centres of the blocks; each voxel gets the
-    most probable label.
-
-    Parameters
-    ----------
-    probabilities : array (n, mx, my, mz) of uint8
-    factors : (int, int, int)
-        How many voxels one voxel of the working grid is long.
-    shape : (int, int, int)
-        Of the fine grid.
-    keep : bool
-        Whether probabilities are returned, too.
-    """
-    import torch
-    import torch.nn.functional as F
-
-    n, mx, my, mz = probabilities.shape
-    fx, fy, fz = factors
-    nx, ny, nz = shape
-    labels = np.empty(shape, dtype=np.uint8)
-    if keep:
-        require_memory(float(n) * nx * ny * nz, "The probabilities at full size")
-    fine = np.empty((n, *shape), dtype=np.uint8) if keep else None
-    if factors == (1, 1, 1):
-        return most_probable(probabilities), probabilities if keep else None
-    for x in range(nx):
-        place = min(max((x + 0.5) / fx - 0.5, 0.0), mx - 1.0)
-        first = int(place)
-        share = place - first
-        plane = (1 - share) * probabilities[:, first].astype(np.float32)
-        if share:
-            plane += share * probabilities[:, first + 1]
-        big = F.interpolate(
-            torch.from_numpy(plane)[None], size=(my * fy, mz * fz), mode="bilinear"
-        )[0, :, :ny, :nz]
-        labels[x] = big.argmax(dim=0).to(torch.uint8).numpy()
-        if fine is not None:
-            fine[:, x] = big.round().to(torch.uint8).numpy()
-    return labels, fine
-
-
-def mean_mu(values: NDArray[Any], labels: LabelVolume) -> FloatArray:
-    """The median (n,) of mu within each material, 1/um.
-
-    Voxels within two voxels of its surface are left out if the material is thick enough, since
-    fringes lie there. NaN for materials of fewer than 20 voxels.
-
-    Parameters
-    ----------
-    values : array (nx, ny, nz)
-        mu, 1/um.
-    labels : LabelVolume
-    """
-    out = np.full(len(labels.names), np.nan)
-    objects = scipy.ndimage.find_objects(labels.values + np.uint8(1), len(labels.names))
-    for label, box in enumerate(objects):
-        if box is None:
-            continue
-        there = labels.values[box] == label
-        if label == 0:
-            there = there[::2, ::2, ::2]
-            part = np.asarray(values[box])[::2, ::2, ::2]
-        else:
-            part = np.asarray(values[box])
-        for depth in (2, 1, 0):
-            inside = scipy.ndimage.binary_erosion(there, CROSS, depth) if depth else there
-            if np.count_nonzero(inside) >= 20:
-                median = float(np.median(part[inside]))
-                if label == 0 or median > 0:
-                    out[label] = median
-                break
-    return out
 
 
 def segment(

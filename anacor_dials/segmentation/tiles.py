@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from anacor_dials.sample.devices import chosen_device, require_device
@@ -150,17 +151,19 @@ def _threads_apart(on_gpu: bool) -> Iterator[ThreadPoolExecutor]:
     """Workers: on a GPU one; on a CPU as many as torch has threads, each with one thread.
 
     Threads that share a slice wait for each other in every layer: two are hardly faster than one.
+    BLAS, which torch leaves convolutions of 1 x 1 to, has threads of its own, and workers would
+    wait for these, too: on a busy machine that took ten times the time.
     """
     import torch
 
     n = torch.get_num_threads()
-    if on_gpu or n == 1:
+    if on_gpu:
         with ThreadPoolExecutor(1) as pool:
             yield pool
         return
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(n) as pool:
+        with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(n) as pool:
             yield pool
     finally:
         torch.set_num_threads(n)
@@ -373,8 +376,13 @@ def _best_of(labellers: Sequence[_SliceLabeller]) -> _SliceLabeller:
     planes = planes_to_look_at(seen.shape[1])
     candidates = []
     for labeller in labellers:
-        labels = [labeller.probabilities(planes[k : k + 1])[:, 0] for k in range(len(planes))]
-        candidates.append(np.stack([p.argmax(axis=0).astype(np.uint8) for p in labels]))
+
+        def most_probable_in(plane: int, labeller: _SliceLabeller = labeller) -> NDArray[np.uint8]:
+            found = labeller.probabilities(planes[plane : plane + 1])[:, 0]
+            return found.argmax(axis=0).astype(np.uint8)
+
+        with _threads_apart(labeller.on_gpu) as pool:
+            candidates.append(np.stack(list(pool.map(most_probable_in, range(len(planes))))))
     crystal = labellers[0].network.settings.names.index("crystal")
     return labellers[best_explanation(seen[:, planes], candidates, labellers[0].n, crystal)]
 

@@ -37,7 +37,7 @@ BACKENDS = ("numba", "torch", "algotom", "tomopy", "astra")
 
 # Slices that are back-projected together. The loop over them is the innermost one and takes its
 # length from an array: with a length known to the compiler it is unrolled, and not vectorised.
-LANES = 32
+LANES = 64
 TILE = 16  # voxels: edge of the square that stays in the cache while all angles are added
 
 

@@ -18,6 +18,8 @@ from anacor_dials.sample.materials import wavelength_from_energy
 
 RING_METHODS = ("off", "light", "strong")
 # a parabola through seven pixels, at the middle one (Savitzky & Golay, Anal. Chem. 36 (1964) 1627)
+COLUMNS = 32  # of a sinogram that are looked at together
+BISECTIONS = 24
 PARABOLA = np.array([-2, 3, 6, 7, 6, 3, -2], dtype=np.float32) / np.float32(21)
 
 
@@ -66,6 +68,8 @@ def remove_zingers(images: FloatImages, threshold: FloatImages) -> tuple[FloatIm
     for k in numba.prange(n):
         near = np.empty(9, np.float32)
         for i in range(nx):
+            if not _may_have_zingers(images[k], i, threshold[k]):
+                continue
             for j in range(ny):
                 limit = images[k, i, j] - threshold[k]
                 size = 0
@@ -79,6 +83,26 @@ def remove_zingers(images: FloatImages, threshold: FloatImages) -> tuple[FloatIm
                     out[k, i, j] = np.median(near[:size])
                     counts[k] += 1
     return out, int(counts.sum())
+
+
+@numba.njit(cache=True)
+def _may_have_zingers(image, i, threshold):  # type: ignore[no-untyped-def]
+    """Whether a pixel of row i is brighter than the one above, below or beside it by the threshold.
+
+    A zinger is: more than half of its neighbourhood, and so one of these four, is darker by that.
+    """
+    nx, ny = image.shape
+    here, above, below = image[i], image[max(i - 1, 0)], image[min(i + 1, nx - 1)]
+    if ny < 3:
+        return True
+    found = 0
+    for j in range(1, ny - 1):
+        least = min(min(above[j], below[j]), min(here[j - 1], here[j + 1]))
+        found += here[j] - threshold > least
+    for j in (0, ny - 1):  # at the ends of a row three of six, or two of four, are beside it
+        aside = here[1] if j == 0 else here[ny - 2]
+        found += here[j] - threshold > min(min(above[j], below[j]), aside)
+    return found > 0
 
 
 def zinger_threshold(images: FloatImages, least: float) -> FloatImages:
@@ -185,24 +209,81 @@ def check_ring_method(method: str) -> None:
         )
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, cache=True, fastmath=True)
 def _subtract_stripes(sinograms: FloatImages, smooth: FloatImages) -> None:
+    """Subtracts the stripes of sinograms (n, n_angles, n_u) in place, and what they left behind.
+
+    The stripe s of a pixel is the median over the angles of p - S p, with S the smoothing. After s
+    is subtracted, this median is that of p - S p less s - S s, which does not depend on the angle:
+    S s. So the second pass subtracts S s, and s + S s is subtracted at once.
+    """
     n, n_angles, n_u = sinograms.shape
     half = len(smooth) // 2
     for k in numba.prange(n):
         p = sinograms[k]
-        fine = np.empty((n_u, n_angles), np.float32)
-        for a in range(n_angles):
-            for u in range(n_u):
-                total = np.float32(0.0)
-                for j in range(-half, half + 1):
-                    place = min(max(u + j, 0), n_u - 1)
-                    total += smooth[half + j] * p[a, place]
-                fine[u, a] = p[a, u] - total
-        for u in range(n_u):
-            stripe = np.float32(np.median(fine[u]))
+        stripe = np.empty(n_u, np.float32)
+        wide = np.empty(COLUMNS + 2 * half, np.float32)
+        fine = np.empty((n_angles, COLUMNS), np.float32)
+        for u0 in range(0, n_u, COLUMNS):
             for a in range(n_angles):
-                p[a, u] -= stripe
+                for j in range(COLUMNS + 2 * half):
+                    wide[j] = p[a, min(max(u0 - half + j, 0), n_u - 1)]
+                row = fine[a]
+                row[:] = wide[half : half + COLUMNS]
+                for j in range(2 * half + 1):
+                    weight = smooth[j]
+                    for m in range(row.shape[0]):
+                        row[m] -= weight * wide[j + m]
+            stripe[u0 : u0 + COLUMNS] = _column_medians(fine)[: n_u - u0]
+        total = stripe.copy()
+        for u in range(n_u):
+            for j in range(-half, half + 1):
+                total[u] += smooth[half + j] * stripe[min(max(u + j, 0), n_u - 1)]
+        for a in range(n_angles):
+            p[a] -= total
+
+
+@numba.njit(cache=True)
+def _column_medians(values):  # type: ignore[no-untyped-def]
+    """The medians (m,) of the columns of values (n, m), to 1e-7 of the range of the values.
+
+    The values below a limit are counted, and the limit that parts them in halves is found by
+    bisection. For all columns at once this takes a tenth of the time of sorting.
+    """
+    n, m = values.shape
+    low, high = values[0].copy(), values[0].copy()
+    for a in range(n):
+        for j in range(m):
+            low[j] = min(low[j], values[a, j])
+            high[j] = max(high[j], values[a, j])
+    below = np.empty(m, np.int32)
+    middle = np.empty(m, np.float32)
+    for _ in range(BISECTIONS):
+        below[:] = 0
+        for j in range(m):
+            middle[j] = np.float32(0.5) * (low[j] + high[j])
+        for a in range(n):
+            row = values[a]
+            for j in range(m):
+                below[j] += row[j] < middle[j]
+        for j in range(m):
+            if 2 * below[j] > n:
+                high[j] = middle[j]
+            else:
+                low[j] = middle[j]
+    # between low and high lies the upper one of two middle values: the lower one is next to it
+    below[:] = 0
+    next_lower = np.full(m, np.float32(-np.inf))
+    for a in range(n):
+        for j in range(m):
+            if values[a, j] < low[j]:
+                below[j] += 1
+                next_lower[j] = max(next_lower[j], values[a, j])
+    for j in range(m):
+        middle[j] = np.float32(0.5) * (low[j] + high[j])
+        if 2 * below[j] == n:
+            middle[j] = np.float32(0.5) * (middle[j] + next_lower[j])
+    return middle
 
 
 def remove_rings(sinograms: FloatImages, method: str) -> FloatImages:
@@ -224,8 +305,7 @@ def remove_rings(sinograms: FloatImages, method: str) -> FloatImages:
     check_ring_method(method)
     if method == "light":
         clean = np.ascontiguousarray(sinograms, dtype=np.float32)
-        for _ in range(2):
-            _subtract_stripes(clean, PARABOLA)
+        _subtract_stripes(clean, PARABOLA)
         return clean
     if method == "strong":
         from algotom.prep.removal import remove_all_stripe

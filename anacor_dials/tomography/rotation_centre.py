@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -146,22 +147,24 @@ def vo_axis(sinogram: Sinograms, angles_deg: FloatArray) -> float:
 
     n_u = sinogram.shape[1]
     half = np.flatnonzero(np.abs(angles_deg - angles_deg[0]) <= 180.0)
-    half = half[:: max(1, len(half) // VO_PROJECTIONS)]
+    half = half[:: math.ceil(len(half) / VO_PROJECTIONS)]
+    some = np.ascontiguousarray(sinogram[half])
     start, stop = n_u // 4, n_u - 1 - n_u // 4
+
+    def find(first: int, last: int) -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the search range; the result is checked against it
+            return float(find_center_vo(some, start=first, stop=last, step=0.25))
+
     if is_whole_sample(sinogram):  # then the centre of mass says where to look
-        guess, near = centre_of_mass_axis(sinogram, angles_deg), max(20, n_u // 20)
-        if start + near < guess < stop - near:
-            start, stop = int(guess) - near, int(guess) + near
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the search range; the result is checked against it
-        return float(
-            find_center_vo(
-                np.ascontiguousarray(sinogram[half]),
-                start=start,
-                stop=stop,
-                step=0.25,
-            )
-        )
+        guess = centre_of_mass_axis(sinogram, angles_deg)
+        for near in (max(10, n_u // 50), max(20, n_u // 20)):
+            low, high = int(guess) - near, int(guess) + near
+            if start < low and high < stop:
+                found = find(low, high)
+                if low + near / 3 < found < high - near / 3:
+                    return found
+    return find(start, stop)
 
 
 def find_rotation_centre(

@@ -7,6 +7,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -48,17 +49,29 @@ class Survey:
 
 
 def block_means(image: FloatImages, block: tuple[int, int]) -> FloatImages:
-    """Means (kx, ky) over whole blocks of an image (nx, ny); pixels that are NaN do not count."""
-    bx, by = block
-    kx, ky = image.shape[0] // bx, image.shape[1] // by
-    blocks = image[: kx * bx, : ky * by].reshape(kx, bx, ky, by)
-    mean = blocks.mean(axis=(1, 3), dtype=np.float64)
-    if np.isnan(mean).any():
-        usable = ~np.isnan(blocks)
-        count = usable.sum(axis=(1, 3))
-        total = np.where(usable, blocks, 0).sum(axis=(1, 3), dtype=np.float64)
-        mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return np.asarray(mean, dtype=np.float32)
+    """Means (kx, ky) over whole blocks of an image (nx, ny); pixels that are NaN do not count.
+
+    A block without any number is NaN.
+    """
+    out = np.empty((image.shape[0] // block[0], image.shape[1] // block[1]), np.float32)
+    _block_means(image, *block, out)
+    return out
+
+
+@numba.njit(parallel=True, cache=True)
+def _block_means(image, bx, by, out):  # type: ignore[no-untyped-def]
+    kx, ky = out.shape
+    for i in numba.prange(kx):
+        for j in range(ky):
+            total = 0.0
+            count = 0
+            for a in range(i * bx, (i + 1) * bx):
+                for b in range(j * by, (j + 1) * by):
+                    value = image[a, b]
+                    if not np.isnan(value):
+                        total += value
+                        count += 1
+            out[i, j] = total / count if count else np.nan
 
 
 def survey_scan(projections: Projections) -> Survey:
