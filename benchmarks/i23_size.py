@@ -1,11 +1,12 @@
 """From a raw scan of I23's size to the column of factors: time and memory of each step.
 
-    tools/dials-env python benchmarks/i23_size.py [FOLDER] [--pixels 1024] [--projections 900] [--one-command]
+    tools/dials-env python benchmarks/i23_size.py [FOLDER] [--pixels 1024] [--projections 900] [--one-command | --labels]
 
 A sample of ellipsoids (a drop with a crystal, a loop and a hole), some 150 um across, in a field of view of
 307 um, whose projections have a closed form; 16-bit counts with noise, as NXtomo; and a diffraction data set of
 180 degrees. Then each command runs in a process of its own: seconds of wall and processor, and the largest
-memory that it held. What was made is kept in FOLDER (i23_size) for the next run.
+memory that it held. What was made is kept in FOLDER (i23_size) for the next run. --labels compares the labels in
+FOLDER's tomo.h5 with the ellipsoids: Dice and recall, and the factors that follow from either.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from anacor_dials.sample.frames import FloatArray
+
 FIELD_UM = 307.2
 ENERGY_KEV = 3.5
 COUNTS = 8000.0
@@ -40,7 +43,7 @@ BODIES = np.array(
 
 
 @numba.njit(parallel=True, fastmath=True, cache=True)
-def _projection(
+def projection(
     angle: float, n: int, pixel: float, bodies: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """-ln T (n, n): rows along X, columns along u = y cos - z sin, by the chords of ellipsoids."""
@@ -94,7 +97,7 @@ def write_scan(path: Path, n: int, n_projections: int) -> None:
             if keys[k] != 2:
                 mean = beam
             if keys[k] == 0:
-                absorbed = _projection(np.deg2rad(angles[k]), n, pixel, BODIES)
+                absorbed = projection(np.deg2rad(angles[k]), n, pixel, BODIES)
                 mean = beam * np.exp(-absorbed).astype(np.float32)
             # Gaussian noise of the counts' size, its pattern moved about: fast, and never twice the same
             shift = rng.integers(0, n, 2)
@@ -141,6 +144,51 @@ def run(name: str, command: list[str], folder: Path) -> bool:
     return not failed
 
 
+def true_labels(shape: tuple[int, ...], size: float, centre: FloatArray) -> NDArray[np.uint8]:
+    """The labels of the voxels' centres: drop and stem first, the others over them."""
+    labels = np.zeros(shape, dtype=np.uint8)
+    x, y, z = ((np.arange(n) - c) * size for n, c in zip(shape, centre, strict=True))
+    for body, label in ((3, 2), (0, 1), (2, 2), (1, 3)):
+        cx, cy, cz, a, b, c, _ = BODIES[body]
+        across = ((y - cy) / b)[:, None] ** 2 + ((z - cz) / c)[None] ** 2
+        for i, along in enumerate(((x - cx) / a) ** 2):
+            if along < 1:
+                labels[i][across < 1 - along] = label
+    return labels
+
+
+def compare_labels(path: Path) -> None:
+    """Prints Dice and recall of each material, and the rms difference of the factors."""
+    from anacor_dials.absorption.factors import absorption_factors
+    from anacor_dials.absorption.tracing import Tracing
+    from anacor_dials.jobs.label_uncertainty import random_sweep
+    from anacor_dials.sample.tomogram_files import read_sample_file
+    from anacor_dials.sample.volumes import LabelVolume
+
+    labels = read_sample_file(path, tomogram=False).labels
+    if labels is None:
+        sys.exit(f"{path} holds no labels; run the steps first.")
+    size = float(labels.voxel_size_um[0])
+    truth = true_labels(labels.shape, size, labels.centre)
+    print("| material | Dice | recall |\n|---|---|---|")
+    for label, name in enumerate(labels.names[1:], 1):
+        here, there = labels.values == label, truth == label
+        both, n = np.count_nonzero(here & there), np.count_nonzero(there)
+        print(f"| {name} | {2 * both / (np.count_nonzero(here) + n):.3f} | {both / n:.3f} |")
+    drop, crystal, loop, _ = BODIES[:, 6]
+    mu = np.array([0.0, drop, drop + loop, drop + crystal])
+    directions = random_sweep(300, np.random.default_rng(0))
+    found, true = (
+        absorption_factors(
+            LabelVolume(values, labels.voxel_size_um, labels.centre, labels.names),
+            mu, directions, Tracing(1.5e-3),
+        ).transmission
+        for values in (labels.values, truth)
+    )  # fmt: skip
+    ratio = found / true
+    print(f"\nfactors: {100 * np.std(ratio) / np.mean(ratio):.2f} % rms after one scale")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("i23_size"))
@@ -149,8 +197,12 @@ def main() -> None:
     parser.add_argument(
         "--one-command", action="store_true", help="dials.anacor_absorption on the scan"
     )
+    parser.add_argument("--labels", action="store_true", help="compares labels with the truth")
     given = parser.parse_args()
     folder = given.folder / f"{given.projections}x{given.pixels}"
+    if given.labels:
+        compare_labels(folder / "tomo.h5")
+        return
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "scan.nxs").exists():
         write_scan(folder / "scan.nxs", given.pixels, given.projections)

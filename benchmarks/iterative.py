@@ -1,6 +1,7 @@
 """What iterative reconstruction is worth on hard scans, and how long it takes.
 
     tools/dials-env python benchmarks/iterative.py hard [pixels]
+    tools/dials-env python benchmarks/iterative.py labels
     tools/dials-env python benchmarks/iterative.py time [pixels] [projections] [steps]
 
 Slices of a drop with a crystal and a piece of loop, ellipses whose projections have a closed form. The times are
@@ -98,6 +99,51 @@ def hard(n: int) -> None:
             )
 
 
+def labels() -> None:
+    """Dice of the crystal and recall of the loop, of labels from tomograms by both methods.
+
+    The ellipsoids of i23_size.py in 256 x 256 pixels of 1.2 um.
+    """
+    from i23_size import BODIES, FIELD_UM, projection, true_labels
+
+    from anacor_dials.jobs.reconstruct import Reconstruction
+    from anacor_dials.jobs.segment import SegmentationSettings, segment_sample
+    from anacor_dials.sample.volumes import Tomogram
+
+    n, half = 256, 64
+    pixel, axis = FIELD_UM / n, (n - 1) / 2
+    rows = slice(n // 2 - half, n // 2 + half)
+    grid = SliceGrid(n, (n // 2 - half, n // 2 + half), (n // 2 - half, n // 2 + half))
+    shape, centre = (2 * half,) * 3, np.full(3, half - 0.5)
+    truth = true_labels(shape, pixel, centre)
+    print("| scan | labels from | Dice of the crystal | recall of the loop |\n|---|---|---|---|")
+    for name, (angles, photons) in SCANS.items():
+        rng = np.random.default_rng(0)
+        images = np.stack([projection(a, n, pixel, BODIES)[rows] for a in np.deg2rad(angles)])
+        counts = rng.poisson(photons * np.exp(-images)) / photons
+        sinograms = -np.log(np.maximum(counts, 1e-3)).astype(np.float32).transpose(1, 0, 2).copy()
+        solver = TotalVariation.of_scan(angles, axis, n, (pixel, pixel), grid, noise_of(sinograms))
+        made = {
+            "fbp": lambda s=sinograms, a=angles: reconstruct_slices(s, a, axis, pixel, grid),
+            "iterative": lambda s=sinograms, solver=solver: solver.slices(s),
+        }
+        for method, reconstruct in made.items():
+            volume = reconstruct()
+            tomogram = Tomogram(np.ascontiguousarray(volume), np.full(3, pixel), centre)
+            try:
+                found = segment_sample(
+                    Reconstruction(tomogram, energy_keV=3.5),
+                    SegmentationSettings(uncertainty=False),
+                ).labels.values
+            except ValueError as error:
+                print(f"| {name} | {method} | {error} | |", flush=True)
+                continue
+            crystal, there = found == 3, truth == 3
+            dice = 2 * np.count_nonzero(crystal & there) / (crystal.sum() + there.sum())
+            recall = np.mean(found[truth == 2] == 2)
+            print(f"| {name} | {method} | {dice:.3f} | {recall:.3f} |", flush=True)
+
+
 def measure(n: int, n_angles: int, steps: int) -> None:
     """CPU seconds of a slice, by some of the steps."""
     angles = np.arange(n_angles) * 180.0 / n_angles
@@ -124,6 +170,8 @@ def main() -> None:
     values = [int(v) for v in numbers]
     if what == "hard":
         hard(*(values or [96]))
+    elif what == "labels":
+        labels()
     else:
         measure(*(values + [256, 900, 4][len(values) :]))
 

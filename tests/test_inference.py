@@ -10,6 +10,8 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+import scipy.ndimage
+import threadpoolctl
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("torchvision", reason="torchvision is not installed")
@@ -34,6 +36,7 @@ from anacor_dials.segmentation.network import NetworkSettings, SliceNetwork  # n
 from anacor_dials.segmentation.tiles import (  # noqa: E402
     AIR_AROUND,
     InferenceSettings,
+    _threads_apart,
     class_probabilities,
     most_probable,
     sample_box,
@@ -581,3 +584,39 @@ def test_shipped_weights():
         for row in entry["samples"]:
             assert tuple(row.get("seed", (row["name"],))) not in trained
     assert SHIPPED_WEIGHTS.startswith(card["network"]["architecture"])
+
+
+def test_fine_labels_are_those_of_the_interpolated_probabilities():
+    """The short cut away from surfaces changes nothing: against scipy's linear interpolation."""
+    rng = np.random.default_rng(5)
+    smooth = scipy.ndimage.gaussian_filter(rng.standard_normal((4, 9, 7, 8)), (0, 1.5, 1.5, 1.5))
+    p = np.exp(20 * smooth)
+    p = np.rint(255 * p / p.sum(axis=0)).astype(np.uint8)
+    factors, shape = (4, 3, 2), (35, 21, 15)
+    places = [
+        np.clip((np.arange(n) + 0.5) / f - 0.5, 0, None)
+        for n, f in zip(shape, factors, strict=True)
+    ]
+    at = np.stack(np.meshgrid(*places, indexing="ij"))
+    expected = np.stack(
+        [scipy.ndimage.map_coordinates(q.astype(float), at, order=1, mode="nearest") for q in p]
+    )
+    labels, none = at_full_size(p, factors, shape)
+    _, chances = at_full_size(p, factors, shape, keep=True)
+    assert none is None
+    first, second = np.sort(expected, axis=0)[:-3:-1]
+    clear = first - second > 1e-3
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(labels[clear], expected.argmax(axis=0)[clear])
+    np.testing.assert_allclose(chances, expected, atol=0.51)
+
+
+def test_workers_of_the_network_do_not_wait_for_threads_of_blas():
+    blas = [a for a in threadpoolctl.threadpool_info() if a["user_api"] == "blas"]
+    if not blas or min(a["num_threads"] for a in blas) < 2:
+        pytest.skip("BLAS has one thread only")
+    with _threads_apart(on_gpu=False) as pool:
+        during = pool.submit(threadpoolctl.threadpool_info).result()
+    assert {a["num_threads"] for a in during if a["user_api"] == "blas"} == {1}
+    after = [a for a in threadpoolctl.threadpool_info() if a["user_api"] == "blas"]
+    assert [a["num_threads"] for a in after] == [a["num_threads"] for a in blas]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from anacor_dials.sample.tomogram_files import (
     SampleFile,
@@ -555,6 +556,37 @@ def test_light_ring_removal_takes_the_rings_and_leaves_mu():
     untouched = remove_rings(clean[None].copy(), "light")[0]
     image = reconstruct_slices(untouched[None], angles, 127.5, 1.0)[0]
     check_disks(image, SliceGrid(256), value=0.002)
+
+
+@pytest.mark.parametrize("n_angles", [60, 61])
+def test_stripes_are_medians_of_what_a_parabola_leaves_twice(n_angles):
+    """Against numpy: sort, subtract, and look again at what is left."""
+    rng = np.random.default_rng(4)
+    sinograms = rng.normal(0, 0.1, (2, n_angles, 75)) + rng.normal(0, 0.2, (2, 1, 75))
+    expected = sinograms.copy()
+    for _ in range(2):
+        smooth = scipy.ndimage.correlate1d(
+            expected, np.array([-2, 3, 6, 7, 6, 3, -2]) / 21, axis=2, mode="nearest"
+        )
+        expected -= np.median(expected - smooth, axis=1, keepdims=True)
+    result = remove_rings(sinograms.astype(np.float32), "light")
+    np.testing.assert_allclose(result, expected, atol=3e-6)
+
+
+def test_zingers_are_found_at_borders_and_beside_each_other():
+    """Against the neighbourhood of every pixel, more than half of which is darker."""
+    rng = np.random.default_rng(6)
+    images = rng.normal(1, 0.01, (3, 12, 14)).astype(np.float32)
+    images[rng.random(images.shape) < 0.2] += 1
+    expected, count = images.copy(), 0
+    for k, i, j in np.ndindex(images.shape):
+        near = images[k, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
+        if np.mean(near < images[k, i, j] - 0.5) > 0.5:
+            expected[k, i, j] = np.median(near)
+            count += 1
+    result, found = remove_zingers(images, np.full(3, 0.5, np.float32))
+    assert found == count > 50
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_strong_ring_removal_takes_wide_rings():

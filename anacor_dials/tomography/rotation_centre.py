@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import warnings
 from dataclasses import dataclass
 
@@ -147,7 +146,7 @@ def vo_axis(sinogram: Sinograms, angles_deg: FloatArray) -> float:
 
     n_u = sinogram.shape[1]
     half = np.flatnonzero(np.abs(angles_deg - angles_deg[0]) <= 180.0)
-    half = half[:: math.ceil(len(half) / VO_PROJECTIONS)]
+    half = half[:: max(1, len(half) // VO_PROJECTIONS)]
     some = np.ascontiguousarray(sinogram[half])
     start, stop = n_u // 4, n_u - 1 - n_u // 4
 
