@@ -392,13 +392,16 @@ def test_an_interrupted_reconstruction_leaves_nothing(tmp_path, ellipsoid_scan):
     assert [f.name for f in tmp_path.iterdir()] == ["scan.nxs"]
 
 
-def test_cropping_to_the_sample_keeps_all_of_it_in_place(tmp_path, ellipsoid_scan):
+def test_cropping_to_the_sample_keeps_all_of_it_in_place(tmp_path, ellipsoid_scan, caplog):
     scan = ellipsoid_scan.at(shape=(80, 128), axis_pixel=60.0, counts=8000.0)
     path = scan.write_nxtomo(tmp_path / "scan.nxs")
     whole, _ = reconstruct_scan(path, settings=ReconstructionSettings(centre=60.0, crop="off"))
-    cropped, plan = reconstruct_scan(
-        path, settings=ReconstructionSettings(centre=60.0, crop="auto")
-    )
+    with caplog.at_level("INFO", "dials"):
+        cropped, plan = reconstruct_scan(
+            path, settings=ReconstructionSettings(centre=60.0, crop="auto")
+        )
+    percent = 100 * cropped.values.size / whole.values.size
+    assert f"box alone is reconstructed, {percent:.0f} % of the field of view" in caplog.text
     assert cropped.values.size < 0.4 * whole.values.size
     check_ellipsoids(cropped, scan)
     for axis in range(3):  # room on every side of all ellipsoids

@@ -245,7 +245,13 @@ def plan_reconstruction(
     grid = SliceGrid(2 * math.ceil(reach) + 1 if wide else ny)
     x = (0, nx)
     if settings.crop == "auto":
+        whole = nx * grid.n**2
         x, grid = auto_crop(projections, which, survey, found.axis, grid)
+        share = 100 * (x[1] - x[0]) * math.prod(grid.shape) / whole
+        logger.info(
+            "The sample's box alone is reconstructed, %.0f %% of the field of view (crop=auto)",
+            share,
+        )
     elif not isinstance(settings.crop, str):
         x0, x1, y0, y1, z0, z1 = settings.crop
         if not 0 <= x0 < x1 <= nx:
