@@ -153,31 +153,102 @@ def test_the_harmonics_are_all_up_to_order_four():
     np.testing.assert_allclose(functions @ one, 1.0, atol=1e-9)
 
 
-@pytest.mark.slow
-def test_nothing_is_said_of_virtual_data_with_true_factors(tmp_path):
-    """Scaled by dials.scale: no hint in log, page and numbers."""
-    from anacor_dials.command_line import anacor_compare
+def test_a_shape_that_is_hardly_better_decides_nothing():
+    """The margin is counted in standard errors, not in shares."""
+    data = observations()
+    s1 = data.exit_in_lab
+    pattern = np.log(kahn(s1, turned(90), FRACTION) / kahn(s1, turned(0), FRACTION))
+    found = fit_patterns(with_pattern(data, pattern))
+    hardly = replace(found, absorption=found.polarisation - 0.2, polarisation_better=2.0)
+    surely = replace(found, absorption=found.polarisation - 0.001, polarisation_better=10.0)
+    assert (hardly.cause, surely.cause) == ("", "polarisation")
 
+
+def test_polarisation_is_told_from_absorption_where_both_fit_well():
+    """Small angles and one axis: the harmonics imitate it to a per mille, and reflections tell."""
+    data = observations()
+    near = data[data.exit_in_lab[:, 2] < -np.cos(0.6)]
+    s1 = near.exit_in_lab
+    pattern = np.log(kahn(s1, turned(90), FRACTION) / kahn(s1, turned(0), FRACTION))
+    found = fit_patterns(with_pattern(near, pattern, noise=0.005))
+    assert found.cause == "polarisation"
+    assert found.polarisation_better > 10
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_errors_without_a_pattern_prefer_no_shape(seed):
+    """Reflections that were left out are foretold no better than by nothing at all."""
+    data = observations(seed, n_unique=100)
+    found = fit_patterns(with_pattern(data, np.zeros(len(data.unique)), noise=0.3))
+    assert found.cause == ""
+    assert max(found.absorption, found.detector, found.polarisation) < 0.02
+    # in the fit itself, 24 parameters explain what they explain of chance
+    assert found.absorption < 0
+    assert found.detector < 0
+
+
+# ---- from the command -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def virtual_data(tmp_path_factory):
+    """A folder with virtual data of a beam polarised along X, and with the true factors.
+
+    turned.expt and turned.refl: the same data, corrected as if the beam were polarised along Y.
+    """
+    folder = tmp_path_factory.mktemp("polarisation")
     settings = DiffractionSettings(
         wavelength=4.0, d_min=5.0, sweeps=[Sweep(0.0, 120.0, 0.5)], detector="flat_1m",
         distance_mm=60.0, n_points=64, decay_b=0.0,
     )  # fmt: skip
     experiments, table = simulate_diffraction(demo_sample(), np.random.default_rng(3), settings)
-    table.compute_corrections(experiments)
     table["analytical_correction"] = table["true.transmission"]
-    experiments.as_file(str(tmp_path / "a.expt"))
-    table.as_file(str(tmp_path / "a.refl"))
+    for name, normal in (("right", (0.0, 1.0, 0.0)), ("turned", (1.0, 0.0, 0.0))):
+        experiments[0].beam.set_polarization_normal(normal)
+        table.compute_corrections(experiments)  # the column lp
+        experiments.as_file(str(folder / f"{name}.expt"))
+        table.as_file(str(folder / f"{name}.refl"))
+    return folder
+
+
+def compared(folder, name):
+    """(the pattern of analytical factors, log and page) of dials.anacor_compare."""
+    from anacor_dials.command_line import anacor_compare
+
+    place = folder / name
+    place.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
+        patch.chdir(place)
         anacor_compare.run([
-            "a.expt", "a.refl", "strategies=analytical", "scaling.full_matrix=False", "nproc=1",
+            f"../{name}.expt", f"../{name}.refl", "strategies=analytical",
+            "scaling.full_matrix=False", "nproc=1",
         ])  # fmt: skip
-    content = read_record(tmp_path / "anacor_compare.json", ComparisonRecord)
-    (strategy,) = content.strategies
-    pattern = strategy.residual_pattern
-    log = (tmp_path / "anacor_compare.log").read_text()
-    page = (tmp_path / "anacor_compare.html").read_text()
+    (strategy,) = read_record(place / "anacor_compare.json", ComparisonRecord).strategies
+    said = [(place / f"anacor_compare.{kind}").read_text() for kind in ("log", "html")]
+    return strategy.residual_pattern, said
+
+
+HINT = "fits a wrong polarisation better than absorption"
+
+
+@pytest.mark.slow
+def test_nothing_is_said_of_virtual_data_with_true_factors(virtual_data):
+    """Scaled by dials.scale: no hint in log, page and numbers."""
+    pattern, said = compared(virtual_data, "right")
     assert pattern.cause == ""
-    assert "fits a wrong polarisation" not in log
-    assert "fits a wrong polarisation" not in page
+    assert not any(HINT in " ".join(text.split()) for text in said)
     assert pattern.polarisation < 0.05
+
+
+@pytest.mark.slow
+def test_a_polarisation_turned_by_a_right_angle_is_said(virtual_data):
+    """The same data with a header that is wrong: log and page name it and the way out."""
+    pattern, said = compared(virtual_data, "turned")
+    assert pattern.cause == "polarisation"
+    assert pattern.polarisation_better > 10
+    assert pattern.fitted_fraction == pytest.approx(FRACTION, abs=0.02)
+    assert abs(pattern.fitted_angle_deg) == pytest.approx(90, abs=2)
+    for text in said:
+        text = " ".join(text.split())
+        assert HINT in text
+        assert "geometry.beam.polarization_normal" in text

@@ -17,7 +17,8 @@ class ResidualPatternRecord:
     ----------
     observations : int
     absorption, detector, polarisation : float
-        The share of the sum of squares that each shape explains, 0 to 1.
+        The share of the sum of squares that each shape explains of reflections to which it was not
+        fitted: at most 1, about 0 where it explains nothing.
     rms : float
         Of the pattern of polarisation or of the detector, relative to the intensities.
     cause : "polarisation", "detector" or ""
@@ -27,6 +28,10 @@ class ResidualPatternRecord:
         the beam against that of the experiments.
     used_fraction : float
         The fraction of polarisation that the data were corrected with.
+    polarisation_better, detector_better, detector_over_polarisation : float or null
+        By how many standard errors polarisation explains such reflections better than absorption,
+        the detector better than absorption, and the detector better than polarisation. Null in
+        files of earlier versions.
     """
 
     observations: int
@@ -38,6 +43,9 @@ class ResidualPatternRecord:
     fitted_fraction: float
     fitted_angle_deg: float
     used_fraction: float
+    polarisation_better: float | None = None
+    detector_better: float | None = None
+    detector_over_polarisation: float | None = None
 
 
 @dataclass(frozen=True)
