@@ -2,6 +2,6 @@
 
 ``dials.anacor_simulate diffraction.images=True`` makes rotation images of virtual samples (NXmx) in which spots and background are absorbed; ``diffraction.detector=flat_1m`` is a small flat detector.
 
-``dials.anacor_compare`` and ``xia2.anacor`` say where what the factors leave fits a wrong polarisation, or an error of the detector, better than absorption.
+``dials.anacor_compare`` and ``xia2.anacor`` say where what the factors leave fits a wrong polarisation, or an error of the detector, better than absorption; what decides is how well each foretells reflections that were left out of its fit.
 
 ``dials.anacor_train`` runs in several processes, on several GPUs or machines, by torch's own launcher (``torchrun``).

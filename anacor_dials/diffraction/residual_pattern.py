@@ -14,10 +14,10 @@ Where they form a pattern, three shapes are fitted to them, and it is asked whic
 
 The first two have 24 parameters each (absorption so many for each crystal), polarisation has two.
 What decides is therefore how well a shape foretells reflections that it was not fitted to: all
-equivalents of a fifth of the unique reflections are left out in turn. The squares of what two shapes
-leave of each of these reflections are compared in pairs, which says by how many standard errors one
-shape is better (as in Vuong, Econometrica 57 (1989) 307, of models that are not nested, with
-reflections left out in the place of a penalty for parameters).
+equivalents of a fifth of the unique reflections are left out in turn. The squares of what two
+shapes leave of each of these reflections are compared in pairs, which says by how many standard
+errors one shape is better (as in Vuong, Econometrica 57 (1989) 307, of models that are not nested,
+with reflections left out in the place of a penalty for parameters).
 """
 
 from __future__ import annotations
@@ -260,8 +260,7 @@ def fit_patterns(data: Residuals) -> ResidualPattern:
             f"{n} observations of equivalents are too few to look for a pattern in them; "
             f"{FEWEST_OBSERVATIONS} are needed."
         )
-    project = _projection(data)
-    left = project(data.log_intensity)
+    left = _projection(data)(data.log_intensity)
     sound = np.abs(left) < FARTHEST * 1.4826 * np.median(np.abs(left))
     data = _measured_several_times(data[sound])
     shapes = _Shapes.of(data)
