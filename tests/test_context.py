@@ -21,6 +21,7 @@ from anacor_dials.segmentation.coarse_grid import (  # noqa: E402
     coarse_shape,
     context_input,
     with_other_levels,
+    without_air,
 )
 from anacor_dials.segmentation.context import (  # noqa: E402
     ContextNetwork,
@@ -124,6 +125,21 @@ def test_other_levels_are_those_of_other_values():
     for channel in (0, 1, 2, 3, LEVEL_CHANNEL):
         np.testing.assert_allclose(found[channel], expected[channel], atol=8e-3)
     assert not np.allclose(found[1], context_input(seen)[1], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "kept"),
+    # four blocks of air on either side, then up to a multiple of eight, within the grid
+    [(10, 20, (3, 27)), (0, 5, (0, 16)), (30, 40, (24, 40)), (12, 28, (8, 32))],
+)
+def test_air_far_from_the_sample_is_cut_off(first, last, kept):
+    shares = np.zeros((4, 40, 6, 8), dtype=np.float16)
+    shares[0] = 1
+    shares[:, first:last] = np.array([0, 1, 0, 0])[:, None, None, None]
+    everywhere, x, y, z = without_air(shares)
+    assert everywhere == slice(None)
+    assert (x.start, x.stop) == kept
+    assert (y.start, y.stop, z.start, z.stop) == (0, 6, 0, 8)
 
 
 def test_the_input_is_bounded():

@@ -135,8 +135,6 @@ def uncertainty_of_labels(
     step = max(1, -(-max(labels.shape) // TRACED_VOXELS))
     thin = (slice(None), *(slice(step // 2, None, step),) * 3)
     inside = np.ascontiguousarray(probabilities[thin])
-    shape = inside.shape[1:]
     grid = working_volume(labels, inside[0], (step, step, step))
-    assert grid.shape == shape
     found = label_uncertainty(inside, grid, labels.names, mu_per_um, tracing=_tracing())
     return None if found is None else found.rms

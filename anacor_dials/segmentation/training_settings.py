@@ -24,7 +24,7 @@ class TrainingSettings:
     part : str
         What is trained: "both" passes together; "coarse", the coarse pass alone, on whole samples;
         or "slices" alone, which see what the coarse pass of `begin_with` finds. The coarse pass
-        learns slowly beside the slices, and a step of it alone costs a fourth.
+        learns slowly beside the slices.
     steps : int
         Of the optimiser, in all.
     batch : int
