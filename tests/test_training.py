@@ -29,7 +29,11 @@ from anacor_dials.segmentation.training import (  # noqa: E402
 )
 from anacor_dials.segmentation.training_data import TrainingVolume  # noqa: E402
 from anacor_dials.segmentation.training_settings import TrainingSettings  # noqa: E402
-from anacor_dials.segmentation.validation import coarse_scores, validation_scores  # noqa: E402
+from anacor_dials.segmentation.validation import (  # noqa: E402
+    coarse_scores,
+    over_samples,
+    validation_scores,
+)
 from anacor_dials.segmentation.weights_files import load_weights, save_weights  # noqa: E402
 
 
@@ -155,6 +159,14 @@ def test_the_coarse_pass_first_and_the_slices_then(volumes, tmp_path):
     assert not the_same(slices_after, slices)
     held_scores = validation_scores(load_weights(then), held, torch.device("cpu"))
     assert held_scores[1][0] > 0.8
+
+
+def test_one_hopeless_sample_does_not_decide():
+    """The mean over samples, not over voxels; classes that a sample lacks do not count."""
+    good, hopeless = (0.02, np.array([1.0, 0.9, np.nan])), (2.0, np.array([0.5, np.nan, np.nan]))
+    entropy, dice = over_samples([good, good, hopeless])
+    assert entropy == pytest.approx((0.02 * 0.02 * 2.0) ** (1 / 3))
+    np.testing.assert_allclose(dice, [2.5 / 3, 0.9, 1.0])
 
 
 def test_the_slices_see_a_coarse_pass_that_has_learned(volumes, settings, tmp_path):

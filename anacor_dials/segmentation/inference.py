@@ -4,12 +4,14 @@ The tomogram is averaged to the working grid and scaled (:mod:`.working_grid`), 
 fringes are made of it (:mod:`.fringes`). The coarse pass (:mod:`.context`) and the network for
 slices (:mod:`.tiles`) give probabilities. Labels that cannot be right are corrected
 (:mod:`.clean_up`). Labels on the voxels of the tomogram are interpolated
-(:mod:`.fine_voxels`). What speaks against the result is said in words (:mod:`.doubts`).
+(:mod:`.fine_voxels`). How far the crystal's labels probably are right is foretold
+(:mod:`.expected_overlap`), and what speaks against the result is said in words (:mod:`.doubts`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.volumes import LabelVolume, Tomogram, Volume
 from anacor_dials.segmentation.clean_up import CleaningSettings, CleaningStep, clean
 from anacor_dials.segmentation.doubts import find_doubts
+from anacor_dials.segmentation.expected_overlap import OverlapForecast, expected_dice
 from anacor_dials.segmentation.fine_voxels import at_full_size, mean_mu
 from anacor_dials.segmentation.tiles import InferenceSettings, class_probabilities
 from anacor_dials.segmentation.working_grid import (
@@ -124,6 +127,8 @@ class Segmentation:
     warnings : sequence of str
     seconds : mapping of str to float
         How long each part took.
+    overlap : OverlapForecast or None
+        Of the labels of the crystal with the true crystal; None if no crystal was found.
     """
 
     labels: LabelVolume
@@ -135,6 +140,7 @@ class Segmentation:
     steps: Sequence[CleaningStep] = ()
     warnings: Sequence[str] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    overlap: OverlapForecast | None = None
 
 
 def segment(
@@ -209,7 +215,9 @@ def segment(
         )
     mu = mean_mu(tomogram.values, labels)
     times["clean-up"] = time.perf_counter() - start
-    warnings = find_doubts(probabilities, grid, labels, mu, scale, energy_keV)
+    expected = expected_dice(probabilities, labels.label("crystal"))
+    overlap = None if math.isnan(expected) else OverlapForecast(expected)
+    warnings = find_doubts(probabilities, grid, labels, mu, scale, energy_keV, overlap)
     return Segmentation(
-        labels, fine, probabilities, factors, scale, mu, tuple(steps), tuple(warnings), times
+        labels, fine, probabilities, factors, scale, mu, tuple(steps), tuple(warnings), times, overlap
     )

@@ -27,6 +27,10 @@ class SegmentationRecord(Record):
         The uncertainty of the absorption factors from the labels: "rms", relative, of all drawn
         labels; "draws", the same of each; "spread_of_factors", the relative standard deviation of
         the factors themselves; "crystal_volumes_um3", of each draw.
+    crystal_dice_foretold : mapping or null
+        How far the labels of the crystal probably overlap with the true crystal, as Dice
+        coefficients: "median", "low" and "high" (undercut by one and by nine of ten such cases),
+        and "chance_of_poor", the probability of less than 0.9. Null if the network made no labels.
     evaluation : mapping or null
         Against the true labels, if they were given: "cross_entropy" (nats per voxel), and
         "classes", {name: {"recall", "dice", "dice_loss", "hd95_um", "true_voxels",
@@ -40,5 +44,6 @@ class SegmentationRecord(Record):
     bin_factors: Sequence[int] | None = None
     clean_up: Sequence[Mapping[str, Any]] | None = None
     factors_uncertainty: Mapping[str, Any] | None = None
+    crystal_dice_foretold: Mapping[str, float] | None = None
     evaluation: Mapping[str, Any] | None = None
     warnings: Sequence[str] = ()

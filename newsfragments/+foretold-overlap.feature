@@ -1,0 +1,1 @@
+How far the labels of the crystal probably overlap with the true crystal is foretold from the probabilities, with its range, in the log, in the report and in ``anacor_segment.json``; where they are probably poor there is a warning.
