@@ -17,7 +17,7 @@ from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.materials import typical_composition
 from anacor_dials.sample.volumes import LabelVolume, Volume
 from anacor_dials.segmentation.clean_up import CROSS
-from anacor_dials.segmentation.expected_overlap import POOR, SAMPLES, OverlapForecast
+from anacor_dials.segmentation.expected_overlap import SAMPLES, OverlapForecast
 from anacor_dials.segmentation.working_grid import COARSEST_UM, IntensityScale
 
 # mu of a material relative to that of its typical composition. Chosen by hand: salt,
@@ -28,8 +28,8 @@ UNSURE = 204  # of 255: the label of a voxel is uncertain if its probability is 
 # Width of the uncertain zone at the crystal's surface, in voxels of the working grid. If edges are
 # seen, it is one to two voxels wide, as the point spread is.
 WIDE_BORDER = 3.0
-# Labels of the crystal are doubtful if they are poor with a larger probability. Of 38 virtual samples
-# left out of the training this finds all 21 poor ones, and four of the 17 others.
+# Labels of the crystal are doubtful if they are poor with a larger probability. Of 38 virtual
+# samples left out of the training this finds all 21 poor ones, and four of the 17 others.
 LIKELY_POOR = 0.25
 NOISY = 0.5  # noise of a voxel relative to the sample's level; training samples have up to 0.45
 

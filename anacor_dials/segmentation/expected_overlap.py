@@ -81,7 +81,7 @@ class OverlapForecast:
         return OFFSET + SLOPE * float(scipy.special.logit(clipped))
 
     def as_dict(self) -> dict[str, float]:
-        """Median, the values that one and nine of ten cases undercut, and the chance of less than POOR."""
+        """The median, what one and nine of ten cases undercut, and the chance of less than POOR."""
         return {
             "median": self.quantile(0.5),
             "low": self.quantile(0.1),

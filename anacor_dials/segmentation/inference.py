@@ -219,5 +219,14 @@ def segment(
     overlap = None if math.isnan(expected) else OverlapForecast(expected)
     warnings = find_doubts(probabilities, grid, labels, mu, scale, energy_keV, overlap)
     return Segmentation(
-        labels, fine, probabilities, factors, scale, mu, tuple(steps), tuple(warnings), times, overlap
+        labels,
+        fine,
+        probabilities,
+        factors,
+        scale,
+        mu,
+        tuple(steps),
+        tuple(warnings),
+        times,
+        overlap,
     )
