@@ -11,7 +11,7 @@ dials.anacor_segment makes the labels where they are not given, dials.anacor_abs
 of all sweeps of a crystal. dials.cosym (dials.symmetry for a single sweep) finds the Laue group,
 dials.scale scales the data by several strategies, with and without the factors, of which the best
 is taken; dials.symmetry looks for systematic absences; dials.merge and dials.export write MTZ,
-merged and unmerged, and mmCIF.
+merged and unmerged, and mmCIF. The free set of an earlier run, or of merging.free_set=, is kept.
 
 Every step's command line is printed, to be repeated by hand, and kept in anacor.json. anacor.html
 has the merging statistics side by side and links to the reports of all steps; DataFiles has the
@@ -171,6 +171,8 @@ def settings_from(params: Any, nproc: int) -> PipelineSettings:
         symmetry_options=words(params.symmetry.options),
         scaling_options=tuple(scaling),
         merging_options=words(params.merging.options),
+        free_set=params.merging.free_set and Path(params.merging.free_set).absolute(),
+        free_fraction=params.merging.free_fraction,
         nproc=nproc,
         crystals_at_a_time=None
         if params.crystals_at_a_time is libtbx.Auto
@@ -298,6 +300,8 @@ def log_result(result: PipelineResult) -> None:
             group.selection.strategy.label,
             group.selection.reason,
         )
+        if group.free_set:
+            logger.info("%s", group.free_set)
         if group.warning:
             logger.warning("%s", group.warning)
         for one in group.wavelengths:

@@ -95,17 +95,13 @@ def steps_done(folder: Path) -> dict[str, bool]:
 
 
 def content(path: Path) -> bytes:
-    """The bytes of a file without dates; of MTZ without the free set, too, which dials.merge draws.
-
-    It draws it by chance and takes no seed: two runs of one command give two free sets.
-    """
+    """The bytes of a file without dates: of MTZ all columns, as its head has the date."""
     if path.suffix != ".mtz":
         return DATES.sub(b"", path.read_bytes())
     found = iotbx.mtz.object(str(path))
     columns = [
         (label, np.array(found.get_column(label).extract_values()).tobytes())
         for label in found.column_labels()
-        if label != "FreeR_flag"
     ]
     cells = [crystal.unit_cell_parameters() for crystal in found.crystals()]
     return repr((columns, cells, str(found.space_group_info()))).encode()
@@ -132,6 +128,8 @@ def without_dask(crystals: Path) -> SimpleNamespace:
     data = put_aside(crystals, "without_dask")
     for name in NAMES:
         assert f"DataFiles/{name}_scaled.mtz" in data
+        merged = iotbx.mtz.object(str(crystals / f"without_dask/DataFiles/{name}_scaled.mtz"))
+        assert "FreeR_flag" in merged.column_labels()
     return SimpleNamespace(data=data, steps=steps)
 
 

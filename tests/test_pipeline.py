@@ -23,7 +23,7 @@ from dxtbx.model import BeamFactory, Crystal, Experiment, ExperimentList
 
 from anacor_dials.jobs.load_sample import StackSettings, has_labels
 from anacor_dials.jobs.pipeline import crystals as side_by_side
-from anacor_dials.jobs.pipeline import inputs, stages, steps
+from anacor_dials.jobs.pipeline import inputs, merged_data, stages, steps
 from anacor_dials.jobs.pipeline.crystals import process
 from anacor_dials.jobs.pipeline.inputs import (
     Crystal as CrystalFiles,
@@ -36,8 +36,9 @@ from anacor_dials.jobs.pipeline.inputs import (
     sweeps_of_xia2,
 )
 from anacor_dials.jobs.pipeline.settings import PipelineSettings
-from anacor_dials.jobs.pipeline.stages import integration, wavelength_names
+from anacor_dials.jobs.pipeline.stages import integration
 from anacor_dials.jobs.pipeline.steps import Step, StepError, WorkingFolder
+from anacor_dials.jobs.pipeline.wavelengths import wavelength_names
 from anacor_dials.jobs.records import ComparisonRecord, SameObservationsRecord, StrategyRecord
 from anacor_dials.report.page import write_json
 from anacor_dials.sample.output_files import file_name
@@ -610,6 +611,11 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
     monkeypatch.setattr(steps, "run_step_command", made)
     monkeypatch.setattr(stages, "run_job", made.scale)
     monkeypatch.setattr(stages, "_compare", compare)
+    monkeypatch.setattr(
+        merged_data,
+        "_write_free_set",
+        lambda parts, settings, known, source, folder: (folder / "free_set.mtz").touch(),
+    )
     return made
 
 

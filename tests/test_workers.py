@@ -27,7 +27,7 @@ pytest.importorskip("dials", reason="DIALS is not installed (no dials to import)
 import numpy as np
 from dxtbx.model import BeamFactory, Crystal, Experiment, ExperimentList
 
-from anacor_dials.jobs.pipeline import stages, workers
+from anacor_dials.jobs.pipeline import merged_data, stages, workers
 from anacor_dials.jobs.pipeline.crystals import process
 from anacor_dials.jobs.pipeline.inputs import Crystal as CrystalFiles
 from anacor_dials.jobs.pipeline.inputs import SweepFiles
@@ -112,7 +112,10 @@ def stand_ins() -> SimpleNamespace:
         write_json(folder / "anacor_compare.json", content)
         (folder / "anacor_compare.html").touch()
 
-    return SimpleNamespace(scale=scale, compare=compare)
+    def free_set(parts, settings, known, source, folder):
+        (folder / "free_set.mtz").touch()
+
+    return SimpleNamespace(scale=scale, compare=compare, free_set=free_set)
 
 
 @pytest.fixture
@@ -127,6 +130,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made = stand_ins()
     monkeypatch.setattr(stages, "_scale", made.scale)
     monkeypatch.setattr(stages, "_compare", made.compare)
+    monkeypatch.setattr(merged_data, "_write_free_set", made.free_set)
     labels = LabelVolume(np.full((4, 4, 4), 3, np.uint8), 1.0)
     for i in range(N_CRYSTALS):
         crystal = Crystal((60 + i, 0, 0), (0, 60, 0), (0, 0, 150), "P 1")
@@ -328,6 +332,7 @@ def driver(folder: Path, scheduler: str) -> subprocess.Popen:
         "tests = importlib.util.module_from_spec(spec); spec.loader.exec_module(tests)\n"
         "made = tests.stand_ins()\n"
         "tests.stages._scale, tests.stages._compare = made.scale, made.compare\n"
+        "tests.merged_data._write_free_set = made.free_set\n"
         "with tests.dask_workers(tests.DaskSettings(sys.argv[3]), tests.VERSIONS) as dask:\n"
         "    tests.run_all(Path(sys.argv[2]), dask)\n"
     )

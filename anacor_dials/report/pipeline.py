@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anacor_dials.diffraction.statistics import STATISTICS
-from anacor_dials.jobs.pipeline.results import COMPARISON_HTML
+from anacor_dials.jobs.pipeline.results import COMPARISON_HTML, FREE_SET
 from anacor_dials.jobs.records import (
     CrystalRecord,
     GroupRecord,
@@ -83,7 +83,7 @@ def sections(result: PipelineResult, work: WorkingFolder) -> list[Section]:
     commands = [
         Text(f"{step.name}:\n{step.command_line}")
         for step in work.finished
-        if step.path(COMPARISON_HTML).name not in step.outputs
+        if not {COMPARISON_HTML, FREE_SET} & set(step.outputs)
     ]
     return [
         overview,
@@ -107,6 +107,8 @@ def _statistics_sections(result: PipelineResult, root: Path) -> list[Section]:
                 f"({selection.strategy.description}); {selection.reason}."
             )
         )
+        if group.free_set:
+            statistics.append(Text(group.free_set))
         if group.warning:
             statistics.append(Text(group.warning, "warning"))
         for one in group.wavelengths:
@@ -247,6 +249,7 @@ def _group_record(group: GroupResult, margin: float) -> GroupRecord:
         experiments=group.experiments,
         reflections=group.reflections,
         wavelengths=[_wavelength_record(one) for one in group.wavelengths],
+        free_set=group.free_set,
     )
 
 

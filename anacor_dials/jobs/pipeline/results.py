@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 COMPARISON_JSON = "anacor_compare.json"
 COMPARISON_HTML = "anacor_compare.html"
+FREE_SET = "free_set.mtz"
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class GroupResult:
     experiments, reflections : Path
         The scaled data.
     wavelengths : tuple of WavelengthResult
+    free_set : str or None
+        Where the free set is from, in a sentence; None where dials.merge made it.
     """
 
     name: str
@@ -109,6 +112,7 @@ class GroupResult:
     experiments: Path
     reflections: Path
     wavelengths: tuple[WavelengthResult, ...]
+    free_set: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anacor_dials.diffraction.free_set import FRACTION
 from anacor_dials.diffraction.scaling import Strategy, strategy_called
 from anacor_dials.diffraction.statistics import STATISTICS
 from anacor_dials.jobs.pipeline.inputs import Crystal, files_of
@@ -43,6 +44,10 @@ class PipelineSettings:
         {crystal: further arguments}; those of "" are for all crystals.
     symmetry_options, scaling_options, merging_options : tuple of str
         Further arguments of these programs.
+    free_set : Path, optional
+        An MTZ file whose free set is taken.
+    free_fraction : float
+        The part of the reflections in a free set that is new, above 0 and below 0.5.
     nproc : int
         The number of processes: on this machine, or on each worker of a cluster.
     crystals_at_a_time : int, optional
@@ -71,6 +76,8 @@ class PipelineSettings:
     symmetry_options: tuple[str, ...] = ()
     scaling_options: tuple[str, ...] = ()
     merging_options: tuple[str, ...] = ()
+    free_set: Path | None = None
+    free_fraction: float = FRACTION
     nproc: int = 1
     crystals_at_a_time: int | None = None
 
@@ -93,6 +100,13 @@ class PipelineSettings:
                 f"The space group {self.space_group} was given with symmetry.program=none, which "
                 "leaves it as it is; leave one of them out."
             )
+        if not 0 < self.free_fraction < 0.5:
+            raise ValueError(
+                f"The free set is to be a part of {self.free_fraction} of the reflections; it must be above "
+                "0 and below 0.5."
+            )
+        if self.free_set is not None and not self.free_set.is_file():
+            raise ValueError(f"There is no file {self.free_set} with a free set.")
         options = [
             *self.symmetry_options,
             *self.scaling_options,

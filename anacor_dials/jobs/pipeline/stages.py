@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
 
 from anacor_dials.diffraction.crystal_faces import is_face_list
 from anacor_dials.diffraction.scaling import FailedScaling, ScaledData, ScalingJob, run_job
@@ -19,16 +16,17 @@ from anacor_dials.diffraction.wavelengths import wavelength_groups
 from anacor_dials.jobs.compare import Comparison, ComparisonSettings, compare
 from anacor_dials.jobs.load_sample import has_labels
 from anacor_dials.jobs.pipeline.inputs import Crystal, files_of
+from anacor_dials.jobs.pipeline.merged_data import merge_and_export
 from anacor_dials.jobs.pipeline.results import (
     COMPARISON_HTML,
     COMPARISON_JSON,
     CorrectedCrystal,
     GroupResult,
-    WavelengthResult,
     same_observations,
 )
 from anacor_dials.jobs.pipeline.settings import PipelineSettings, files_named_in, options_of
 from anacor_dials.jobs.pipeline.steps import FinishedStep, Step, StepError, WorkingFolder
+from anacor_dials.jobs.pipeline.wavelengths import by_wavelength, read_models, wavelength_names
 from anacor_dials.sample.output_files import file_name
 
 WriteReport = Callable[[Comparison, Path], None]
@@ -181,8 +179,8 @@ def reduce_group(
             )
         )
         final = (absences.path("symmetrized.expt"), absences.path("symmetrized.refl"))
-    models = _read_models(final[0])
-    wavelengths = merge_and_export(name, crystals, final, per_wavelength, settings, work)
+    models = read_models(final[0])
+    wavelengths, free_set = merge_and_export(name, crystals, final, per_wavelength, settings, work)
     return GroupResult(
         name=name,
         crystals=crystals,
@@ -197,6 +195,7 @@ def reduce_group(
         experiments=work.publish(final[0], f"{name}_scaled.expt"),
         reflections=work.publish(final[1], f"{name}_scaled.refl"),
         wavelengths=wavelengths,
+        free_set=free_set,
     )
 
 
@@ -224,7 +223,7 @@ def find_symmetry(
     """
     if settings.symmetry == "none":
         return None
-    n_sweeps = sum(len(_read_models(path)) for path in experiments)
+    n_sweeps = sum(len(read_models(path)) for path in experiments)
     program = settings.symmetry
     if program == "auto":
         program = "cosym" if n_sweeps > 1 else "symmetry"
@@ -347,7 +346,7 @@ def compare_wavelengths(
         As of :func:`anacor_dials.jobs.pipeline.crystals.process`.
     """
     first = next(o for o, _ in outcomes if isinstance(o, ScaledData))
-    models = _read_models(first.experiments)
+    models = read_models(first.experiments)
     wavelengths = sorted(wavelength for wavelength, _ in wavelength_groups(models))
     labels = wavelength_names(wavelengths, corrections)
     # every strategy's data by wavelength, in the order of `wavelengths`
@@ -391,62 +390,6 @@ def compare_wavelengths(
     return result
 
 
-def wavelength_names(
-    wavelengths: Sequence[float], corrections: Sequence[CorrectedCrystal]
-) -> list[str]:
-    """A name for each wavelength (Angstrom).
-
-    It is the name that xia2 gave, if all sweeps of the wavelength have it and no other wavelength
-    does. Otherwise the names are WAVE1, WAVE2 ..., or NATIVE for a single wavelength.
-    """
-    names: list[set[str]] = [set() for _ in wavelengths]
-    for correction in corrections:
-        for sweep in correction.crystal.sweeps:
-            for model in _read_models(sweep.experiments):
-                length = model.beam.get_wavelength()
-                nearest = min(range(len(wavelengths)), key=lambda i: abs(wavelengths[i] - length))
-                names[nearest].add(file_name(sweep.wavelength, ""))
-    plain = [next(iter(known)) if len(known) == 1 else "" for known in names]
-    if all(plain) and len(set(plain)) == len(plain):
-        return plain
-    if len(wavelengths) == 1:
-        return ["NATIVE"]
-    return [f"WAVE{i + 1}" for i in range(len(wavelengths))]
-
-
-def by_wavelength(
-    step_name: str, files: tuple[Path, Path], work: WorkingFolder
-) -> list[tuple[Path, Path]]:
-    """(experiments, reflections) of each wavelength, from the shortest to the longest.
-
-    For a single wavelength these are the files themselves.
-
-    Parameters
-    ----------
-    step_name : str
-        Of the step that divides them.
-    files : (Path, Path)
-        Experiments and reflections.
-    work : WorkingFolder
-        It runs the step.
-    """
-    models = _read_models(files[0])
-    n = len(wavelength_groups(models))
-    if n == 1:
-        return [files]
-    digits = len(str(len(models) - 1))  # as dials.split_experiments numbers them
-    names = [f"split_{i:0{digits}d}" for i in range(n)]
-    done = work.run(
-        Step(
-            step_name,
-            ("dials.split_experiments", *map(str, files), "by_wavelength=True"),
-            files,
-            tuple(f"{one}.{kind}" for one in names for kind in ("expt", "refl")),
-        )
-    )
-    return [(done.path(f"{one}.expt"), done.path(f"{one}.refl")) for one in names]
-
-
 def _compare(
     outcomes: Sequence[ScaledData | FailedScaling],
     settings: PipelineSettings,
@@ -457,102 +400,3 @@ def _compare(
     if comparison.same is None:
         raise ValueError(comparison.why_not_same)
     write_report(comparison, folder)
-
-
-def merge_and_export(
-    name: str,
-    crystals: Sequence[str],
-    files: tuple[Path, Path],
-    wavelengths: Sequence[tuple[str, float, FinishedStep]],
-    settings: PipelineSettings,
-    work: WorkingFolder,
-) -> tuple[WavelengthResult, ...]:
-    """Each wavelength merged (MTZ) and unmerged (MTZ, mmCIF), and copied to DataFiles.
-
-    Parameters
-    ----------
-    name : str
-        Of the group.
-    crystals : sequence of str
-        The names of its crystals.
-    files : (Path, Path)
-        The scaled experiments and reflections.
-    wavelengths : sequence of (str, float, FinishedStep)
-        Of :func:`compare_wavelengths`.
-    settings : PipelineSettings
-    work : WorkingFolder
-        It runs the steps.
-    """
-    results = []
-    crystal = file_name(crystals[0], "crystal") if len(crystals) == 1 else "ALL"
-    parts = by_wavelength(f"{name}/split", files, work)
-    for (label, wavelength, comparison), part in zip(wavelengths, parts, strict=True):
-        suffix = f"_{label}" if len(parts) > 1 else ""
-        limit = () if settings.d_min is None else (f"d_min={settings.d_min:g}",)
-        merging = work.run(
-            Step(
-                f"{name}/merge{suffix}",
-                (
-                    "dials.merge",
-                    *map(str, part),
-                    f"output.crystal_names={crystal}",
-                    f"output.dataset_names={label}",
-                    *limit,
-                    *settings.merging_options,
-                ),
-                part,
-                ("merged.mtz",),
-            )
-        )
-        mtz = work.run(
-            Step(
-                f"{name}/export{suffix}",
-                (
-                    "dials.export",
-                    *map(str, part),
-                    "format=mtz",
-                    "intensity=scale",
-                    "mtz.hklout=scaled_unmerged.mtz",
-                ),
-                part,
-                ("scaled_unmerged.mtz",),
-            )
-        )
-        mmcif = work.run(
-            Step(
-                f"{name}/export_mmcif{suffix}",
-                (
-                    "dials.export",
-                    *map(str, part),
-                    "format=mmcif",
-                    "intensity=scale",
-                    "mmcif.hklout=scaled.mmcif",
-                ),
-                part,
-                ("scaled.mmcif",),
-            )
-        )
-        stem = f"{name}_scaled"
-        results.append(
-            WavelengthResult(
-                label,
-                wavelength,
-                comparison,
-                merging,
-                {
-                    "merged MTZ": work.publish(merging.path("merged.mtz"), f"{stem}{suffix}.mtz"),
-                    "unmerged MTZ": work.publish(
-                        mtz.path("scaled_unmerged.mtz"),
-                        f"{stem}_unmerged{suffix}.mtz",
-                    ),
-                    "unmerged mmCIF": work.publish(
-                        mmcif.path("scaled.mmcif"), f"{stem}_unmerged{suffix}.mmcif"
-                    ),
-                },
-            )
-        )
-    return tuple(results)
-
-
-def _read_models(path: Path) -> ExperimentList:
-    return ExperimentListFactory.from_json_file(os.fspath(path), check_format=False)

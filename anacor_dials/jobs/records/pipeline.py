@@ -113,6 +113,8 @@ class GroupRecord:
     experiments, reflections : str
         The scaled data.
     wavelengths : [WavelengthRecord]
+    free_set : str or null
+        Where the free set is from, in a sentence; null where dials.merge made it.
     """
 
     name: str
@@ -128,6 +130,7 @@ class GroupRecord:
     experiments: str | Path
     reflections: str | Path
     wavelengths: Sequence[WavelengthRecord]
+    free_set: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,216 @@
+"""Scaled data merged and exported, and the free set of reflections that all wavelengths share.
+
+dials.merge draws a free set by chance, another in every run. A structure that was refined against
+one set must keep it, so the pipeline makes the set itself and gives it to dials.merge: that of a
+file which the user names, else that of the earlier run in this working folder, else a new one that
+depends on nothing but the indices.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anacor_dials.diffraction.free_set import (
+    complete_free_set,
+    observed_indices,
+    read_free_set,
+    write_free_set,
+)
+from anacor_dials.jobs.pipeline.results import FREE_SET, WavelengthResult
+from anacor_dials.jobs.pipeline.settings import PipelineSettings
+from anacor_dials.jobs.pipeline.steps import PRINTED, RESULTS, FinishedStep, Step, WorkingFolder
+from anacor_dials.jobs.pipeline.wavelengths import by_wavelength
+from anacor_dials.sample.output_files import file_name
+
+if TYPE_CHECKING:
+    from cctbx import miller
+
+logger = logging.getLogger("dials.anacor_dials.jobs.pipeline.merged_data")
+
+
+def merge_and_export(
+    name: str,
+    crystals: Sequence[str],
+    files: tuple[Path, Path],
+    wavelengths: Sequence[tuple[str, float, FinishedStep]],
+    settings: PipelineSettings,
+    work: WorkingFolder,
+) -> tuple[tuple[WavelengthResult, ...], str | None]:
+    """Each wavelength merged (MTZ) and unmerged (MTZ, mmCIF), and copied to DataFiles.
+
+    The second value says where the free set is from; None where dials.merge made it.
+
+    Parameters
+    ----------
+    name : str
+        Of the group.
+    crystals : sequence of str
+        The names of its crystals.
+    files : (Path, Path)
+        The scaled experiments and reflections.
+    wavelengths : sequence of (str, float, FinishedStep)
+        Of :func:`compare_wavelengths`.
+    settings : PipelineSettings
+    work : WorkingFolder
+        It runs the steps.
+    """
+    results = []
+    crystal = file_name(crystals[0], "crystal") if len(crystals) == 1 else "ALL"
+    parts = by_wavelength(f"{name}/split", files, work)
+    free = make_free_set(name, parts, settings, work)
+    reference = () if free is None else (f"r_free_flags.reference={free.path(FREE_SET)}",)
+    for (label, wavelength, comparison), part in zip(wavelengths, parts, strict=True):
+        suffix = f"_{label}" if len(parts) > 1 else ""
+        limit = () if settings.d_min is None else (f"d_min={settings.d_min:g}",)
+        merging = work.run(
+            Step(
+                f"{name}/merge{suffix}",
+                (
+                    "dials.merge",
+                    *map(str, part),
+                    f"output.crystal_names={crystal}",
+                    f"output.dataset_names={label}",
+                    *limit,
+                    *reference,
+                    *settings.merging_options,
+                ),
+                part if free is None else (*part, free.path(FREE_SET)),
+                ("merged.mtz",),
+            )
+        )
+        mtz = work.run(
+            Step(
+                f"{name}/export{suffix}",
+                (
+                    "dials.export",
+                    *map(str, part),
+                    "format=mtz",
+                    "intensity=scale",
+                    "mtz.hklout=scaled_unmerged.mtz",
+                ),
+                part,
+                ("scaled_unmerged.mtz",),
+            )
+        )
+        mmcif = work.run(
+            Step(
+                f"{name}/export_mmcif{suffix}",
+                (
+                    "dials.export",
+                    *map(str, part),
+                    "format=mmcif",
+                    "intensity=scale",
+                    "mmcif.hklout=scaled.mmcif",
+                ),
+                part,
+                ("scaled.mmcif",),
+            )
+        )
+        stem = f"{name}_scaled"
+        results.append(
+            WavelengthResult(
+                label,
+                wavelength,
+                comparison,
+                merging,
+                {
+                    "merged MTZ": work.publish(merging.path("merged.mtz"), f"{stem}{suffix}.mtz"),
+                    "unmerged MTZ": work.publish(
+                        mtz.path("scaled_unmerged.mtz"),
+                        f"{stem}_unmerged{suffix}.mtz",
+                    ),
+                    "unmerged mmCIF": work.publish(
+                        mmcif.path("scaled.mmcif"), f"{stem}_unmerged{suffix}.mmcif"
+                    ),
+                },
+            )
+        )
+    said = None if free is None or free.log is None else free.log.read_text(encoding="utf-8")
+    return tuple(results), said
+
+
+def make_free_set(
+    name: str,
+    parts: Sequence[tuple[Path, Path]],
+    settings: PipelineSettings,
+    work: WorkingFolder,
+) -> FinishedStep | None:
+    """The step that left the free set; its printed.log says in a sentence where it is from.
+
+    None where options for dials.merge are about the free set: then it is left to dials.merge.
+
+    Parameters
+    ----------
+    name : str
+        Of the group.
+    parts : sequence of (Path, Path)
+        The scaled experiments and reflections of each wavelength.
+    settings : PipelineSettings
+    work : WorkingFolder
+        It runs the step.
+
+    Raises
+    ------
+    ValueError
+        If the file that was named has no free set, or that of other crystals.
+    """
+    if any("r_free_flags" in option for option in settings.merging_options):
+        return None
+    given = settings.free_set
+    origin = f"from {given}" if given else f"1 reflection in {1 / settings.free_fraction:.3g}"
+    known, source = (read_free_set(given), str(given)) if given else _earlier_free_set(name, work)
+    return work.run(
+        Step(
+            f"{name}/free_set",
+            (f"free set {origin}", f"to {settings.d_min or 'the limit'} A"),
+            (*(path for part in parts for path in part), *([given] if given else [])),
+            (FREE_SET,),
+            perform=partial(_write_free_set, parts, settings, known, source),
+            by_hand=False,
+        )
+    )
+
+
+def _earlier_free_set(name: str, work: WorkingFolder) -> tuple[miller.array | None, str]:
+    """The free set that an earlier run in the folder left, and its file."""
+    files = [work.path / name / "free_set" / FREE_SET]
+    files += sorted((work.path / RESULTS).glob(f"{name}_scaled*.mtz"))
+    for path in files:
+        if path.is_file() and "_unmerged" not in path.name:
+            try:
+                return read_free_set(path), str(path)
+            except ValueError as error:
+                logger.debug("%s", error)
+    return None, ""
+
+
+def _write_free_set(
+    parts: Sequence[tuple[Path, Path]],
+    settings: PipelineSettings,
+    known: miller.array | None,
+    source: str,
+    folder: Path,
+) -> None:
+    observed = observed_indices(parts, settings.d_min)
+    why = ""
+    try:
+        free, n_new = complete_free_set(known, observed, settings.free_fraction)
+    except ValueError as error:
+        if settings.free_set:
+            raise ValueError(f"The free set of {source} is not of these data: {error}.") from None
+        known, why = None, f" That of the earlier run was left: {error}."
+        free, n_new = complete_free_set(None, observed, settings.free_fraction)
+    write_free_set(free, folder / FREE_SET)
+    if known is None:
+        said = f"Free set: a new one, by the indices alone, of {n_new} reflections.{why}"
+    else:
+        kept = "that of" if settings.free_set else "kept, that of the earlier run in"
+        more = (
+            f"{n_new} reflections that it lacks were added" if n_new else "it has all reflections"
+        )
+        said = f"Free set: {kept} {source}; {more}."
+    (folder / PRINTED).write_text(said, encoding="utf-8")
