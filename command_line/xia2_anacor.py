@@ -301,7 +301,7 @@ def log_result(result: PipelineResult) -> None:
             group.selection.reason,
         )
         if group.free_set:
-            logger.info("%s", group.free_set)
+            logger.info("%s. %s", group.name, group.free_set)
         if group.warning:
             logger.warning("%s", group.warning)
         for one in group.wavelengths:

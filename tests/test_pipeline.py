@@ -125,7 +125,7 @@ def test_a_file_that_stays_as_it_is_is_read_once(folder: Path):
     os.utime(folder / "input.txt", ns=(long_ago, long_ago))
     chain(folder)
     known = json.loads((folder / "work/steps.json").read_text())["hashes"]
-    assert list(known) == [str(folder / "input.txt")]
+    assert str(folder / "input.txt") in known
 
 
 def test_a_step_whose_result_stays_the_same_redoes_nothing_else(folder: Path):

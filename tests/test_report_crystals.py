@@ -147,6 +147,7 @@ def group(
         "experiments": folder / "scaled.expt",
         "reflections": folder / "scaled.refl",
         "wavelengths": (of_wavelength,),
+        "free_set": "Free set: that of /data/free.mtz.",
     }
     return SimpleNamespace(**made | more)
 

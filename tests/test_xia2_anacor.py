@@ -518,6 +518,7 @@ def made_up_result(crystals, settings, work, write_report) -> PipelineResult:
         experiments=merging.path("merged.mtz"),
         reflections=merging.path("merged.mtz"),
         wavelengths=(WavelengthResult("NATIVE", 4.13, compare, merging, files),),
+        free_set="Free set: that of /data/free.mtz.",
     )
     correction = CorrectedCrystal(crystals[0], None, crystals[0].tomography, absorption)
     return PipelineResult((correction,), (group,))
@@ -546,6 +547,7 @@ def test_report_and_record(virtual_xia2: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "analytical (taken)" in html
     assert "line search failed" in html
     assert '<p class="warning">The factors do not improve the data</p>' in html
+    assert "X1. Free set: that of /data/free.mtz.</p>" in html
     assert "the beam is &lt;small&gt;" in html  # what files say is no HTML
     linked = re.findall(r'href="([^#"][^"]*)"', html)
     assert {
@@ -562,6 +564,7 @@ def test_report_and_record(virtual_xia2: Path, monkeypatch: pytest.MonkeyPatch) 
     assert crystal["factors"]["transmission"]["mean"] == 0.3
     (group,) = content["groups"]
     assert group["selection"]["strategy"] == "analytical"
+    assert group["free_set"] == "Free set: that of /data/free.mtz."
     assert group["wavelengths"][0]["table_1"] == {
         "none": {"R": [0.11]},
         "analytical": {"R": [0.04]},
@@ -570,6 +573,7 @@ def test_report_and_record(virtual_xia2: Path, monkeypatch: pytest.MonkeyPatch) 
     log = Path("xia2.anacor.log").read_text()
     assert re.search(r"^Rmeas +0.110 \(0.2\) +0.040 \(0.1\)\*", log, re.MULTILINE)
     assert "X1: P 41 21 2; taken: analytical (best Rmeas(I))" in log
+    assert "X1. Free set: that of /data/free.mtz." in log
     run(["xia2", "tomography=tomo.h5"])
     assert "X1/merge: done before" in Path("xia2.anacor.log").read_text()
 
@@ -591,6 +595,7 @@ def test_parameters_reach_the_pipeline(virtual_xia2: Path, monkeypatch: pytest.M
         "xia2", "a.phil", "segmentation.X1=axes=xyz", "scaling.strategies=none+analytical",
         "selection.strategy=sh_high", "selection.margin=5", "anomalous=True", "nproc=3",
         "merging.options=a=1 b='2 3'", "scaling.crystals=together", "symmetry.space_group=P 41 21 2", "redo=X1/merge",
+        "merging.free_set=tomo.h5", "free_fraction=0.1",
     ])  # fmt: skip
     ((crystals, settings, work),) = seen
     assert [(c.name, c.tomography.name) for c in crystals] == [("X1", "tomo.h5")]
@@ -603,6 +608,8 @@ def test_parameters_reach_the_pipeline(virtual_xia2: Path, monkeypatch: pytest.M
     assert settings.margin == pytest.approx(0.05)
     assert settings.scaling_options == ("anomalous=True",)
     assert settings.merging_options == ("a=1", "b=2 3")
+    assert settings.free_set == virtual_xia2 / "tomo.h5"
+    assert settings.free_fraction == 0.1
     assert (settings.nproc, settings.together) == (3, True)
     assert settings.space_group == "P 41 21 2"
     assert work.redo == {"X1/merge"}

@@ -108,7 +108,7 @@ def _statistics_sections(result: PipelineResult, root: Path) -> list[Section]:
             )
         )
         if group.free_set:
-            statistics.append(Text(group.free_set))
+            statistics.append(Text(f"{group.name}. {group.free_set}"))
         if group.warning:
             statistics.append(Text(group.warning, "warning"))
         for one in group.wavelengths:

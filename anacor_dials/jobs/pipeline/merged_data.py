@@ -29,6 +29,13 @@ from anacor_dials.sample.output_files import file_name
 if TYPE_CHECKING:
     from cctbx import miller
 
+# {format: (step, file)} of unmerged data, and how the formats are written
+EXPORTS = {
+    "mtz": ("export", "scaled_unmerged.mtz"),
+    "mmcif": ("export_mmcif", "scaled.mmcif"),
+}
+WRITTEN = {"mtz": "MTZ", "mmcif": "mmCIF"}
+
 logger = logging.getLogger("dials.anacor_dials.jobs.pipeline.merged_data")
 
 
@@ -58,79 +65,79 @@ def merge_and_export(
     work : WorkingFolder
         It runs the steps.
     """
-    results = []
     crystal = file_name(crystals[0], "crystal") if len(crystals) == 1 else "ALL"
     parts = by_wavelength(f"{name}/split", files, work)
     free = make_free_set(name, parts, settings, work)
-    reference = () if free is None else (f"r_free_flags.reference={free.path(FREE_SET)}",)
+    results = []
     for (label, wavelength, comparison), part in zip(wavelengths, parts, strict=True):
         suffix = f"_{label}" if len(parts) > 1 else ""
-        limit = () if settings.d_min is None else (f"d_min={settings.d_min:g}",)
-        merging = work.run(
-            Step(
-                f"{name}/merge{suffix}",
-                (
-                    "dials.merge",
-                    *map(str, part),
-                    f"output.crystal_names={crystal}",
-                    f"output.dataset_names={label}",
-                    *limit,
-                    *reference,
-                    *settings.merging_options,
-                ),
-                part if free is None else (*part, free.path(FREE_SET)),
-                ("merged.mtz",),
-            )
-        )
-        mtz = work.run(
-            Step(
-                f"{name}/export{suffix}",
-                (
-                    "dials.export",
-                    *map(str, part),
-                    "format=mtz",
-                    "intensity=scale",
-                    "mtz.hklout=scaled_unmerged.mtz",
-                ),
-                part,
-                ("scaled_unmerged.mtz",),
-            )
-        )
-        mmcif = work.run(
-            Step(
-                f"{name}/export_mmcif{suffix}",
-                (
-                    "dials.export",
-                    *map(str, part),
-                    "format=mmcif",
-                    "intensity=scale",
-                    "mmcif.hklout=scaled.mmcif",
-                ),
-                part,
-                ("scaled.mmcif",),
-            )
-        )
+        names = (f"output.crystal_names={crystal}", f"output.dataset_names={label}")
+        merging = work.run(merge_step(f"{name}/merge{suffix}", part, names, free, settings))
+        exports = {
+            kind: work.run(export_step(f"{name}/{step}{suffix}", part, kind, file))
+            for kind, (step, file) in EXPORTS.items()
+        }
         stem = f"{name}_scaled"
-        results.append(
-            WavelengthResult(
-                label,
-                wavelength,
-                comparison,
-                merging,
-                {
-                    "merged MTZ": work.publish(merging.path("merged.mtz"), f"{stem}{suffix}.mtz"),
-                    "unmerged MTZ": work.publish(
-                        mtz.path("scaled_unmerged.mtz"),
-                        f"{stem}_unmerged{suffix}.mtz",
-                    ),
-                    "unmerged mmCIF": work.publish(
-                        mmcif.path("scaled.mmcif"), f"{stem}_unmerged{suffix}.mmcif"
-                    ),
-                },
-            )
-        )
+        published = {
+            "merged MTZ": work.publish(merging.path("merged.mtz"), f"{stem}{suffix}.mtz"),
+            **{
+                f"unmerged {WRITTEN[kind]}": work.publish(
+                    done.path(EXPORTS[kind][1]), f"{stem}_unmerged{suffix}.{kind}"
+                )
+                for kind, done in exports.items()
+            },
+        }
+        results.append(WavelengthResult(label, wavelength, comparison, merging, published))
     said = None if free is None or free.log is None else free.log.read_text(encoding="utf-8")
     return tuple(results), said
+
+
+def merge_step(
+    step_name: str,
+    part: tuple[Path, Path],
+    names: Sequence[str],
+    free: FinishedStep | None,
+    settings: PipelineSettings,
+) -> Step:
+    """The step ``dials.merge``.
+
+    Parameters
+    ----------
+    step_name : str
+    part : (Path, Path)
+        The scaled experiments and reflections of one wavelength.
+    names : sequence of str
+        Parameters: what crystal and data set are called.
+    free : FinishedStep, optional
+        Of :func:`make_free_set`.
+    settings : PipelineSettings
+    """
+    limit = () if settings.d_min is None else (f"d_min={settings.d_min:g}",)
+    sets = () if free is None else (free.path(FREE_SET),)
+    reference = tuple(f"r_free_flags.reference={path}" for path in sets)
+    return Step(
+        step_name,
+        ("dials.merge", *map(str, part), *names, *limit, *reference, *settings.merging_options),
+        (*part, *sets),
+        ("merged.mtz",),
+    )
+
+
+def export_step(step_name: str, part: tuple[Path, Path], kind: str, file: str) -> Step:
+    """The step ``dials.export`` of unmerged data.
+
+    Parameters
+    ----------
+    step_name : str
+    part : (Path, Path)
+        The scaled experiments and reflections of one wavelength.
+    kind : str
+        "mtz" or "mmcif".
+    file : str
+        What is written.
+    """
+    options = (f"format={kind}", "intensity=scale", f"{kind}.hklout={file}")
+    return Step(step_name, ("dials.export", *map(str, part), *options), part, (file,))
 
 
 def make_free_set(
