@@ -8,7 +8,7 @@ of the crystal, which is labelled as liquor. The truth are the factors of the sa
 reflections, after one common scale.
 
 Each line: how many crystals were taken as polyhedra, the mean Dice coefficient of the crystal's label before and
-after, and the rms error of the factors (percent, mean over the trials) from voxels, from polyhedra in the same
+after and the least after, and the rms error of the factors (percent, mean over the trials) from voxels, from polyhedra in the same
 voxels, and in finer ones.
 """
 
@@ -38,24 +38,29 @@ from anacor_dials.simulation.samples import Sample, random_sample
 
 ENERGY = 3.5  # keV
 TRACING = Tracing(1e-3, method="direct", device="cpu", nproc=1)
-# name: rms and reach of the displacement, voxels; the radius of the bite, of the crystal's size
+# name: rms and reach of the displacement, voxels; the shares of the crystal that are bitten off.
+# A share of 0.26 leaves a Dice coefficient of 0.85.
 LABELS = {
-    "true": (0.0, 1.5, 0.0),
-    "0.5 voxels rms, reach 1.5": (0.5, 1.5, 0.0),
-    "1 voxel rms, reach 3": (1.0, 3.0, 0.0),
-    "a bite": (0.0, 1.5, 0.6),
-    "a bite, 1 voxel rms, reach 1.5": (1.0, 1.5, 0.6),
+    "true": (0.0, 1.5, ()),
+    "0.5 voxels rms, reach 1.5": (0.5, 1.5, ()),
+    "1 voxel rms, reach 3": (1.0, 3.0, ()),
+    "a bite of 10 %": (0.0, 1.5, (0.1,)),
+    "a bite of 26 %": (0.0, 1.5, (0.26,)),
+    "bites of 14 and 14 %": (0.0, 1.5, (0.14, 0.14)),
+    "a bite of 26 %, 1 voxel rms, reach 1.5": (1.0, 1.5, (0.26,)),
+    "a bite of 26 %, 1 voxel rms, reach 3": (1.0, 3.0, (0.26,)),
 }
+How = tuple[float, float, tuple[float, ...]]
 
 
-def bitten(labels: LabelVolume, radius: float, rng: np.random.Generator) -> LabelVolume:
-    """The labels without what lies in a ball about a random place of the crystal's surface."""
+def bitten(labels: LabelVolume, share: float, rng: np.random.Generator) -> LabelVolume:
+    """The labels without a share of the crystal, which lies in a ball about a random outer place."""
     crystal = labels.label("crystal")
     places = np.argwhere(labels.values == crystal)
     towards = unit(rng.standard_normal(3))
     tip = places[np.argmax(places @ towards)]
-    size = np.cbrt(len(places))
-    near = np.linalg.norm(places - tip, axis=1) < radius * size
+    far = np.linalg.norm(places - tip, axis=1)
+    near = far < np.quantile(far, share)
     values = labels.values.copy()
     values[tuple(places[near].T)] = labels.label("liquor")
     return LabelVolume(values, labels.voxel_size_um, labels.centre, labels.names)
@@ -91,15 +96,15 @@ def rms_error(
     return float(np.std(ratio / ratio.mean()))
 
 
-def trial(shape: str, number: int, how: tuple[float, float, float]) -> list[float]:
+def trial(shape: str, number: int, how: How) -> list[float]:
     """(taken, Dice before, Dice after, error from voxels, from polyhedra, from finer voxels)."""
     rng = np.random.default_rng(1000 + number)
     sample = random_sample(rng, SIZE, shape=shape, film=False, stem_length_um=20.0)
-    rms, reach, bite = how
+    rms, reach, bites = how
     truth = sample.label_volume(VOXEL, margin_um=8.0)
     labels = displaced(sample, rms, reach, rng)
-    if bite:
-        labels = bitten(labels, bite, rng)
+    for share in bites:
+        labels = bitten(labels, share, rng)
     experiments = thaumatin_experiments([Sweep()], rng, i23_beam(3.5), i23_detector(3.5))
     lattice = (sample.lattice or HABITS[shape].lattice).turned(
         tomo_to_datum(experiments[0], 0.0, 1)
@@ -132,18 +137,21 @@ def trial(shape: str, number: int, how: tuple[float, float, float]) -> list[floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument("--labels", default="", help="only those whose name holds this")
     options = parser.parse_args()
     print(
-        "| crystal, labels | polyhedra | Dice before | after | voxels % | polyhedra % | finer % |"
+        "| crystal, labels | polyhedra | Dice before | after | least | voxels % | polyhedra % | finer % |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for shape in HABITS:
         for name, how in LABELS.items():
+            if options.labels not in name:
+                continue
             values = np.array([trial(shape, k, how) for k in range(options.trials)])
             mean = values.mean(axis=0)
             print(
                 f"| {shape}, {name} | {values[:, 0].sum():.0f} of {len(values)} | {mean[1]:.3f} | {mean[2]:.3f} | "
-                f"{100 * mean[3]:.2f} | {100 * mean[4]:.2f} | {100 * mean[5]:.2f} |",
+                f"{values[:, 2].min():.3f} | {100 * mean[3]:.2f} | {100 * mean[4]:.2f} | {100 * mean[5]:.2f} |",
                 flush=True,
             )
 

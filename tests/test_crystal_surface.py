@@ -102,6 +102,20 @@ def test_planes_of_a_bipyramid(voxel) -> None:
     assert planes.flat_share > 0.9
 
 
+def test_the_hollow_of_a_broken_tip_is_no_face() -> None:
+    """A quarter of a bipyramid is missing within a ball about its tip; what is left of its faces is found."""
+    true = normals_of(BIPYRAMID, *THAUMATIN[:2], Rotation.identity())
+    labels = voxelised(true, np.full(8, 22.0))
+    places = np.argwhere(labels.values == 3)
+    tip = places[np.argmax(places[:, 2])]
+    far = np.linalg.norm(places - tip, axis=1)
+    labels.values[tuple(places[far < np.quantile(far, 0.26)].T)] = 0
+    planes = surface_planes(crystal_surfaces(labels)[0])
+    which, angle = matched(planes.normals, true)
+    assert angle.max() < 3.0
+    assert len(set(which)) == len(which) > 4
+
+
 def test_rough_labels_and_their_quoted_errors() -> None:
     """Errors of a voxel (rms): normals within 3 deg, and the errors quoted are of that size."""
     pulls = []

@@ -162,9 +162,10 @@ def index_faces(
         best = np.argmin(by_chance, axis=1)
         found_angle, chance = angle[rows, best], by_chance[rows, best]
         is_plane = (chance < LIKELY_BY_CHANCE) & (found_angle < allowed)
-        # further faces of forms that are there are to be expected
+        # further faces of forms that are there are to be expected, and are known by less
         there = np.isin(planes.form, planes.form[best[is_plane]])
         rank = np.where(there, np.minimum(planes.rank, np.count_nonzero(there)), planes.rank)
+        allowed = np.where(there[best], LARGEST_ANGLE_DEG, allowed)
     # two faces with the same indices are one, and the nearer has them
     for k in np.unique(best[is_plane]):
         twins = np.flatnonzero(is_plane & (best == k))

@@ -8,8 +8,9 @@ least squares of distances (total least squares), with Tukey's weights against o
 an edge, where the smoothed surface is round, are left out of the fits.
 
 A plane is a face only if the surface is flat there. A paraboloid is fitted to the distances of its
-points from it; where it rises by more than the roughness of the surface allows, the plane is a
-tangent of a round surface.
+points from it. Where it rises by more than the roughness of the surface allows, the plane is a
+tangent of a round surface; where it falls by as much, the surface is hollow, as where a piece of
+the crystal is broken off.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ TUKEY = 3.0  # times the tolerance / TOLERANCE_ROUGHNESS
 # Patches across a face; errors within one are taken as one error. That division counts which gives
 # the largest standard error.
 PATCHES_ACROSS = (6, 4, 3)
-LARGEST_RISE = 0.6  # of the tolerance: of a paraboloid from the middle to the rim of a face
+LARGEST_RISE = 0.6  # of the tolerance: of a paraboloid between the middle and the rim of a face
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,7 +258,7 @@ def _sound(surface: CrystalSurface, planes: FloatArray, tolerance: float) -> NDA
         if surface.areas[face == k].sum() < least or np.count_nonzero(mine) < 20:
             continue
         rise = _rise(surface.points[mine], surface.areas[mine], plane)
-        sound[k] = rise < LARGEST_RISE * tolerance
+        sound[k] = abs(rise) < LARGEST_RISE * tolerance
     return sound
 
 
@@ -272,7 +273,8 @@ def _in_plane(points: FloatArray, plane: FloatArray) -> tuple[FloatArray, FloatA
 def _rise(points: FloatArray, weights: FloatArray, plane: FloatArray) -> float:
     """How far a paraboloid through the points falls from the middle to the rim of the face, um.
 
-    It is the fall along the mean of the two main directions: a sphere has it, a saddle has none.
+    It is the fall along the mean of the two main directions: a sphere has it, a saddle has none. It
+    is < 0 where the surface is hollow.
     """
     xy, z = _in_plane(points, plane)
     radius = np.sqrt(2 * np.average((xy**2).sum(axis=1), weights=weights))
