@@ -4,8 +4,9 @@ Correct the data of a finished xia2 directory for absorption by tomography, scal
 them.
 
 The integrated files of all sweeps are found in the directory (or named one by one, or made by xia2
-from images). Each crystal has one tomography scan, or a tomo.h5 with or without labels, or a list
-of its faces (faces=faces.txt, or faces.CRYSTAL=; see dials.anacor_absorption).
+from images). Each crystal has one tomography scan, or a tomo.h5 with or without labels, a list of
+its faces (faces=faces.txt, or faces.CRYSTAL=), or its surface (mesh=crystal.stl; see
+dials.anacor_absorption).
 
 dials.anacor_segment makes the labels where they are not given, dials.anacor_absorption the factors
 of all sweeps of a crystal. dials.cosym (dials.symmetry for a single sweep) finds the Laue group,
@@ -380,12 +381,12 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
     args = sys.argv[1:] if args is None else args
     # tomography= is short for tomography.scan=
     args = [re.sub(r"^tomography\s*=", "tomography.scan=", argument) for argument in args]
-    # faces take the place of a scan
-    args = [re.sub(r"^faces\s*=", "tomography.scan=", argument) for argument in args]
-    args = [re.sub(r"^faces\.(\w+)\s*=", r"tomography.\1=", argument) for argument in args]
+    # faces and meshes take the place of a scan
+    args = [re.sub(r"^(faces|mesh)\s*=", "tomography.scan=", argument) for argument in args]
+    args = [re.sub(r"^(faces|mesh)\.(\w+)\s*=", r"tomography.\2=", argument) for argument in args]
     args = [re.sub(r"^watch\s*=", "watch.folder=", argument) for argument in args]
     parser = ArgumentParser(
-        usage="xia2.anacor [options] XIA2_DIRECTORY tomography=scan.nxs | faces=faces.txt",
+        usage="xia2.anacor [options] XIA2_DIRECTORY tomography=scan.nxs | faces=faces.txt | mesh=crystal.stl",
         phil=phil or phil_scope_for(args),
         check_format=False,
         epilog=__doc__,

@@ -781,6 +781,23 @@ def test_faces_take_the_place_of_a_tomogram(tmp_path: Path, mad: list, programs:
     assert programs.ran()[0] == "anacor_absorption"
 
 
+def test_a_mesh_takes_the_place_of_a_tomogram(tmp_path: Path, mad: list, programs: Programs):
+    """Further meshes are options; a drop that was drawn anew runs what depends on it."""
+    surface, drop = tmp_path / "crystal.STL", tmp_path / "drop.stl"
+    surface.write_text("solid")
+    drop.write_text("solid")
+    crystals = [replace(mad[0], tomography=surface), mad[1]]
+    settings = replace(SETTINGS, absorption_options={"X1": (f"mesh.liquor={drop}",)})
+    process(crystals, settings, work_in(tmp_path), write_report)
+    command = programs.command("dials.anacor_absorption")
+    assert f"mesh={surface}" in command
+    assert f"mesh.liquor={drop}" in command
+    assert "anacor_segment" not in programs.ran()[:1]
+    drop.write_text("solid drop")
+    process(crystals, settings, work_in(tmp_path), write_report)
+    assert programs.ran()[0] == "anacor_absorption"
+
+
 def test_a_failure_is_gone_on_from(tmp_path: Path, mad: list, programs: Programs):
     """It leaves the other crystal, and the next run does what is lacking."""
     programs.failing = "dials.cosym"

@@ -28,6 +28,7 @@ from anacor_dials.jobs.pipeline.settings import PipelineSettings, files_named_in
 from anacor_dials.jobs.pipeline.steps import FinishedStep, Step, StepError, WorkingFolder
 from anacor_dials.jobs.pipeline.wavelengths import by_wavelength, read_models, wavelength_names
 from anacor_dials.sample.output_files import file_name
+from anacor_dials.sample.surface_files import SURFACE_SUFFIXES
 
 WriteReport = Callable[[Comparison, Path], None]
 
@@ -72,7 +73,7 @@ def integration(images: Sequence[str], options: Sequence[str], nproc: int = 1) -
 
 
 def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -> CorrectedCrystal:
-    """The factors of all sweeps of a crystal: labels or faces, mu and rays.
+    """The factors of all sweeps of a crystal: labels, faces or meshes, mu and rays.
 
     Parameters
     ----------
@@ -85,11 +86,11 @@ def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -
     options = options_of(crystal.name, settings.absorption_options)
     free = (f"nproc={settings.nproc}",)
     labels, segmentation = crystal.tomography, None
-    by_faces = is_face_list(crystal.tomography)
     is_stack = any("labels.voxel_size_um" in option for option in options)
     of_segmentation = options_of(crystal.name, settings.segmentation_options)
     is_tomogram = any(option.startswith("tomogram.") for option in of_segmentation)
-    is_labelled = by_faces or is_stack or has_labels(crystal.tomography)
+    given_as = _without_tomogram(crystal.tomography)
+    is_labelled = bool(given_as) or is_stack or has_labels(crystal.tomography)
     if is_tomogram or not is_labelled:
         segmentation = work.run(
             Step(
@@ -108,7 +109,7 @@ def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -
                 "dials.anacor_absorption",
                 *(str(sweep.experiments) for sweep in crystal.sweeps),
                 *(str(sweep.reflections) for sweep in crystal.sweeps),
-                f"faces={labels}" if by_faces else str(labels),
+                f"{given_as}{labels}",
                 *options,
             ),
             (
@@ -122,6 +123,13 @@ def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -
         )
     )
     return CorrectedCrystal(crystal, segmentation, labels, absorption)
+
+
+def _without_tomogram(path: Path) -> str:
+    """"faces=" for a list of the crystal's faces, "mesh=" for its surface, "" for volumes."""
+    if is_face_list(path):
+        return "faces="
+    return "mesh=" if path.suffix.lower() in SURFACE_SUFFIXES and path.is_file() else ""
 
 
 def reduce_group(
