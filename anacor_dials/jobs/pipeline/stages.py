@@ -126,7 +126,7 @@ def correct(crystal: Crystal, settings: PipelineSettings, work: WorkingFolder) -
 
 
 def _without_tomogram(path: Path) -> str:
-    """"faces=" for a list of the crystal's faces, "mesh=" for its surface, "" for volumes."""
+    """ "faces=" for a list of the crystal's faces, "mesh=" for its surface, "" for volumes."""
     if is_face_list(path):
         return "faces="
     return "mesh=" if path.suffix.lower() in SURFACE_SUFFIXES and path.is_file() else ""
