@@ -34,7 +34,6 @@ from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser
 from dials.util.system import CPU_COUNT
 from libtbx import phil
-from tqdm import tqdm
 
 from anacor_dials.command_line import begin_log
 from anacor_dials.diffraction.scaling import strategy_called
@@ -55,6 +54,7 @@ from anacor_dials.report.comparison import (
 )
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.sample.output_files import OutputFiles
+from anacor_dials.sample.progress import Progress
 
 logger = logging.getLogger("dials.anacor_compare")
 
@@ -111,13 +111,10 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
         with OutputFiles() as outputs:
             html = outputs.path(params.output.html) if params.output.html else None
             json = outputs.path(params.output.json) if params.output.json else None
-            with tqdm(total=2 * len(jobs), disable=None, unit="step") as bar:
+            with Progress(2 * len(jobs), "Comparing", "step") as bar:
 
                 def progress(done: str) -> None:
-                    bar.set_postfix_str(done)
-                    bar.update()
-                    if bar.disable:  # no terminal
-                        logger.info("  %s", done)
+                    bar.update(note=done)
 
                 comparison = scale_and_compare(
                     jobs,

@@ -43,7 +43,6 @@ import libtbx
 from dials.util import Sorry, show_mail_handle_errors
 from dials.util.options import ArgumentParser
 from libtbx import phil
-from tqdm import tqdm
 
 from anacor_dials.command_line import begin_log
 from anacor_dials.jobs.likeness import LikenessSettings, simulate_real_scan
@@ -54,6 +53,7 @@ from anacor_dials.report.likeness import log_line, record, sections
 from anacor_dials.report.page import write_html, write_json
 from anacor_dials.sample.devices import chosen_device
 from anacor_dials.sample.output_files import OutputFiles
+from anacor_dials.sample.progress import followed
 from anacor_dials.simulation.batch import SampleRecipe, scan_jobs
 from anacor_dials.simulation.detector import DetectorModel
 from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
@@ -241,7 +241,7 @@ def simulate(params: Any, device: str, parameters: str) -> None:
     if params.diffraction.simulate or params.diffraction.images:
         settings = diffraction_settings(params)
         output = DiffractionOutput(scans, params.scan.pixel_size, params.diffraction.images)
-        for job in tqdm(jobs, disable=None, unit="data set"):
+        for job in followed(jobs, "Simulating", "data set"):
             make_diffraction(job, settings, output)
 
 

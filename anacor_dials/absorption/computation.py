@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from anacor_dials.absorption import ray_tracing
 from anacor_dials.absorption.attenuating_body import AttenuatingBody
@@ -24,6 +23,7 @@ from anacor_dials.absorption.direction_table import (
 from anacor_dials.absorption.directions import Directions
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.progress import followed
 
 SMALLEST_TRANSMISSION = 1e-30  # keeps logarithms finite; no such reflection can be measured
 
@@ -413,7 +413,7 @@ class Computation:
         return few or self.body.rays_cost_little
 
     def _steps(self, steps: range, what: str) -> Iterable[int]:
-        return tqdm(steps, desc=f"Tracing {what}", leave=False, disable=not self.progress)
+        return followed(steps, f"Tracing {what}", bar=self.progress)
 
     def _use_table(self, n_points: int, step_deg: float) -> bool:
         """Whether a table is asked for, or needs fewer rays than the reflections themselves."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from anacor_dials.sample.progress import Progress
 from anacor_dials.sample.tomogram_files import SampleFile, read_sample_file
 from anacor_dials.simulation.batch import SampleRecipe
 from anacor_dials.simulation.realism import Realism, compare_projections
@@ -109,7 +109,7 @@ def simulate_real_scan(
     sample = _sample_of_labels(labels, segmented, real, scan, settings)
     logger.info("Simulating %d of %d projections", scan.n_projections, real.n_angles)
     rng = np.random.default_rng(settings.seed)
-    with tqdm(total=scan.n_projections, disable=None, unit="projection") as bar:
+    with Progress(scan.n_projections, "Simulating", "projection") as bar:
         options = ScanOptions(settings.device, progress=bar.update)
         write_scan(scan_file, truth_file, sample, scan, rng, options)
     simulated = read_projections(scan_file, settings.description)

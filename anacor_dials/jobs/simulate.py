@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from anacor_dials.sample.materials import energy_from_wavelength, wavelength_from_energy
+from anacor_dials.sample.progress import Progress
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.simulation.batch import ScanJob, make_scan, run_jobs
 from anacor_dials.simulation.diffraction_settings import DiffractionSettings
@@ -37,11 +37,11 @@ def make_scans(jobs: Sequence[ScanJob], nproc: int = 1, scheduler: str | None = 
         if job.is_done():
             logger.info("%s is there already", job.scan_file)
         else:
-            with tqdm(total=job.settings.n_projections, disable=None, unit="projection") as bar:
+            with Progress(job.settings.n_projections, "Simulating", "projection") as bar:
                 make_scan(job, bar.update)
     else:
         waiting = sum(not job.is_done() for job in jobs)
-        with tqdm(total=waiting, disable=None, unit="scan") as bar:
+        with Progress(waiting, "Simulating", "scan") as bar:
             for name in run_jobs(jobs, nproc, scheduler):
                 bar.update()
                 logger.info("Written: %s", name)
@@ -115,7 +115,7 @@ def make_diffraction(
     if images:
         rng = np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=(job.number, 2)))
         n_images = sum(experiment.scan.get_num_images() for experiment in experiments)
-        with tqdm(total=n_images, disable=None, unit="image") as bar:
+        with Progress(n_images, "Simulating images", "image") as bar:
             write_diffraction_images(
                 sample, (experiments, reflections), structure, rng, settings, images, bar.update
             )

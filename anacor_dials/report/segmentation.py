@@ -15,6 +15,7 @@ from anacor_dials.jobs.records import SegmentationRecord
 from anacor_dials.report.page import Figure, Item, Section, Table, Text
 from anacor_dials.report.sample import colour, plane_axes, view_3d
 from anacor_dials.sample.frames import AXIS_NAMES
+from anacor_dials.sample.large_arrays import release
 from anacor_dials.sample.volumes import LabelVolume, Tomogram, Volume
 from anacor_dials.segmentation.working_grid import intensity_scale, working_volume
 
@@ -192,6 +193,16 @@ def _um(index: list[Any], volume: Volume, axis: int) -> list[Any]:
     return [None if i is None else round((i - origin) * size, 2) for i in index]
 
 
+def _holds_sample(labels: LabelVolume, axis: int) -> NDArray[np.bool_]:
+    """Which (n,) of the slices across an axis hold more than background."""
+    if axis == 0:
+        return np.array([bool(plane.any()) for plane in labels.values])
+    across = np.zeros(labels.shape[axis], dtype=bool)
+    for plane in labels.values:
+        across |= plane.any(axis=2 - axis)
+    return across
+
+
 def scrolled_slices(
     values: NDArray[Any], labels: LabelVolume, axis: int, window: tuple[float, float]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -208,10 +219,7 @@ def scrolled_slices(
         The values of black and white.
     """
     across = [a for a in range(3) if a != axis]
-    seen = np.array(
-        [bool(np.any(np.take(labels.values, i, axis=axis))) for i in range(labels.shape[axis])]
-    )
-    there = np.flatnonzero(seen)
+    there = np.flatnonzero(_holds_sample(labels, axis))
     if not there.size:
         there = np.arange(labels.shape[axis])
     chosen = np.unique(np.linspace(there[0], there[-1], min(SLICES, there.size)).astype(int))
@@ -225,7 +233,9 @@ def scrolled_slices(
     ]  # rows, columns
     n = len(labels.names)
     for k, index in enumerate(chosen):
-        plane = np.take(values, index, axis=axis)[::step, ::step].astype(np.float32)
+        # what lies on the disk is read as far as it is shown
+        shown_part = tuple(index if a == axis else slice(None, None, step) for a in range(3))
+        plane = values[shown_part].astype(np.float32)
         grey = np.rint(np.clip((plane - low) / (high - low), 0, 1) * LEVELS).astype(int)
         traces.append(
             {
@@ -241,7 +251,7 @@ def scrolled_slices(
                 "visible": k == shown,
             }
         )
-        label_plane = np.take(labels.values, index, axis=axis)[::step, ::step]
+        label_plane = labels.values[shown_part]
         for label in range(1, n):
             rows, columns = _outline(label_plane == label, step)
             traces.append(
@@ -259,6 +269,7 @@ def scrolled_slices(
         visible = [i // n == k for i in range(n * len(chosen))]
         at = (index - float(labels.centre[axis])) * float(labels.voxel_size_um[axis])
         steps.append({"method": "restyle", "label": f"{at:.0f}", "args": ["visible", visible]})
+    release(values)
     layout = {
         "title": {"text": f"across {AXIS_NAMES[axis].upper()}", "x": 0.02},
         **plane_axes(across[1], across[0]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from anacor_dials.sample.memory import require_memory
+from anacor_dials.sample.large_arrays import new_array, release
 
 # registered numbers of HDF5 filters (https://github.com/HDFGroup/hdf5_plugins,
 # RegisteredFilterPlugins)
@@ -20,6 +21,8 @@ FILTER_NAMES = {
     307: "bzip2", 32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32013: "zfp",
     32015: "zstd", 32017: "sz", 32018: "fcidecomp", 32024: "sz3", 32026: "blosc2",
 }  # fmt: skip
+
+SLAB_BYTES = 200_000_000  # about so much is read or written together
 
 
 def _is_raised_by_h5py(error: BaseException) -> bool:
@@ -86,7 +89,8 @@ def dataset_at(file: h5py.File, name: str) -> h5py.Dataset | None:
 
 
 def whole_array(dataset: h5py.Dataset, dtype: Any, what: str) -> NDArray[Any]:
-    """The whole data set, decompressed directly into an array of the wanted type.
+    """The whole data set as an array of the wanted type, of
+    :func:`anacor_dials.sample.large_arrays.new_array`.
 
     Parameters
     ----------
@@ -96,8 +100,35 @@ def whole_array(dataset: h5py.Dataset, dtype: Any, what: str) -> NDArray[Any]:
         What it holds, for the message if the memory is not enough.
     """
     require_filters(dataset)
-    require_memory(dataset.size * np.dtype(dtype).itemsize, f"{what} of {dataset.file.filename}")
-    array = np.empty(dataset.shape, dtype=dtype)
-    if array.size:
+    array = new_array(dataset.shape, dtype, f"{what} of {dataset.file.filename}")
+    if array.size and array.ndim:
+        planes = _planes_of_a_slab(dataset)
+        for first in range(0, len(array), planes):
+            part = np.s_[first : min(first + planes, len(array))]
+            dataset.read_direct(array, part, part)
+            release(array)
+    elif array.size:
         dataset.read_direct(array)
     return array
+
+
+def _planes_of_a_slab(dataset: h5py.Dataset) -> int:
+    """How many planes of a data set are read or written together: whole chunks."""
+    chunk = dataset.chunks[0] if dataset.chunks else 1
+    bytes_of_chunks = chunk * dataset.dtype.itemsize * math.prod(dataset.shape[1:])
+    return int(chunk * max(1, SLAB_BYTES // max(bytes_of_chunks, 1)))
+
+
+def write_array(dataset: h5py.Dataset, array: NDArray[Any]) -> None:
+    """Writes an array (n, ...) into a data set of its shape, slab by slab.
+
+    Parameters
+    ----------
+    dataset : h5py.Dataset
+    array : array (n, ...)
+        Parts of it that lie on the disk are not kept in memory.
+    """
+    planes = _planes_of_a_slab(dataset)
+    for first in range(0, len(array), planes):
+        dataset[first : first + planes] = array[first : first + planes]
+        release(array)

@@ -43,7 +43,8 @@ from numpy.typing import ArrayLike, NDArray
 from anacor_dials import __version__
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.hand_made import HandMadeLabels, write_hand_made
-from anacor_dials.sample.hdf5_files import dataset_at, open_hdf5, whole_array
+from anacor_dials.sample.hdf5_files import dataset_at, open_hdf5, whole_array, write_array
+from anacor_dials.sample.large_arrays import release
 from anacor_dials.sample.output_files import whole_file
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
 
@@ -150,7 +151,9 @@ def _read_tomogram(
         )
     values = whole_array(dataset, np.float32, "The tomogram")
     if MU_TO_PER_UM.get(units, 1.0) != 1.0:
-        values *= np.float32(MU_TO_PER_UM[units])
+        for plane in values:
+            plane *= np.float32(MU_TO_PER_UM[units])
+            release(values)
     return Tomogram(values, voxel_size, centre, units != ARBITRARY)
 
 
@@ -260,9 +263,17 @@ def _create(group: h5py.Group, name: str, values: NDArray[Any]) -> h5py.Dataset:
     chunks = tuple(min(CHUNK, n) for n in values.shape)
     if values.ndim == 4:
         chunks = (1, *chunks[1:])
-    return group.create_dataset(
-        name, data=values, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True
+    dataset = group.create_dataset(
+        name,
+        values.shape,
+        values.dtype,
+        chunks=chunks,
+        compression="gzip",
+        compression_opts=1,
+        shuffle=True,
     )
+    write_array(dataset, values)
+    return dataset
 
 
 def _write_frame(

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from anacor_dials.sample.devices import chosen_device
+from anacor_dials.sample.progress import Progress
 from anacor_dials.segmentation.coarse_grid import BIN, context_input
 from anacor_dials.segmentation.context import at_plane, context_probabilities
 from anacor_dials.segmentation.crops import Augmentation, CropSource
@@ -387,8 +387,7 @@ def _adapt_coarse(
                 whole = np.ones(pooled.coarse_shares.shape[1:], dtype=np.float32)
                 losses.append(partial(loss_of, pooled.coarse_input, pooled.coarse_shares, whole))
             value = descent.step(losses, pool)
-            bar.set_postfix(loss=f"{value:.3f}")
-            bar.update()
+            bar.update(note=f"loss {value:.3f}")
 
 
 def adapted_network(
@@ -433,9 +432,7 @@ def adapted_network(
     pool = VolumePool(others) if others else None
     total = settings.steps + (settings.coarse_steps if adapted.context is not None else 0)
     try:
-        with tqdm(
-            total=total, desc="Learning", unit="step", disable=None if progress else True
-        ) as bar:
+        with Progress(total, "Learning", "step", progress) as bar:
             _adapt(adapted, sample, pool, settings, bar)
     finally:
         if device.type == "cpu":
@@ -523,8 +520,7 @@ def _adapt(
             elif settings.batch > 1:
                 parts = [crops[::2], crops[1::2]]
             value = descent.step([partial(loss_of, part) for part in parts], pool)
-            bar.set_postfix(loss=f"{value:.3f}")
-            bar.update()
+            bar.update(note=f"loss {value:.3f}")
             n_steps += 1
     logger.info(
         "The network learned the sample in %d steps and %.0f s; the loss was %.3f in the end",

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.large_arrays import new_array, release
 from anacor_dials.sample.memory import require_memory
 from anacor_dials.sample.volumes import LabelVolume
 from anacor_dials.segmentation.tiles import most_probable
@@ -49,7 +50,7 @@ def at_full_size(
     if factors == (1, 1, 1):
         return coarse, probabilities if keep else None
     places = [_places(fine, f, m) for fine, f, m in zip(shape, factors, coarse.shape, strict=True)]
-    labels = np.empty(shape, dtype=np.uint8)
+    labels = new_array(shape, np.uint8, "The labels")
     fine = np.empty((n, *shape) if keep else (n, 0, 0, 0), dtype=np.uint8)
     _interpolate(np.ascontiguousarray(probabilities), coarse, *places, labels, fine, keep)
     return labels, fine if keep else None
@@ -129,6 +130,7 @@ def mean_mu(values: NDArray[Any], labels: LabelVolume) -> FloatArray:
             depth = _depths_in_plane(labels.values, int(x), label)
             found.append(np.asarray(values[int(x)])[depth > 0])
             depths.append(depth[depth > 0])
+            release(values)
         part, inside = np.concatenate(found), np.concatenate(depths)
         for least in (3, 2, 1):
             if np.count_nonzero(inside >= least) >= LEAST_INSIDE:

@@ -208,7 +208,7 @@ def segment(
                 logger.info("%s: %.0f um^3", step.name, step.total_um3)
     found, fine = at_full_size(probabilities, factors, tomogram.shape, settings.keep_probabilities)
     labels = LabelVolume(found, tomogram.voxel_size_um, tomogram.centre, names)
-    if need_crystal and not np.any(found == labels.label("crystal")):
+    if need_crystal and not labels.counts()[labels.label("crystal")]:
         raise ValueError(
             "No crystal was found in this tomogram. Look at it; label it by hand and give the labels "
             "(labels=), or train the network on samples like this one (dials.anacor_train)."

@@ -21,8 +21,8 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from anacor_dials.sample.progress import Progress
 from anacor_dials.segmentation.tiles import sample_box
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.sam2_refinement")
@@ -238,12 +238,7 @@ def refined(
     film = _Film(inside)
     n_changed = 0
     stretches = runs(wanted, settings.key_frames // 2)
-    bar = tqdm(
-        total=sum(last - first for first, last in stretches),
-        desc="SAM-2",
-        unit="slice",
-        disable=None,
-    )
+    bar = Progress(sum(last - first for first, last in stretches), "SAM-2", "slice")
     for first, last in stretches:
         keys = key_slices(p, first, last, settings.key_frames)
         answers: dict[int, tuple[NDArray[np.float32], float]] = {}

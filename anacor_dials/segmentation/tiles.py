@@ -17,10 +17,10 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from anacor_dials.sample.devices import chosen_device, require_device
 from anacor_dials.sample.memory import require_memory
+from anacor_dials.sample.progress import Progress
 from anacor_dials.segmentation.experts import best_explanation, planes_to_look_at
 from anacor_dials.segmentation.fringes import views
 
@@ -306,7 +306,7 @@ def _along_first_axis(labeller: _SliceLabeller, progress: bool, what: str) -> ND
 
     with (
         _threads_apart(labeller.on_gpu) as pool,
-        tqdm(total=nx, unit="slice", desc=what, disable=None if progress else True) as bar,
+        Progress(nx, what, "slice", progress) as bar,
     ):
         for done in pool.map(label_planes, range(0, nx, batch)):
             bar.update(done)

@@ -16,6 +16,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import ArrayLike, NDArray
 
+from anacor_dials.sample.large_arrays import release
 from anacor_dials.sample.volumes import Volume
 
 FINEST_UM, COARSEST_UM = 0.9, 2.5  # voxels that the networks are trained on
@@ -145,6 +146,7 @@ def intensity_scale(values: NDArray[Any], voxel_size_um: ArrayLike = WORKING_UM)
     smooth = scipy.ndimage.uniform_filter(planes, box, mode="nearest")
     plain = planes[:, ::step, ::step].astype(np.float64).ravel()
     thin = smooth[:, ::step, ::step].astype(np.float64).ravel()
+    release(values)
     if not np.all(np.isfinite(plain)):
         raise ValueError("The tomogram holds values that are not numbers; reconstruct it again.")
     if not thin.max() > thin.min():
@@ -223,6 +225,7 @@ def binned_values(
         slab = np.asarray(values[i * fx : (i + 1) * fx], dtype=np.float32).mean(axis=0)
         slab = np.pad(slab, ((0, shape[1] * fy - ny), (0, shape[2] * fz - nz)), mode="edge")
         out[i] = slab.reshape(shape[1], fy, shape[2], fz).mean(axis=(1, 3))
+        release(values)
     return scale.normalised(out)
 
 

@@ -19,6 +19,7 @@ reads the same pixels with the same weights. So the pair is matched.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numba
@@ -372,8 +373,13 @@ class TotalVariation:
         most = STRENGTH * strength * noise * math.sqrt(n)
         return cls(geometry, pixel_xy_um, most, response)
 
-    def slices(self, sinograms: Sinograms) -> NDArray[np.float32]:
-        """mu (n_slices, ny, nz) in 1/um of sinograms (n_slices, n_angles, n_u) of -ln T."""
+    def slices(
+        self, sinograms: Sinograms, advance: Callable[[int], object] = lambda slices: None
+    ) -> NDArray[np.float32]:
+        """mu (n_slices, ny, nz) in 1/um of sinograms (n_slices, n_angles, n_u) of -ln T.
+
+        advance: is told how many more slices are ready.
+        """
         n_slices, n_angles, n_u = sinograms.shape
         along = self.pixel_xy_um[1] / self.pixel_xy_um[0]
         out = np.empty((n_slices, *self.geometry.grid.shape), dtype=np.float32)
@@ -385,6 +391,7 @@ class TotalVariation:
             block[..., : end - begin] = sinograms[begin:end].transpose(1, 2, 0)
             slices = _solve(block, self.geometry, end - begin, along, self.most, self.response)
             out[first:last] = slices[..., first - begin : last - begin].transpose(2, 0, 1)
+            advance(last - first)
         out /= np.float32(self.pixel_xy_um[1])
         return out
 

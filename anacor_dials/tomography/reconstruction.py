@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from anacor_dials.sample.frames import FloatArray, FloatImages
-from anacor_dials.sample.memory import available_memory_bytes, require_memory
+from anacor_dials.sample.large_arrays import new_array, release
+from anacor_dials.sample.memory import available_memory_bytes
+from anacor_dials.sample.progress import Progress
 from anacor_dials.sample.volumes import Tomogram
 from anacor_dials.tomography.backprojection import LANES, reconstruct_slices
 from anacor_dials.tomography.iterative import (
@@ -50,6 +51,9 @@ HISTOGRAM_BINS = 400  # of mu in the report
 NOISE_ROWS = 5  # rows in which the noise is measured
 
 
+Advance = Callable[[int], object]  # is told how many more slices are ready
+
+
 class Sink(Protocol):
     """Where slabs go: an array, or a data set in a file."""
 
@@ -78,11 +82,12 @@ def _slab_rows(plan: ReconstructionPlan) -> int:
     return max(LANES, rows - rows % LANES)
 
 
-def _method(plan: ReconstructionPlan) -> Callable[[Sinograms], FloatImages]:
-    """What makes slices of sinograms."""
+def _method(plan: ReconstructionPlan) -> Callable[[Sinograms, Advance], FloatImages]:
+    """What makes slices of sinograms, and says of how many more they are ready."""
     projections, settings = plan.projections, plan.settings
-    if settings.method == "fbp":
-        return lambda sinograms: reconstruct_slices(
+
+    def back_projected(sinograms: Sinograms, advance: Advance) -> FloatImages:
+        slices = reconstruct_slices(
             sinograms,
             projections.angles_deg,
             plan.axis,
@@ -91,6 +96,11 @@ def _method(plan: ReconstructionPlan) -> Callable[[Sinograms], FloatImages]:
             settings.filter_name,
             plan.backend,
         )
+        advance(len(slices))
+        return slices
+
+    if settings.method == "fbp":
+        return back_projected
     nx = plan.shape[0]
     logger.info("Iterative reconstruction: total variation, positivity; slower than fbp")
     rows = np.unique(np.linspace(nx // 4, max(nx - 1 - nx // 4, nx // 4), NOISE_ROWS).astype(int))
@@ -110,7 +120,7 @@ def _method(plan: ReconstructionPlan) -> Callable[[Sinograms], FloatImages]:
     if not by_hand:
         return solver.slices
     window = (slice(None), *(slice(*ends) for ends in plan.grid.windows))
-    return lambda sinograms: solver.slices(sinograms)[window]
+    return lambda sinograms, advance: solver.slices(sinograms, advance)[window]
 
 
 def _slabs(
@@ -118,30 +128,45 @@ def _slabs(
 ) -> Iterator[tuple[int, FloatImages]]:
     """(first slice, slices (m, ny, nz)) one after the other.
 
-    m is SLAB, or a tenth of all slices if that is more. rows: how many sinograms are held at once.
+    m is SLAB; iteratively, where neighbours count, a tenth of all slices if that is more. rows: how
+    many sinograms are held at once.
     """
     projections, settings = plan.projections, plan.settings
     nx = plan.shape[0]
     slices_of = _method(plan)
-    some = max(SLAB, -(-nx // (10 * SLAB)) * SLAB)
-    for begin in range(0, nx, rows):
-        end = min(begin + rows, nx)
-        sinograms = slab_sinograms(
-            projections, settings, (plan.x[0] + begin, plan.x[0] + end), counts
-        )
-        for first in range(begin, end, some):
-            last = min(first + some, end)
-            slab = slices_of(sinograms[first - begin : last - begin])
-            if not np.all(np.isfinite(slab)):
-                raise ValueError(
-                    f"Slices {first} to {last - 1} are not numbers: the projections hold values that "
-                    "cannot be used."
+    some = SLAB
+    if settings.method == "iterative":
+        some = max(SLAB, -(-nx // (10 * SLAB)) * SLAB)
+    # corrections of the rows take about as long as their slices, and are counted alike
+    n = projections.n_angles
+    with Progress(2 * nx * n, "Reconstructing") as progress:
+        for begin in range(0, nx, rows):
+            end = min(begin + rows, nx)
+            sinograms = slab_sinograms(
+                projections,
+                settings,
+                (plan.x[0] + begin, plan.x[0] + end),
+                counts,
+                progress.update,
+            )
+            for first in range(begin, end, some):
+                last = min(first + some, end)
+                slab = slices_of(
+                    sinograms[first - begin : last - begin],
+                    lambda slices: progress.update(slices * n),
                 )
-            yield first, slab
+                if not np.all(np.isfinite(slab)):
+                    raise ValueError(
+                        f"Slices {first} to {last - 1} are not numbers: the projections hold values "
+                        "that cannot be used."
+                    )
+                yield first, slab
 
 
 def reconstruct(plan: ReconstructionPlan, out: Sink | None = None) -> Tomogram | None:
     """The tomogram, slab by slab; or None if it is written into `out`.
+
+    The values of a large one lie on the disk (:mod:`anacor_dials.sample.large_arrays`).
 
     The diagnostics of the plan are filled in: clipped pixels, slices, the histogram of mu, seconds.
 
@@ -151,8 +176,7 @@ def reconstruct(plan: ReconstructionPlan, out: Sink | None = None) -> Tomogram |
     nx, ny, nz = plan.shape
     values = None
     if out is None:
-        require_memory(4.0 * nx * ny * nz, f"A tomogram of {nx} x {ny} x {nz} voxels")
-        out = values = np.empty(plan.shape, dtype=np.float32)
+        out = values = new_array(plan.shape, np.float32, f"A tomogram of {nx} x {ny} x {nz} voxels")
     rows = _slab_rows(plan)
     logger.info(
         "Reconstructing %d slices of %d x %d voxels from %d projections by %s, %d slices at a time",
@@ -163,29 +187,21 @@ def reconstruct(plan: ReconstructionPlan, out: Sink | None = None) -> Tomogram |
     pieces: dict[str, list[FloatImages]] = {"y": [], "z": []}
     histogram: NDArray[np.int64] | None = None
     edges: FloatArray = np.empty(0)
-    tenths = 0
-    with tqdm(total=nx, unit="slice", desc="Reconstructing", disable=None) as progress:
-        for first, slab in _slabs(plan, rows, counts):
-            last = first + len(slab)
-            out[first:last] = slab
-            if histogram is None:
-                low, high = np.percentile(slab, (0.01, 99.99))
-                room = 0.25 * max(high - low, 1e-9)
-                edges = np.linspace(low - room, high + room, HISTOGRAM_BINS + 1)
-                histogram = np.zeros(HISTOGRAM_BINS, dtype=np.int64)
-            for plane in slab:
-                histogram += np.histogram(plane.clip(edges[0], edges[-1]), edges)[0]
-            if first <= nx // 2 < last:
-                diagnostics.slices["x"] = thumbnail(slab[nx // 2 - first])
-            pieces["y"].append(slab[:, ny // 2].copy())
-            pieces["z"].append(slab[:, :, nz // 2].copy())
-            progress.update(last - first)
-            if (
-                progress.disable and 10 * last // nx > tenths
-            ):  # a batch job's log shows how far it is
-                tenths = 10 * last // nx
-                seconds = time.perf_counter() - start
-                logger.info("  %d %% of the slices after %.0f s", 10 * tenths, seconds)
+    for first, slab in _slabs(plan, rows, counts):
+        last = first + len(slab)
+        out[first:last] = slab
+        release(out)
+        if histogram is None:
+            low, high = np.percentile(slab, (0.01, 99.99))
+            room = 0.25 * max(high - low, 1e-9)
+            edges = np.linspace(low - room, high + room, HISTOGRAM_BINS + 1)
+            histogram = np.zeros(HISTOGRAM_BINS, dtype=np.int64)
+        for plane in slab:
+            histogram += np.histogram(plane.clip(edges[0], edges[-1]), edges)[0]
+        if first <= nx // 2 < last:
+            diagnostics.slices["x"] = thumbnail(slab[nx // 2 - first])
+        pieces["y"].append(slab[:, ny // 2].copy())
+        pieces["z"].append(slab[:, :, nz // 2].copy())
     for name, parts in pieces.items():
         diagnostics.slices[name] = thumbnail(np.concatenate(parts))
     assert histogram is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,6 +111,7 @@ def slab_sinograms(
     settings: ReconstructionSettings,
     x: tuple[int, int],
     counts: Counts | None = None,
+    advance: Callable[[int], object] = lambda rows: None,
 ) -> Sinograms:
     """Sinograms (nx', n_angles, ny) of some rows: -ln T, cleaned and without rings.
 
@@ -122,11 +123,14 @@ def slab_sinograms(
         First and last + 1 row.
     counts : Counts, optional
         Pixels are added to these counts.
+    advance : callable
+        Is told of how many more rows of a projection the corrections are done.
     """
     sinograms = np.empty((x[1] - x[0], projections.n_angles, projections.ny), dtype=np.float32)
     for batch in _batches(projections, x[1] - x[0] + 2 * _halo(projections, settings)):
         images = attenuation(projections, settings, batch, x, counts)
         sinograms[:, batch] = images.transpose(1, 0, 2)
+        advance(images.shape[0] * images.shape[1])
     return remove_rings(sinograms, settings.rings)
 
 

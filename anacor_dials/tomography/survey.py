@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from anacor_dials.sample.frames import FloatArray, FloatImages
+from anacor_dials.sample.progress import Progress
 
 if TYPE_CHECKING:
     from anacor_dials.tomography.projections import Projections
@@ -81,7 +81,7 @@ def survey_scan(projections: Projections) -> Survey:
     images = np.empty((n, projections.nx // block[0], projections.ny // block[1]), np.float32)
     unusable, checksum = np.empty(n), np.empty(n, dtype=np.int64)
     step = max(1, int(BATCH_BYTES / (4.0 * projections.nx * projections.ny)))
-    with tqdm(total=n, unit="image", desc="Looking at the images", disable=None) as progress:
+    with Progress(n, "Looking at the images", "image") as progress:
         for first in range(0, n, step):
             numbers = projections.numbers[first : first + step]
             raw = projections.frames.read(numbers)

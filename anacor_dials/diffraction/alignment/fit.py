@@ -37,7 +37,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from dxtbx.model import ExperimentList
-from tqdm import tqdm
 
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.diffraction.alignment.equivalents import (
@@ -54,6 +53,7 @@ from anacor_dials.diffraction.alignment.search import (
 from anacor_dials.diffraction.alignment.trials import LogTransmission, TrialTransmissions
 from anacor_dials.diffraction.reflections import Alignment
 from anacor_dials.sample.frames import FloatArray
+from anacor_dials.sample.progress import followed
 from anacor_dials.sample.volumes import LabelVolume
 
 logger = logging.getLogger("dials.anacor_dials.diffraction.alignment")
@@ -317,12 +317,7 @@ def fit_alignment(
             grid = [
                 search.trial(offset, sense)
                 for sense in senses
-                for offset in tqdm(
-                    offsets,
-                    desc="Trial alignments",
-                    leave=False,
-                    disable=not progress or bool(fits),
-                )
+                for offset in followed(offsets, "Trial alignments", bar=progress and not fits)
             ]
             best = min(grid, key=lambda trial: trial.chi2)
             if "offset" in asked:

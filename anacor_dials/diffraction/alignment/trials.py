@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from dxtbx.model import ExperimentList
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from anacor_dials.absorption.direction_table import TableSum
 from anacor_dials.absorption.directions import Directions
@@ -30,6 +29,7 @@ from anacor_dials.diffraction.reflections import (
     tomo_to_datum,
 )
 from anacor_dials.sample.frames import FloatArray, rotation_about, transform, unit
+from anacor_dials.sample.progress import followed
 from anacor_dials.sample.volumes import LabelVolume
 
 # the cubic through these and 0 is good to 0.4 % for a slab of mu t = 3 (its test)
@@ -86,11 +86,10 @@ class TrialTransmissions:
             sense: _ring_angles(polar if sense == 1 else 180.0 - polar) for sense in senses
         }
         directions = self._table_directions(np.random.default_rng(tracing.seed))
-        steps = tqdm(
+        steps = followed(
             [(mu, k) for mu in mu_per_um for k in MU_NODES],
-            desc="Direction tables of the alignment",
-            leave=False,
-            disable=not progress,
+            "Direction tables of the alignment",
+            bar=progress,
         )
         self._tables: list[list[TableSum]] = [[] for _ in mu_per_um]
         for number, (mu, k) in enumerate(steps):
