@@ -300,6 +300,15 @@ def test_a_huge_volume_is_refused_before_it_is_read(tmp_path):
     refused(tmp_path / "huge.h5", r"needs 1000000000\.0 GB of memory")
 
 
+def test_a_huge_tomogram_of_which_nothing_is_stored_is_refused(tmp_path):
+    with h5py.File(tmp_path / "huge.h5", "w") as file:  # 4 GB on a disk that has them
+        file["entry/frame/voxel_size"] = np.ones(3)
+        file.create_dataset(
+            "entry/reconstruction/data", (1000,) * 3, dtype=np.float32, chunks=(64, 64, 64)
+        )
+    refused(tmp_path / "huge.h5", r"should be 4\.0 GB and 0\.0 MB are stored")
+
+
 def test_where_the_system_says_nothing_memory_is_not_checked(sample_file, monkeypatch):
     monkeypatch.setattr(memory, "available_memory_bytes", lambda: None)
     assert read_sample_file(sample_file).labels is not None

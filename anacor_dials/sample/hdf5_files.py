@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from anacor_dials.sample.large_arrays import new_array, release
+from anacor_dials.sample.large_arrays import LARGEST_IN_MEMORY, new_array, release
+from anacor_dials.sample.memory import require_memory
 
 # registered numbers of HDF5 filters (https://github.com/HDFGroup/hdf5_plugins,
 # RegisteredFilterPlugins)
@@ -23,6 +24,7 @@ FILTER_NAMES = {
 }  # fmt: skip
 
 SLAB_BYTES = 200_000_000  # about so much is read or written together
+MOST_COMPRESSED = 2000  # gzip makes no more than a 1032nd of anything
 
 
 def _is_raised_by_h5py(error: BaseException) -> bool:
@@ -88,9 +90,10 @@ def dataset_at(file: h5py.File, name: str) -> h5py.Dataset | None:
     return item if isinstance(item, h5py.Dataset) else None
 
 
-def whole_array(dataset: h5py.Dataset, dtype: Any, what: str) -> NDArray[Any]:
-    """The whole data set as an array of the wanted type, of
-    :func:`anacor_dials.sample.large_arrays.new_array`.
+def whole_array(
+    dataset: h5py.Dataset, dtype: Any, what: str, on_disk: bool = False
+) -> NDArray[Any]:
+    """The whole data set, decompressed directly into an array of the wanted type.
 
     Parameters
     ----------
@@ -98,9 +101,18 @@ def whole_array(dataset: h5py.Dataset, dtype: Any, what: str) -> NDArray[Any]:
     dtype : numpy type
     what : str
         What it holds, for the message if the memory is not enough.
+    on_disk : bool
+        Whether a large one may lie on the disk, since it is read in slabs
+        (:func:`anacor_dials.sample.large_arrays.new_array`).
     """
     require_filters(dataset)
-    array = new_array(dataset.shape, dtype, f"{what} of {dataset.file.filename}")
+    named = f"{what} of {dataset.file.filename}"
+    if on_disk:
+        _require_stored(dataset, dtype)
+        array = new_array(dataset.shape, dtype, named)
+    else:
+        require_memory(dataset.size * np.dtype(dtype).itemsize, named)
+        array = np.empty(dataset.shape, dtype)
     if array.size and array.ndim:
         planes = _planes_of_a_slab(dataset)
         for first in range(0, len(array), planes):
@@ -110,6 +122,23 @@ def whole_array(dataset: h5py.Dataset, dtype: Any, what: str) -> NDArray[Any]:
     elif array.size:
         dataset.read_direct(array)
     return array
+
+
+def _require_stored(dataset: h5py.Dataset, dtype: Any) -> None:
+    """Raises ValueError if a large data set holds far less than its size says, before the disk is
+    filled with nothing.
+    """
+    n_bytes = dataset.size * np.dtype(dtype).itemsize
+    stored = dataset.id.get_storage_size()
+    if (
+        n_bytes > LARGEST_IN_MEMORY
+        and not dataset.is_virtual
+        and MOST_COMPRESSED * stored < n_bytes
+    ):
+        raise ValueError(
+            f"{dataset.name} should be {n_bytes / 1e9:.1f} GB and {stored / 1e6:.1f} MB are stored: it "
+            "was not written completely, or its size is damaged"
+        )
 
 
 def _planes_of_a_slab(dataset: h5py.Dataset) -> int:

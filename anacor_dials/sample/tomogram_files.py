@@ -149,7 +149,7 @@ def _read_tomogram(
             f"{dataset.name} has the units {units!r}; known are {', '.join(MU_TO_PER_UM)} and "
             f"{ARBITRARY}."
         )
-    values = whole_array(dataset, np.float32, "The tomogram")
+    values = whole_array(dataset, np.float32, "The tomogram", on_disk=True)
     if MU_TO_PER_UM.get(units, 1.0) != 1.0:
         for plane in values:
             plane *= np.float32(MU_TO_PER_UM[units])

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import FloatArray
-from anacor_dials.sample.large_arrays import new_array, release
+from anacor_dials.sample.large_arrays import release
 from anacor_dials.sample.memory import require_memory
 from anacor_dials.sample.volumes import LabelVolume
 from anacor_dials.segmentation.tiles import most_probable
@@ -50,7 +50,7 @@ def at_full_size(
     if factors == (1, 1, 1):
         return coarse, probabilities if keep else None
     places = [_places(fine, f, m) for fine, f, m in zip(shape, factors, coarse.shape, strict=True)]
-    labels = new_array(shape, np.uint8, "The labels")
+    labels = np.empty(shape, dtype=np.uint8)
     fine = np.empty((n, *shape) if keep else (n, 0, 0, 0), dtype=np.uint8)
     _interpolate(np.ascontiguousarray(probabilities), coarse, *places, labels, fine, keep)
     return labels, fine if keep else None
