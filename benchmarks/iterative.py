@@ -1,18 +1,23 @@
 """What iterative reconstruction is worth on hard scans, and how long it takes.
 
     tools/dials-env python benchmarks/iterative.py hard [pixels]
-    tools/dials-env python benchmarks/iterative.py labels
+    tools/dials-env python benchmarks/iterative.py labels FOLDER [few] [noisy] [wedge]
     tools/dials-env python benchmarks/iterative.py time [pixels] [projections] [steps]
 
-Slices of a drop with a crystal and a piece of loop, ellipses whose projections have a closed form. The times are
+hard, time: slices of a drop with a crystal and a piece of loop, ellipses whose projections have a closed form.
+labels: a scan by wave optics, FOLDER/virtual_0001.nxs with virtual_0001_truth.h5, of dials.anacor_simulate. The times are
 of the processor, so that other programs on the machine hardly change them; divide them by the cores in use.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
@@ -31,6 +36,13 @@ SCANS = {
     "60 projections of 3000 photons": (np.arange(60) * 3.0, 3000),
     "300 projections of 300 photons": (np.arange(300) * 0.6, 300),
     "200 projections over 140 degrees": (np.arange(200) * 0.7, 3000),
+}
+BINNED = 4  # pixels of the scan with fringes along the edge of one that is used
+# which images, photons per pixel, and up to which angle
+HARD: dict[str, tuple[slice, float | None, float]] = {
+    "few": (slice(None, None, 7), None, 180.0),
+    "noisy": (slice(None, None, 2), 300.0, 180.0),
+    "wedge": (slice(None, None, 2), None, 140.0),
 }
 
 
@@ -99,49 +111,83 @@ def hard(n: int) -> None:
             )
 
 
-def labels() -> None:
-    """Dice of the crystal and recall of the loop, of labels from tomograms by both methods.
+def hard_copy(scan: Path, out: Path, angles: slice, photons: float | None, upto: float) -> None:
+    """A scan of `scan`'s images in pixels of four by four, or fewer of them, or with more noise.
 
-    The ellipsoids of i23_size.py in 256 x 256 pixels of 1.2 um.
+    angles: which of the images up to `upto` degrees; photons: per pixel of the beam, None for those
+    that there are.
     """
-    from i23_size import BODIES, FIELD_UM, projection, true_labels
+    rng = np.random.default_rng(0)
+    shutil.copyfile(scan, out)
+    with h5py.File(out, "r+") as file:
+        entry = file["entry1/tomo_entry"]
+        keys, theta = entry["data/image_key"][()], entry["data/rotation_angle"][()]
+        chosen = np.flatnonzero((keys == 0) & (theta < upto))[angles]
+        others = np.flatnonzero(keys != 0)
+        numbers = np.sort(np.concatenate([chosen, others]))
+        images = entry["data/data"]
+        n = images.shape[1] // BINNED
+        binned = np.empty((len(numbers), n, n), np.float32)
+        for k, number in enumerate(numbers):
+            binned[k] = images[number].reshape(n, BINNED, n, BINNED).mean(axis=(1, 3))
+        if photons is not None:
+            dark = binned[keys[numbers] == 2].mean()
+            level = binned[keys[numbers] == 1].mean() - dark
+            for k in np.flatnonzero(keys[numbers] == 0):
+                counts = rng.poisson(np.maximum(binned[k] - dark, 0) * (photons / level))
+                binned[k] = counts * (level / photons) + dark
+        for name, values in (
+            ("data/data", binned), ("data/image_key", keys[numbers]), ("data/rotation_angle", theta[numbers]),
+        ):  # fmt: skip
+            attributes = dict(entry[name].attrs)
+            del entry[name]
+            entry[name] = values
+            entry[name].attrs.update(attributes)
+        detector = entry["instrument/detector"]
+        for name in ("x_pixel_size", "y_pixel_size"):
+            detector[name][()] *= BINNED
+        for name in ("data", "image_key"):
+            if name in detector:
+                del detector[name]
+                detector[name] = entry[f"data/{name}"]
 
-    from anacor_dials.jobs.reconstruct import Reconstruction
+
+def labels(folder: str, *names: str) -> None:
+    """Scores of labels from tomograms by both methods, of a scan with fringes made hard.
+
+    folder: with virtual_0001.nxs and virtual_0001_truth.h5 of dials.anacor_simulate, images of 1024
+    x 1024 pixels of 0.3 um over 180 degrees. names: of HARD; all if there are none.
+    """
+    from anacor_dials.jobs.reconstruct import reconstruct
     from anacor_dials.jobs.segment import SegmentationSettings, segment_sample
-    from anacor_dials.sample.volumes import Tomogram
+    from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 
-    n, half = 256, 64
-    pixel, axis = FIELD_UM / n, (n - 1) / 2
-    rows = slice(n // 2 - half, n // 2 + half)
-    grid = SliceGrid(n, (n // 2 - half, n // 2 + half), (n // 2 - half, n // 2 + half))
-    shape, centre = (2 * half,) * 3, np.full(3, half - 0.5)
-    truth = true_labels(shape, pixel, centre)
-    print("| scan | labels from | Dice of the crystal | recall of the loop |\n|---|---|---|---|")
-    for name, (angles, photons) in SCANS.items():
-        rng = np.random.default_rng(0)
-        images = np.stack([projection(a, n, pixel, BODIES)[rows] for a in np.deg2rad(angles)])
-        counts = rng.poisson(photons * np.exp(-images)) / photons
-        sinograms = -np.log(np.maximum(counts, 1e-3)).astype(np.float32).transpose(1, 0, 2).copy()
-        solver = TotalVariation.of_scan(angles, axis, n, (pixel, pixel), grid, noise_of(sinograms))
-        made = {
-            "fbp": lambda s=sinograms, a=angles: reconstruct_slices(s, a, axis, pixel, grid),
-            "iterative": lambda s=sinograms, solver=solver: solver.slices(s),
-        }
-        for method, reconstruct in made.items():
-            volume = reconstruct()
-            tomogram = Tomogram(np.ascontiguousarray(volume), np.full(3, pixel), centre)
-            try:
-                found = segment_sample(
-                    Reconstruction(tomogram, energy_keV=3.5),
-                    SegmentationSettings(uncertainty=False),
-                ).labels.values
-            except ValueError as error:
-                print(f"| {name} | {method} | {error} | |", flush=True)
-                continue
-            crystal, there = found == 3, truth == 3
-            dice = 2 * np.count_nonzero(crystal & there) / (crystal.sum() + there.sum())
-            recall = np.mean(found[truth == 2] == 2)
-            print(f"| {name} | {method} | {dice:.3f} | {recall:.3f} |", flush=True)
+    truth = Path(folder) / "virtual_0001_truth.h5"
+    print("| scan | labels from | recall of the loop (Dice) | Dice of the crystal | HD95 (um) |")
+    print("|---|---|---|---|---|", flush=True)
+    for name in names or HARD:
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            scan = Path(temporary) / "scan.nxs"
+            hard_copy(Path(folder) / "virtual_0001.nxs", scan, *HARD[name])
+            for method in ("fbp", "iterative"):
+                try:
+                    found = segment_sample(
+                        reconstruct(scan, settings=ReconstructionSettings(method=method)),
+                        SegmentationSettings(uncertainty=False),
+                        truth=truth,
+                    ).evaluation
+                except ValueError as error:
+                    print(f"| {name} | {method} | {error} | | |", flush=True)
+                    continue
+                assert found is not None
+                loop, crystal = (
+                    next(c for c in found.classes if c.name == n) for n in ("loop", "crystal")
+                )
+                print(
+                    f"| {name} | {method} | {100 * loop.recall:.1f} % ({loop.dice:.3f}) | "
+                    f"{crystal.dice:.3f} | {crystal.hd95_um:.2f} |",
+                    flush=True,
+                )
 
 
 def measure(n: int, n_angles: int, steps: int) -> None:
@@ -166,12 +212,13 @@ def measure(n: int, n_angles: int, steps: int) -> None:
 
 
 def main() -> None:
-    what, *numbers = sys.argv[1:] or ["hard"]
-    values = [int(v) for v in numbers]
+    what, *given = sys.argv[1:] or ["hard"]
+    if what == "labels":
+        labels(*given)
+        return
+    values = [int(v) for v in given]
     if what == "hard":
         hard(*(values or [96]))
-    elif what == "labels":
-        labels()
     else:
         measure(*(values + [256, 900, 4][len(values) :]))
 

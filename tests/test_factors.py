@@ -17,8 +17,10 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import qmc
 
 from anacor_dials.absorption import computation
+from anacor_dials.absorption.attenuating_body import VoxelBody
 from anacor_dials.absorption.attenuating_volume import prepare_volume
 from anacor_dials.absorption.beam import BeamProfile
+from anacor_dials.absorption.computation import Computation
 from anacor_dials.absorption.crystal_points import CrystalPoints
 from anacor_dials.absorption.directions import Directions
 from anacor_dials.absorption.engines import select_engine
@@ -416,6 +418,21 @@ def test_methods_agree_and_keep_the_tolerance(device, plate_scan, method, tolera
     assert rms(found.transmission / expected - 1) < 2 * tolerance
     assert np.all((found.transmission > 0) & (found.transmission <= 1))
     assert (found.table is not None) == (method == "table")
+
+
+@pytest.mark.parametrize("beam", [None, BeamProfile("gaussian", (40.0, 30.0))])
+def test_exact_rays_from_a_part_of_the_points_stand_for_all(plate_scan, monkeypatch, beam):
+    directions = plate_scan[0][:24]
+    body = VoxelBody(PLATE, MU, Tracing(device="cpu"))
+    run = Computation(body, directions, Tracing(device="cpu", beam=beam))
+    points = run.draw(16_000)
+    monkeypatch.setattr(computation, "MOST_EXACT_POINTS", len(points))
+    of_all = run.reference(points, directions)
+    monkeypatch.setattr(computation, "MOST_EXACT_POINTS", len(points) // 4)
+    of_part = run.reference(points, directions)
+    alone = run._exact(points[computation._interleaved(len(points), 4)[0]], directions)[0]
+    assert rms(alone / of_all - 1) > 1e-3  # what a part says without the march of the others
+    assert rms(of_part / of_all - 1) < 6e-4
 
 
 def test_few_reflections_are_traced_themselves_and_many_from_a_table(plate_scan):

@@ -49,6 +49,7 @@ def test_a_small_array_is_in_memory_and_a_large_one_on_the_disk(monkeypatch, tmp
     np.testing.assert_array_equal(array, values)
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="The system is not Linux.")
 def test_slabs_that_are_given_back_are_not_in_memory(on_disk):
     slab = np.random.default_rng(0).random((16, 1000, 250), dtype=np.float32)  # 16 MB
     before = resident_bytes()
@@ -84,6 +85,7 @@ def test_the_folder_is_one_with_room(on_disk, monkeypatch, tmp_path):
         new_array((200, 100), np.float32, "A tomogram")
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="The system reserves no room.")
 def test_a_disk_that_is_full_is_one_sentence(on_disk, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -69,7 +69,9 @@ COARSE_RATIO = 2.0
 MOST_OWN_RAYS = 16
 
 LARGEST_CHUNK = 8192  # points traced together: more bring no speed
-MOST_EXACT_POINTS = 15_000  # for the reflections that are traced exactly
+# For the reflections that are traced exactly. The ratio of exact and marched A is taken from these
+# points: from 4000 of the 16 000 points of a plate (tests/test_factors.py) it was good to 0.03 %
+MOST_EXACT_POINTS = 12_000
 
 # Points that no beam reaches are left out. Each sweep is looked at from so many directions. The
 # beam is widened by the margin, for the directions between them.
@@ -296,17 +298,22 @@ class Computation:
         part of the points: this ratio is nearly the same for every fair choice of points.
         """
         n_parts = max(1, round(len(points) / MOST_EXACT_POINTS))
-        part = points[_interleaved(len(points), n_parts)[0]]
+        indices = _interleaved(len(points), n_parts)
+        part = points[indices[0]]
         exact, _ = self._exact(part, directions)
         if n_parts == 1:
             return exact
+        rest = points[np.sort(np.concatenate(indices[1:]))]
         ratio = np.empty(len(directions))
         size = max(1, min(16, int(0.2 * self.memory_bytes / (8 * len(points)))))
         for start in range(0, len(directions), size):
             some = directions[start : start + size]
-            ratio[start : start + size] = (
-                self._marched(points, some)[0] / self._marched(part, some)[0]
-            )
+            of_part, of_rest = self._marched(part, some)[0], self._marched(rest, some)[0]
+            light = [
+                self.reflection_weights(p, some).sum(axis=1, dtype=np.float64) for p in (part, rest)
+            ]
+            of_all = (of_part * light[0] + of_rest * light[1]) / (light[0] + light[1])
+            ratio[start : start + size] = of_all / of_part
         return exact * ratio
 
     def _exact(

@@ -34,8 +34,10 @@ from anacor_dials.sample.volumes import LabelVolume
 
 # Points of one task of a thread: enough for its start to cost nothing, few enough for many tasks.
 POINTS_PER_TASK = 512
-# Cells per um across a plane of the hull: rays that approach it more slowly do not end at it.
-LEAST_APPROACH = 1e-3
+# Cells per um across a plane of the hull: rays that approach it more slowly do not end at it. At
+# the sides of the grid all end that approach them at all.
+LEAST_APPROACH, LEAST_APPROACH_OF_SIDES = 1e-3, 1e-12
+PLANES = np.concatenate([np.eye(3), HULL_NORMALS])
 
 Array = NDArray[Any]
 
@@ -56,25 +58,6 @@ def use_threads(nproc: int | None) -> int:
 # ---- march --------------------------------------------------------------------------------------
 
 
-@njit(inline="always")
-def _length_to_edge(x, y, z, gx, gy, gz, lx, ly, lz, ux, uy, uz):  # type: ignore[no-untyped-def]
-    """The length of a ray from a point to the edge of the box; g: the direction, cells per um."""
-    length = 1e30
-    if gx > 0.0:
-        length = min(length, (ux - x) / gx)
-    elif gx < 0.0:
-        length = min(length, (lx - x) / gx)
-    if gy > 0.0:
-        length = min(length, (uy - y) / gy)
-    elif gy < 0.0:
-        length = min(length, (ly - y) / gy)
-    if gz > 0.0:
-        length = min(length, (uz - z) / gz)
-    elif gz < 0.0:
-        length = min(length, (lz - z) / gz)
-    return max(length, 0.0)
-
-
 @njit(parallel=True, fastmath=True, cache=True)
 def _march(  # type: ignore[no-untyped-def]
     grid, counts, points, products, gradients, approach, hull, step, tau_per_count, transmission
@@ -82,10 +65,10 @@ def _march(  # type: ignore[no-untyped-def]
     """Writes exp(-tau) of every direction and point to transmission (n_directions, n_points).
 
     grid: what a BlockedGrid holds. products (n_points, n) and approach (n_directions, n): the
-    normals of the hull times points and gradients.
+    normals of PLANES times points and gradients. hull (2, n): the products between which rays run.
     """
     codes, at_x, at_y, at_z = grid
-    nx, ny, nz = len(at_x), len(at_y), len(at_z)
+    per_step = np.float32(1.0 / step)
     n_points = points.shape[0]
     n_normals = products.shape[1]
     n_tasks = (n_points + POINTS_PER_TASK - 1) // POINTS_PER_TASK
@@ -104,19 +87,17 @@ def _march(  # type: ignore[no-untyped-def]
         ends = np.full(n_normals, np.float32(1e6))
         per_cell = np.ones(n_normals, np.float32)
         for k in range(n_normals):
-            if abs(approach[d, k]) > LEAST_APPROACH:
+            if abs(approach[d, k]) > (LEAST_APPROACH if k >= 3 else LEAST_APPROACH_OF_SIDES):
                 ends[k] = hull[1 if approach[d, k] > 0.0 else 0, k]
                 per_cell[k] = 1.0 / approach[d, k]
         for i in range(start, min(start + POINTS_PER_TASK, n_points)):
             x = points[i, 0]
             y = points[i, 1]
             z = points[i, 2]
-            length = np.float32(
-                _length_to_edge(x, y, z, gx, gy, gz, 1.0, 1.0, 1.0, nx - 1.0, ny - 1.0, nz - 1.0)
-            )
+            length = np.float32(1e30)
             for k in range(n_normals):
                 length = min(length, (ends[k] - products[i, k]) * per_cell[k])
-            count = int(max(length, np.float32(0.0)) / step + 0.5)
+            count = int(max(length, np.float32(0.0)) * per_step + np.float32(0.5))
             fx = int(x * one) + (step_x >> 1)
             fy = int(y * one) + (step_y >> 1)
             fz = int(z * one) + (step_z >> 1)
@@ -157,14 +138,15 @@ def march_transmission(
     transmission = np.empty((len(directions), len(coordinates)), dtype=np.float32)
     gradients = directions / volume.cell_um
     grid = volume.blocked_grid
+    sides = np.array([np.ones(3), np.array(volume.grid.shape) - 1.0])
     _march(
         (grid.codes, grid.x, grid.y, grid.z),
         volume.grid_counts,
         coordinates,
-        (coordinates @ HULL_NORMALS.T).astype(np.float32),
+        (coordinates @ PLANES.T).astype(np.float32),
         gradients,
-        gradients @ HULL_NORMALS.T,
-        volume.hull,
+        gradients @ PLANES.T,
+        np.concatenate([sides, volume.hull], axis=1),
         volume.step_um,
         volume.grid_unit_per_um * volume.step_um,
         transmission,

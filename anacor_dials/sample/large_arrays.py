@@ -52,7 +52,10 @@ def new_array(shape: Sequence[int], dtype: Any, what: str) -> NDArray[Any]:
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             # a disk that fills up later would end the program without a word
-            os.posix_fallocate(file.fileno(), 0, n_bytes)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+            else:  # macOS
+                file.truncate(n_bytes)
             return np.ndarray(tuple(shape), dtype, buffer=mmap.mmap(file.fileno(), n_bytes))
     except OSError as error:
         raise ValueError(f"{_needs(n_bytes, what)}, and {folder}: {error.strerror}.") from None
