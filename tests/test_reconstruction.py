@@ -368,6 +368,21 @@ def test_slabs_and_files_give_the_same_tomogram(tmp_path, ellipsoid_scan, monkey
     assert plan.diagnostics.histogram[1].sum() == whole.values.size
 
 
+def test_the_histogram_shows_the_sample_where_the_first_slab_is_air(
+    ellipsoid_scan, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(reconstruction, "SLAB", 2)
+    monkeypatch.setattr(reconstruction, "HISTOGRAM_VOXELS", 20_000)
+    path = ellipsoid_scan.write_nxtomo(tmp_path / "scan.nxs")
+    whole, plan = reconstruct_scan(path, settings=ReconstructionSettings(centre=31.5, crop="off"))
+    assert whole.values[:2].max() < 0.01
+    edges, counts = plan.diagnostics.histogram
+    middles = 0.5 * (edges[1:] + edges[:-1])
+    for mu in (0.005, 0.012, 0.020):
+        share = counts[middles > mu].sum() / counts.sum()
+        assert share == pytest.approx(np.mean(whole.values > mu), rel=0.1, abs=0.005)
+
+
 def test_an_interrupted_reconstruction_leaves_nothing(tmp_path, ellipsoid_scan):
     plan = plan_reconstruction(read_projections(ellipsoid_scan.write_nxtomo(tmp_path / "scan.nxs")))
 

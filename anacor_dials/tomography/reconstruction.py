@@ -7,6 +7,7 @@ the memory, each from its own rows of the detector.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ logger = logging.getLogger("dials.anacor_dials.tomography.reconstruction")
 
 SLAB = 64  # rows; slabs are multiples of it: whole chunks of tomo.h5
 HISTOGRAM_BINS = 400  # of mu in the report
+HISTOGRAM_VOXELS = 4_000_000  # so many, evenly spread, show it as all do
 NOISE_ROWS = 5  # rows in which the noise is measured
 
 
@@ -128,15 +130,12 @@ def _slabs(
 ) -> Iterator[tuple[int, FloatImages]]:
     """(first slice, slices (m, ny, nz)) one after the other.
 
-    m is SLAB; iteratively, where neighbours count, a tenth of all slices if that is more. rows: how
-    many sinograms are held at once.
+    m is SLAB, or a tenth of all slices if that is more. rows: how many sinograms are held at once.
     """
     projections, settings = plan.projections, plan.settings
     nx = plan.shape[0]
     slices_of = _method(plan)
-    some = SLAB
-    if settings.method == "iterative":
-        some = max(SLAB, -(-nx // (10 * SLAB)) * SLAB)
+    some = max(SLAB, -(-nx // (10 * SLAB)) * SLAB)
     # corrections of the rows take about as long as their slices, and are counted alike
     n = projections.n_angles
     with Progress(2 * nx * n, "Reconstructing") as progress:
@@ -163,6 +162,14 @@ def _slabs(
                 yield first, slab
 
 
+def _histogram(values: NDArray[np.float32]) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Edges and counts of values; those beyond the edges count in the outermost bins."""
+    low, high = np.percentile(values, (0.01, 99.99))
+    room = 0.25 * max(high - low, 1e-9)
+    edges = np.linspace(low - room, high + room, HISTOGRAM_BINS + 1)
+    return edges, np.histogram(values.clip(edges[0], edges[-1]), edges)[0]
+
+
 def reconstruct(plan: ReconstructionPlan, out: Sink | None = None) -> Tomogram | None:
     """The tomogram, slab by slab; or None if it is written into `out`.
 
@@ -185,27 +192,20 @@ def reconstruct(plan: ReconstructionPlan, out: Sink | None = None) -> Tomogram |
     counts = Counts()
     start = time.perf_counter()
     pieces: dict[str, list[FloatImages]] = {"y": [], "z": []}
-    histogram: NDArray[np.int64] | None = None
-    edges: FloatArray = np.empty(0)
+    apart = max(1, math.ceil(math.sqrt(nx * ny * nz / HISTOGRAM_VOXELS)))
+    thin: list[FloatImages] = []
     for first, slab in _slabs(plan, rows, counts):
         last = first + len(slab)
         out[first:last] = slab
         release(out)
-        if histogram is None:
-            low, high = np.percentile(slab, (0.01, 99.99))
-            room = 0.25 * max(high - low, 1e-9)
-            edges = np.linspace(low - room, high + room, HISTOGRAM_BINS + 1)
-            histogram = np.zeros(HISTOGRAM_BINS, dtype=np.int64)
-        for plane in slab:
-            histogram += np.histogram(plane.clip(edges[0], edges[-1]), edges)[0]
+        thin.append(slab[:, ::apart, ::apart].ravel())
         if first <= nx // 2 < last:
             diagnostics.slices["x"] = thumbnail(slab[nx // 2 - first])
         pieces["y"].append(slab[:, ny // 2].copy())
         pieces["z"].append(slab[:, :, nz // 2].copy())
     for name, parts in pieces.items():
         diagnostics.slices[name] = thumbnail(np.concatenate(parts))
-    assert histogram is not None
-    diagnostics.histogram = (edges, histogram)
+    diagnostics.histogram = _histogram(np.concatenate(thin))
     diagnostics.seconds = time.perf_counter() - start
     diagnostics.seconds_per_slice = diagnostics.seconds / nx
     diagnostics.clipped_percent = 100 * counts.clipped / counts.pixels

@@ -84,7 +84,7 @@ class Diagnostics:
     slices : dict
         {"x", "y", "z": the middle slice across this axis, float32, 1/um, at reduced size}.
     histogram : (array, array) or None
-        Edges and counts of mu of all voxels.
+        Edges and counts of mu of all voxels, or of evenly spread ones of a large tomogram.
     warnings : list of str
     """
 
