@@ -95,7 +95,18 @@ class Progress(AbstractContextManager["Progress"]):
 
 
 def followed(steps: _SizedIterable[T], what: str, unit: str = "", bar: bool = True) -> Iterator[T]:
-    """The steps one after the other, with their progress; the parameters are those of Progress."""
+    """The steps one after the other, with their progress.
+
+    Parameters
+    ----------
+    steps : sequence
+    what : str
+        What is done.
+    unit : str
+        What the bar counts.
+    bar : bool
+        Whether a bar is shown if there is a terminal.
+    """
     with Progress(len(steps), what, unit, bar) as progress:
         for step in steps:
             yield step
