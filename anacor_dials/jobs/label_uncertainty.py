@@ -30,9 +30,10 @@ REFLECTIONS = 200  # their rms has an error of about 5 %, little beside that of 
 # Labels whose surfaces were moved to the edges are better than the probabilities say where the
 # crystal is well seen, and as bad as these say, or worse, where it is not. So they are drawn from
 # probabilities to the power 1 / T with T = MIDDLE ((1 - D) / D / 0.05)^SLOPE within LIMITS, D the
-# overlap that is expected (segmentation/expected_overlap.py). On 19 samples left out of training (16
-# of the stream, 3 scans), on which this was chosen, the uncertainty is 1.0 times the true error in
-# the geometric mean, and within a factor of two on 12; with T = 0.35 for all 0.4 times, and on 5.
+# overlap that is expected (segmentation/expected_overlap.py). On 19 samples left out of training
+# (16 of the stream, 3 scans), on which this was chosen, the uncertainty is 1.0 times the true
+# error in the geometric mean, and within a factor of two on 12; with T = 0.35 for all 0.4 times,
+# and on 5.
 MIDDLE, SLOPE, LIMITS = 0.6, 0.8, (0.3, 1.5)
 TOLERANCE = 1.5e-3  # of the factors; less than the uncertainty from the labels usually is
 # A larger relative rms of the factors causes a warning. Chosen by hand: about half of Rmeas of good
