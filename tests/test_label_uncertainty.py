@@ -38,13 +38,15 @@ def grid_of(labels):
     return Volume(labels, np.full(3, 1.5))
 
 
-def test_sure_labels_leave_only_the_error_of_the_rays():
+def test_sure_labels_leave_only_the_error_of_the_rays(caplog):
     labels = crystal_in_drop()
+    caplog.set_level("INFO")
     found = label_uncertainty(
         probabilities_of(labels), grid_of(labels), DEFAULT_NAMES, MU, draws=3, tracing=ONE_THREAD
     )
     assert found.rms < 0.002
     assert found.warnings == []
+    assert "direct:" not in caplog.text  # nothing of every drawn volume
     np.testing.assert_allclose(found.crystal_volumes_um3, np.count_nonzero(labels == 3) * 1.5**3)
 
 

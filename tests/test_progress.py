@@ -14,7 +14,7 @@ from anacor_dials.sample.progress import Progress, followed
 
 # the training shows its own record of steps
 OWN_BARS = {"progress.py", "sam2_predictor.py", "sam2_training.py", "training.py",
-            "training_data.py", "label_uncertainty.py"}  # fmt: skip
+            "training_data.py"}  # fmt: skip
 
 
 class Clock:

@@ -9,16 +9,18 @@ dials.scale would find anyway.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tqdm import tqdm
 
 from anacor_dials.absorption.directions import Directions
 from anacor_dials.absorption.factors import absorption_factors
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.sample.frames import FloatArray, scan_rotation, unit
+from anacor_dials.sample.progress import Progress
 from anacor_dials.sample.volumes import LabelVolume, Volume
 from anacor_dials.segmentation.expected_overlap import expected_dice
 from anacor_dials.segmentation.plausible_labels import plausible_labels
@@ -101,6 +103,18 @@ def random_sweep(n: int, rng: np.random.Generator) -> Directions:
     return Directions.of_one_sweep(to_source, np.einsum("nij,nj->ni", turn, unit(exits)))
 
 
+@contextmanager
+def _accuracy_untold() -> Iterator[None]:
+    """Keeps the accuracy of the factors of each drawn label volume out of the log."""
+    about = logging.getLogger("dials.anacor_dials.absorption")
+    level = about.level
+    about.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        about.setLevel(level)
+
+
 def label_uncertainty(
     probabilities: NDArray[np.uint8],
     grid: Volume,
@@ -163,20 +177,23 @@ def label_uncertainty(
         found: FloatArray = absorption_factors(volume, mu, taken, tracing).transmission
         return found
 
-    reference = factors(inside.argmax(axis=0).astype(np.uint8))
+    with _accuracy_untold():
+        reference = factors(inside.argmax(axis=0).astype(np.uint8))
     if reference is None:
         return None
     size = float(np.cbrt(grid.voxel_volume_um3))
     errors, volumes = [], []
     temperature = drawing_temperature(expected_dice(inside, crystal))
     drawn = plausible_labels(inside, size, draws, rng, temperature)
-    for labels in tqdm(drawn, "Drawing labels", draws, disable=None if progress else True):
-        other = factors(labels)
-        if other is None:
-            continue
-        ratio = other / reference
-        errors.append(float(np.std(ratio) / np.mean(ratio)))
-        volumes.append(np.count_nonzero(labels == crystal) * grid.voxel_volume_um3)
+    with _accuracy_untold(), Progress(draws, "Drawing labels", bar=progress) as bar:
+        for labels in drawn:
+            other = factors(labels)
+            bar.update()
+            if other is None:
+                continue
+            ratio = other / reference
+            errors.append(float(np.std(ratio) / np.mean(ratio)))
+            volumes.append(np.count_nonzero(labels == crystal) * grid.voxel_volume_um3)
     if not errors:
         return None
     return LabelUncertainty(
