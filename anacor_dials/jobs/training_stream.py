@@ -34,7 +34,7 @@ class StreamedTomograms:
     seed: int
     voxels: tuple[int, int] = (96, 160)
     workers: int = 1
-    calibration_samples: int = 12
+    calibration_samples: int = 48
 
     def __call__(self, number: int) -> TrainingVolume:
         for attempt in range(ATTEMPTS):
