@@ -88,7 +88,7 @@ def measured(found: Segmentation, tomogram: Tomogram, true: LabelVolume, mu: Any
     return {
         **factor_error(found.labels, true, mu),
         "uncertainty_percent": math.nan if said is None else 100 * said.rms,
-        "dice_expected": math.nan if found.overlap is None else found.overlap.expected,
+        "mean_probability": math.nan if found.overlap is None else found.overlap.probability,
         "dice_foretold": math.nan if found.overlap is None else found.overlap.quantile(0.5),
         "warnings": [*found.warnings, *([] if said is None else said.warnings)],
     }

@@ -10,7 +10,6 @@ from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.jobs.label_uncertainty import (
     MOST_UNCERTAIN,
     LabelUncertainty,
-    drawing_temperature,
     label_uncertainty,
     random_sweep,
 )
@@ -48,14 +47,6 @@ def test_sure_labels_leave_only_the_error_of_the_rays(caplog):
     assert found.warnings == []
     assert "direct:" not in caplog.text  # nothing of every drawn volume
     np.testing.assert_allclose(found.crystal_volumes_um3, np.count_nonzero(labels == 3) * 1.5**3)
-
-
-def test_labels_of_little_overlap_are_drawn_from_a_wider_range():
-    """0.6 where one in 21 of the crystal is expected to be wrong; by the power 0.8 of the odds; bounded."""
-    assert drawing_temperature(1 / 1.05) == pytest.approx(0.6)
-    assert drawing_temperature(1 / 1.10) == pytest.approx(0.6 * 2**0.8)
-    assert drawing_temperature(0.999) == 0.3
-    assert drawing_temperature(0.5) == drawing_temperature(0.0) == 1.5
 
 
 def test_a_slab_that_may_be_there_is_worth_its_absorption():

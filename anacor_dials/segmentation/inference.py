@@ -26,7 +26,7 @@ from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.volumes import LabelVolume, Tomogram, Volume
 from anacor_dials.segmentation.clean_up import CleaningSettings, CleaningStep, clean
 from anacor_dials.segmentation.doubts import find_doubts
-from anacor_dials.segmentation.expected_overlap import OverlapForecast, expected_dice
+from anacor_dials.segmentation.expected_overlap import OverlapForecast, mean_probability
 from anacor_dials.segmentation.fine_voxels import at_full_size, mean_mu
 from anacor_dials.segmentation.tiles import InferenceSettings, class_probabilities
 from anacor_dials.segmentation.working_grid import (
@@ -215,8 +215,8 @@ def segment(
         )
     mu = mean_mu(tomogram.values, labels)
     times["clean-up"] = time.perf_counter() - start
-    expected = expected_dice(probabilities, labels.label("crystal"))
-    overlap = None if math.isnan(expected) else OverlapForecast(expected)
+    sureness = mean_probability(probabilities, labels.label("crystal"))
+    overlap = None if math.isnan(sureness) else OverlapForecast(sureness)
     warnings = find_doubts(probabilities, grid, labels, mu, scale, energy_keV, overlap)
     return Segmentation(
         labels,
