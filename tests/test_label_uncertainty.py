@@ -12,6 +12,7 @@ from anacor_dials.jobs.label_uncertainty import (
     LabelUncertainty,
     label_uncertainty,
     random_sweep,
+    without_further_bodies,
 )
 from anacor_dials.sample.volumes import DEFAULT_NAMES, Volume
 
@@ -47,6 +48,19 @@ def test_sure_labels_leave_only_the_error_of_the_rays(caplog):
     assert found.warnings == []
     assert "direct:" not in caplog.text  # nothing of every drawn volume
     np.testing.assert_allclose(found.crystal_volumes_um3, np.count_nonzero(labels == 3) * 1.5**3)
+
+
+def test_crystals_elsewhere_are_not_drawn():
+    """As the clean-up leaves none; what grows out of the crystal, or shrinks, stays."""
+    taken = crystal_in_drop()
+    drawn = taken.copy()
+    drawn[4:8, 16:20, 16:20] = 3  # in the drop
+    drawn[6:18, 17:19, 17:19] = np.where(taken[6:18, 17:19, 17:19] == 3, 3, 1)
+    drawn[24:30, 17:19, 17:19] = 3  # touches the crystal
+    drawn[18, 18, 10] = 1
+    expected = drawn.copy()
+    expected[4:8, 16:20, 16:20] = taken[4:8, 16:20, 16:20]
+    np.testing.assert_array_equal(without_further_bodies(drawn, taken, 3), expected)
 
 
 def test_a_slab_that_may_be_there_is_worth_its_absorption():

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.ndimage
 from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials.absorption.directions import Directions
@@ -95,6 +96,26 @@ def random_sweep(n: int, rng: np.random.Generator) -> Directions:
     return Directions.of_one_sweep(to_source, np.einsum("nij,nj->ni", turn, unit(exits)))
 
 
+def without_further_bodies(
+    drawn: NDArray[np.uint8], taken: NDArray[np.uint8], crystal: int
+) -> NDArray[np.uint8]:
+    """Drawn labels (nx, ny, nz) without crystals that have nothing of the crystal that was taken.
+
+    The clean-up has done away with such bodies in the labels taken, which are put in their place.
+
+    Parameters
+    ----------
+    drawn, taken : array (nx, ny, nz) of uint8
+    crystal : int
+        The label of the crystal.
+    """
+    bodies, n = scipy.ndimage.label(drawn == crystal)
+    known = np.zeros(n + 1, dtype=bool)
+    known[np.unique(bodies[taken == crystal])] = True
+    known[0] = True
+    return np.where(known[bodies], drawn, taken)
+
+
 @contextmanager
 def _accuracy_untold() -> Iterator[None]:
     """Keeps the accuracy of the factors of each drawn label volume out of the log."""
@@ -161,23 +182,25 @@ def label_uncertainty(
     inside = np.ascontiguousarray(probabilities[(slice(None), *box)])
     crystal = names.index("crystal")
     taken = directions
+    found = inside.argmax(axis=0).astype(np.uint8)
 
     def factors(labels: NDArray[np.uint8]) -> FloatArray | None:
         if np.count_nonzero(labels == crystal) < 8:
             return None
         volume = LabelVolume(labels, grid.voxel_size_um, grid.centre - low, names)
-        found: FloatArray = absorption_factors(volume, mu, taken, tracing).transmission
-        return found
+        transmission: FloatArray = absorption_factors(volume, mu, taken, tracing).transmission
+        return transmission
 
     with _accuracy_untold():
-        reference = factors(inside.argmax(axis=0).astype(np.uint8))
+        reference = factors(found)
     if reference is None:
         return None
     size = float(np.cbrt(grid.voxel_volume_um3))
     errors, volumes = [], []
     drawn = plausible_labels(inside, size, draws, rng, TEMPERATURE)
     with _accuracy_untold(), Progress(draws, "Drawing labels", bar=progress) as bar:
-        for labels in drawn:
+        for drawn_labels in drawn:
+            labels = without_further_bodies(drawn_labels, found, crystal)
             other = factors(labels)
             bar.update()
             if other is None:
