@@ -1,1 +1,1 @@
-Tomograms of more than 2 GB lie in a file on the disk while they are reconstructed, labelled and corrected, and are read in slabs, so that a raw scan of 900 x 2048 x 2048 pixels needs no more memory than a smaller one. Where there is no terminal, the log has a line at every tenth of each step that takes more than 20 seconds.
+Tomograms of more than 2 GB lie in a file on the disk while they are reconstructed, labelled and corrected, and are read in slabs. Where there is no terminal, the log has a line at every tenth of each step that takes more than 20 seconds.

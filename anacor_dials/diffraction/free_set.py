@@ -21,9 +21,10 @@ from cctbx.sgtbx import lattice_symmetry
 from dials.algorithms.scaling.scaling_library import determine_best_unit_cell
 from dials.array_family import flex
 from dxtbx import flumpy
-from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
+from dxtbx.model import ExperimentList
 from iotbx.reflection_file_editor import is_rfree_array
 
+from anacor_dials.diffraction.models import read_models
 from anacor_dials.sample.frames import FloatArray
 
 LABEL = "FreeR_flag"
@@ -167,7 +168,7 @@ def observed_indices(files: Sequence[tuple[Path, Path]], d_min: float | None = N
     experiments = ExperimentList()
     indices = flex.miller_index()
     for expt, refl in files:
-        experiments.extend(ExperimentListFactory.from_json_file(os.fspath(expt), False))
+        experiments.extend(read_models(expt))
         table = flex.reflection_table.from_file(os.fspath(refl))
         bad = table.get_flags(table.flags.bad_for_scaling, all=False)
         indices.extend(table["miller_index"].select(~bad))

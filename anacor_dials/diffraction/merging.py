@@ -28,9 +28,9 @@ from dials.util.batch_handling import (
     get_image_ranges,
 )
 from dials.util.multi_dataset_handling import sort_tables_to_experiments_order
-from dxtbx.model.experiment_list import ExperimentListFactory
 from numpy.typing import NDArray
 
+from anacor_dials.diffraction.models import read_models
 from anacor_dials.diffraction.wavelengths import wavelength_groups
 from anacor_dials.sample.frames import FloatArray
 
@@ -189,7 +189,7 @@ def load_scaled(
     ValueError
         If the reflections are not scaled.
     """
-    expts = ExperimentListFactory.from_json_file(os.fspath(experiments), check_format=False)
+    expts = read_models(experiments)
     table = flex.reflection_table.from_file(os.fspath(reflections))
     if "inverse_scale_factor" not in table:
         raise ValueError(f"{reflections} is not scaled (no inverse_scale_factor); run dials.scale.")

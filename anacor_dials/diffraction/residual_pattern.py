@@ -32,10 +32,10 @@ from cctbx import miller
 from dials.array_family import flex
 from dxtbx import flumpy
 from dxtbx.model import ExperimentList
-from dxtbx.model.experiment_list import ExperimentListFactory
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from anacor_dials.diffraction.models import read_models
 from anacor_dials.diffraction.reflections import experiment_of_rows, row_directions
 from anacor_dials.sample.frames import FloatArray, unit
 
@@ -390,9 +390,7 @@ def residual_pattern(
     ValueError
         If the data are no rotation data, or too few, or were not corrected for polarisation.
     """
-    experiments = ExperimentListFactory.from_json_file(
-        os.fspath(experiments_file), check_format=False
-    )
+    experiments = read_models(experiments_file)
     table = flex.reflection_table.from_file(os.fspath(reflections_file))
     return fit_patterns(residuals_of(experiments, table))
 

@@ -25,10 +25,10 @@ from dials.algorithms.scaling.scaling_library import (
 from dials.array_family import flex
 from dials.report.analysis import table_1_stats
 from dxtbx import flumpy
-from dxtbx.model.experiment_list import ExperimentListFactory
 from numpy.typing import NDArray
 
 from anacor_dials.diffraction.merging import RESOLUTION_TOLERANCE
+from anacor_dials.diffraction.models import read_models
 from anacor_dials.diffraction.scaling import SPHERICAL_HARMONICS, Strategy, strategy_called
 from anacor_dials.diffraction.statistics import STATISTICS
 
@@ -92,7 +92,7 @@ def statistics_of_same_observations(
     result = {}
     unit_cell = None
     for name, (expt, _) in data.items():
-        experiments = ExperimentListFactory.from_json_file(os.fspath(expt), check_format=False)
+        experiments = read_models(expt)
         unit_cell = unit_cell or determine_best_unit_cell(experiments)
         table = tables[name].select(flex.size_t(rows[name][kept].astype(np.uint64)))
         table.unset_flags(flex.bool(len(table), True), table.flags.outlier_in_scaling)

@@ -24,6 +24,7 @@ from anacor_dials.sample.frames import FloatArray, scan_rotation, unit
 from anacor_dials.sample.progress import Progress
 from anacor_dials.sample.volumes import LabelVolume, Volume
 from anacor_dials.segmentation.plausible_labels import plausible_labels
+from anacor_dials.segmentation.tiles import most_probable
 
 logger = logging.getLogger("dials.anacor_dials.jobs.label_uncertainty")
 
@@ -182,23 +183,23 @@ def label_uncertainty(
     inside = np.ascontiguousarray(probabilities[(slice(None), *box)])
     crystal = names.index("crystal")
     taken = directions
-    found = inside.argmax(axis=0).astype(np.uint8)
+    found = most_probable(inside)
 
     def factors(labels: NDArray[np.uint8]) -> FloatArray | None:
         if np.count_nonzero(labels == crystal) < 8:
             return None
         volume = LabelVolume(labels, grid.voxel_size_um, grid.centre - low, names)
-        transmission: FloatArray = absorption_factors(volume, mu, taken, tracing).transmission
+        with _accuracy_untold():
+            transmission: FloatArray = absorption_factors(volume, mu, taken, tracing).transmission
         return transmission
 
-    with _accuracy_untold():
-        reference = factors(found)
+    reference = factors(found)
     if reference is None:
         return None
     size = float(np.cbrt(grid.voxel_volume_um3))
     errors, volumes = [], []
     drawn = plausible_labels(inside, size, draws, rng, TEMPERATURE)
-    with _accuracy_untold(), Progress(draws, "Drawing labels", bar=progress) as bar:
+    with Progress(draws, "Drawing labels", bar=progress) as bar:
         for drawn_labels in drawn:
             labels = without_further_bodies(drawn_labels, found, crystal)
             other = factors(labels)

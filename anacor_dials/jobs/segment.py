@@ -40,6 +40,7 @@ from anacor_dials.sample.tomogram_files import (
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
 from anacor_dials.segmentation.edges import EdgeSettings, edge_step
 from anacor_dials.segmentation.evaluation import Evaluation, evaluate
+from anacor_dials.segmentation.expected_overlap import OverlapForecast
 from anacor_dials.segmentation.fine_voxels import mean_mu
 from anacor_dials.segmentation.inference import (
     LabellingSettings,
@@ -167,6 +168,11 @@ class SegmentedSample:
     def factors_uncertainty(self) -> float | None:
         """The relative rms by which factors are uncertain because labels are; None if unknown."""
         return None if self.uncertainty is None else self.uncertainty.rms
+
+    @property
+    def overlap(self) -> OverlapForecast | None:
+        """Of the network's labels of the crystal with the true crystal; None if unknown."""
+        return None if self.segmentation is None else self.segmentation.overlap
 
     @property
     def seconds(self) -> float:

@@ -75,8 +75,8 @@ def sections(sample: SegmentedSample) -> list[Section]:
         summary.insert(
             1, Text(f"Uncertainty of the absorption factors from the labels: {sample.uncertainty}.")
         )
-    if sample.segmentation is not None and sample.segmentation.overlap is not None:
-        summary.insert(1, Text(f"{FORETOLD} {sample.segmentation.overlap}."))
+    if sample.overlap is not None:
+        summary.insert(1, Text(f"{FORETOLD} {sample.overlap}."))
     parts = [Section("Materials", summary)]
     if sample.evaluation is not None:
         table = score_table(sample.evaluation, sample.seconds)
@@ -146,9 +146,7 @@ def record(sample: SegmentedSample) -> SegmentationRecord:
             "spread_of_factors": doubt.spread,
             "crystal_volumes_um3": doubt.crystal_volumes_um3.tolist(),
         },
-        crystal_dice_foretold=None
-        if segmentation is None or segmentation.overlap is None
-        else segmentation.overlap.as_dict(),
+        crystal_dice_foretold=None if sample.overlap is None else sample.overlap.as_dict(),
         evaluation=None if sample.evaluation is None else sample.evaluation.as_dict(),
         warnings=list(sample.warnings),
     )
@@ -165,8 +163,8 @@ def log_lines(sample: SegmentedSample) -> list[str]:
     ]
     if sample.uncertainty is not None:
         lines.append(f"Uncertainty of the factors from the labels: {sample.uncertainty}")
-    if sample.segmentation is not None and sample.segmentation.overlap is not None:
-        lines.append(f"{FORETOLD} {sample.segmentation.overlap}")
+    if sample.overlap is not None:
+        lines.append(f"{FORETOLD} {sample.overlap}")
     if sample.evaluation is not None:
         lines += [
             f"{c.name:<12} recall {percent(c.recall)}, Dice {c.dice:.4f}, HD95 {c.hd95_um:.2f} um"

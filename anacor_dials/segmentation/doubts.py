@@ -18,6 +18,7 @@ from anacor_dials.sample.materials import typical_composition
 from anacor_dials.sample.volumes import LabelVolume, Volume
 from anacor_dials.segmentation.clean_up import CROSS
 from anacor_dials.segmentation.expected_overlap import SAMPLES, OverlapForecast
+from anacor_dials.segmentation.tiles import most_probable
 from anacor_dials.segmentation.working_grid import COARSEST_UM, IntensityScale
 
 # mu of a material relative to that of its typical composition. Chosen by hand: salt,
@@ -142,7 +143,7 @@ def _crystal_doubts(
             f"The crystal touches the edge of the volume ({100 * edge:.2g} % of its voxels): part of it "
             "may lie outside."
         )
-    found = probabilities.argmax(axis=0).astype(np.uint8)
+    found = most_probable(probabilities)
     bodies, n = scipy.ndimage.label(found == crystal, CROSS)
     if n > 1:
         sizes = np.sort(np.bincount(bodies.ravel())[1:])[::-1] * grid.voxel_volume_um3

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from anacor_dials.diffraction.crystal_faces import is_face_list
+from anacor_dials.diffraction.models import read_models
 from anacor_dials.diffraction.scaling import FailedScaling, ScaledData, ScalingJob, run_job
 from anacor_dials.diffraction.selection import choose_strategy, factors_that_do_not_help
 from anacor_dials.diffraction.wavelengths import wavelength_groups
@@ -26,7 +27,7 @@ from anacor_dials.jobs.pipeline.results import (
 )
 from anacor_dials.jobs.pipeline.settings import PipelineSettings, files_named_in, options_of
 from anacor_dials.jobs.pipeline.steps import FinishedStep, Step, StepError, WorkingFolder
-from anacor_dials.jobs.pipeline.wavelengths import by_wavelength, read_models, wavelength_names
+from anacor_dials.jobs.pipeline.wavelengths import by_wavelength, wavelength_names
 from anacor_dials.sample.output_files import file_name
 from anacor_dials.sample.surface_files import SURFACE_SUFFIXES
 

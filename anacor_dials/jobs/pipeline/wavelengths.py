@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
-
+from anacor_dials.diffraction.models import read_models
 from anacor_dials.diffraction.wavelengths import wavelength_groups
 from anacor_dials.jobs.pipeline.results import CorrectedCrystal
 from anacor_dials.jobs.pipeline.steps import Step, WorkingFolder
@@ -68,8 +66,3 @@ def by_wavelength(
         )
     )
     return [(done.path(f"{one}.expt"), done.path(f"{one}.refl")) for one in names]
-
-
-def read_models(path: Path) -> ExperimentList:
-    """The experiments of a file, without a look at their images."""
-    return ExperimentListFactory.from_json_file(os.fspath(path), check_format=False)
