@@ -8,6 +8,7 @@ import pytest
 from anacor_dials.sample.materials import typical_composition
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Volume
 from anacor_dials.segmentation.doubts import WIDE_BORDER, doubtful_border, find_doubts
+from anacor_dials.segmentation.expected_overlap import OverlapForecast
 from anacor_dials.segmentation.working_grid import IntensityScale
 
 SIZE = np.full(3, 1.2)
@@ -46,6 +47,17 @@ def test_a_soft_border_does():
     assert WIDE_BORDER < 0.6 * 10
     (text,) = doubts(ball_probabilities(10.0))
     assert "border is unsure" in text
+
+
+@pytest.mark.parametrize(("probability", "n"), [(0.97, 0), (0.91, 0), (0.90, 1), (0.7, 1)])
+def test_labels_that_are_probably_poor(probability, n):
+    """The border is at a mean probability of 0.905."""
+    p = ball_probabilities(1.5)
+    labels = p.argmax(axis=0).astype(np.uint8)
+    overlap = OverlapForecast(probability)
+    volume = LabelVolume(labels, SIZE)
+    said = find_doubts(p, Volume(labels, SIZE), volume, MU, SCALE, None, overlap)
+    assert [str(overlap) in text for text in said if "may be poor" in text] == [True] * n
 
 
 def test_two_bodies_are_named_with_their_volumes():
