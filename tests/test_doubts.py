@@ -39,6 +39,18 @@ def test_the_width_of_the_border(width):
     assert found == pytest.approx(0.6 * width, rel=0.25)
 
 
+def test_what_looks_like_crystal_elsewhere_widens_no_border():
+    """A shell near the drop's surface in which crystal is as probable as liquor."""
+    p = ball_probabilities(2.0)
+    labels = p.argmax(axis=0).astype(np.uint8)
+    alone = doubtful_border(p, labels, 3)
+    r = np.sqrt(((np.indices(labels.shape) - 23.5) ** 2).sum(axis=0))
+    shell = (r > 17.5) & (r < 20.0)
+    p[:, shell] = np.array([0, 130, 0, 125], dtype=np.uint8)[:, None]
+    assert (p.argmax(axis=0) == labels).all()
+    assert doubtful_border(p, labels, 3) == alone
+
+
 def test_good_labels_raise_no_doubt():
     assert [d for d in doubts(ball_probabilities(1.5)) if "No loop" not in d] == []
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import ArrayLike, NDArray
 
 from anacor_dials.absorption.directions import Directions
@@ -23,6 +22,7 @@ from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.sample.frames import FloatArray, scan_rotation, unit
 from anacor_dials.sample.progress import Progress
 from anacor_dials.sample.volumes import LabelVolume, Volume
+from anacor_dials.segmentation.clean_up import bodies_with
 from anacor_dials.segmentation.plausible_labels import plausible_labels
 from anacor_dials.segmentation.tiles import most_probable
 
@@ -110,11 +110,9 @@ def without_further_bodies(
     crystal : int
         The label of the crystal.
     """
-    bodies, n = scipy.ndimage.label(drawn == crystal)
-    known = np.zeros(n + 1, dtype=bool)
-    known[np.unique(bodies[taken == crystal])] = True
-    known[0] = True
-    return np.where(known[bodies], drawn, taken)
+    there = drawn == crystal
+    further = there & ~bodies_with(there, there & (taken == crystal))
+    return np.where(further, taken, drawn)
 
 
 @contextmanager

@@ -21,6 +21,15 @@ CROSS = scipy.ndimage.generate_binary_structure(3, 1)
 FURTHER_CRYSTAL = 0.8
 
 
+def bodies_with(there: NDArray[np.bool_], part: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The connected bodies (nx, ny, nz) of `there` that have at least one voxel of `part`."""
+    bodies, n = scipy.ndimage.label(there, CROSS)
+    known = np.zeros(n + 1, dtype=bool)
+    known[bodies[part]] = True
+    known[0] = False  # what lies outside of all bodies
+    return known[bodies]
+
+
 @dataclass(frozen=True)
 class CleaningSettings:
     """Which errors of the labels are corrected; every step can be switched off.

@@ -5,6 +5,7 @@ This module makes the input of the coarse pass, and the shares of the classes th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,26 @@ def without_air(shares: NDArray[Any]) -> tuple[slice, ...]:
         first, last = first - before, last + more - before
         beyond = max(last - n, 0)
         out.append(slice(int(first - beyond), int(last - beyond)))
+    return tuple(out)
+
+
+def with_lengths(
+    box: tuple[slice, ...], lengths: Sequence[int], shape: Sequence[int]
+) -> tuple[slice, ...]:
+    """A box with other lengths about its middle, moved so that it lies within the grid.
+
+    Parameters
+    ----------
+    box : tuple of slice
+        Of :func:`without_air`.
+    lengths, shape : sequence of 3 int
+        The lengths are at most those of the grid.
+    """
+    out = [box[0]]
+    for part, length, n in zip(box[1:], lengths, shape, strict=True):
+        first = (part.start + part.stop - length) // 2
+        first = min(max(first, 0), n - length)
+        out.append(slice(first, first + length))
     return tuple(out)
 
 

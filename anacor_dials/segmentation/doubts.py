@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.materials import typical_composition
 from anacor_dials.sample.volumes import LabelVolume, Volume
-from anacor_dials.segmentation.clean_up import CROSS
+from anacor_dials.segmentation.clean_up import CROSS, bodies_with
 from anacor_dials.segmentation.expected_overlap import SAMPLES, OverlapForecast
 from anacor_dials.segmentation.tiles import most_probable
 from anacor_dials.segmentation.working_grid import COARSEST_UM, IntensityScale
@@ -41,9 +41,10 @@ def doubtful_border(
 ) -> float:
     """The mean width (voxels) of the zone at the crystal's surface in which labels are uncertain.
 
-    It is the volume of the uncertain voxels over the area of the crystal's surface. A voxel is
-    uncertain if the most probable label is less probable than 0.8 and crystal is one of the two
-    most probable labels. NaN if there is no crystal.
+    It is the volume of the zone over the area of the crystal's surface. The zone is made of
+    uncertain voxels that are connected with the crystal: the most probable label is less probable
+    than 0.8, and crystal is one of the two most probable labels. What looks like crystal elsewhere
+    in the drop does not count. NaN if there is no crystal.
 
     Parameters
     ----------
@@ -58,14 +59,15 @@ def doubtful_border(
         area += int(np.count_nonzero(np.diff(there, axis=axis)))
     if not area:
         return math.nan
-    doubtful = 0
+    zone = np.zeros(labels.shape, dtype=bool)
     for x in range(labels.shape[0]):
         p = probabilities[:, x]
         unsure = p.max(axis=0) < UNSURE
         if unsure.any():
             here = p[:, unsure].astype(np.int16)
             others = np.delete(here, crystal, axis=0)
-            doubtful += int(np.count_nonzero(here[crystal] >= np.partition(others, -2, axis=0)[-2]))
+            zone[x][unsure] = here[crystal] >= np.partition(others, -2, axis=0)[-2]
+    doubtful = int(np.count_nonzero(bodies_with(zone | there, there) & zone))
     # the faces of voxels overstate the area of an oblique surface by one half on average
     return doubtful / (area / 1.5)
 

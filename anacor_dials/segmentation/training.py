@@ -35,7 +35,6 @@ from anacor_dials import __version__
 from anacor_dials.sample.devices import is_first_process
 from anacor_dials.sample.output_files import whole_file
 from anacor_dials.segmentation.batch_statistics import measure_statistics
-from anacor_dials.segmentation.coarse_grid import with_other_levels, without_air
 from anacor_dials.segmentation.context import context_probabilities
 from anacor_dials.segmentation.crops import CropSource
 from anacor_dials.segmentation.losses import adjust_logits
@@ -62,8 +61,6 @@ from anacor_dials.segmentation.training_data import (
     class_weights,
     read_training_volumes,
     split_samples,
-    turned,
-    turned_back,
 )
 from anacor_dials.segmentation.training_record import (
     commit_of_program,
@@ -74,6 +71,7 @@ from anacor_dials.segmentation.training_record import (
 from anacor_dials.segmentation.training_settings import TrainingSettings
 from anacor_dials.segmentation.validation import coarse_scores, validation_scores
 from anacor_dials.segmentation.weights_files import load_weights, save_weights
+from anacor_dials.segmentation.whole_samples import WholeSample, without_their_air
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.training")
 
@@ -262,37 +260,27 @@ class _Trainer:
             for pooled in new:
                 pooled.context = context_probabilities(self.network, pooled.volume.views)
 
-    def draw(self, step: int) -> tuple[Any, list[tuple[PooledVolume, Any]]]:
-        """((slices, context, labels) or None, [(sample, how it is turned), ...]) of a step."""
+    def draw(self, step: int) -> tuple[Any, list[WholeSample]]:
+        """((slices, context, labels) or None, whole samples) of a step."""
         rng = rng_of_step(self.settings.seed, step, self.processes.number)
         if self.settings.part == "coarse":
-            return None, [self.draw_whole(rng) for _ in range(self.settings.batch)]
+            drawn = [WholeSample.drawn(self.pool, rng) for _ in range(self.settings.batch)]
+            return None, without_their_air(drawn)
         crops = self.source.batch(rng, *crops_of_step(self.settings, step))
         together = self.network.context is not None and self.settings.part == "both"
         n_whole = self.settings.coarse_samples if together and step % 2 == 0 else 0
-        return crops, [self.draw_whole(rng) for _ in range(n_whole)]
+        return crops, [WholeSample.drawn(self.pool, rng) for _ in range(n_whole)]
 
-    def draw_whole(self, rng: np.random.Generator) -> tuple[PooledVolume, Any]:
-        """(sample, how it is turned and changed) for the coarse pass."""
-        turn = (tuple(rng.permutation(3).tolist()), (rng.random(3) < 0.5).tolist())
-        change = (float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1)))
-        return self.pool.draw(rng), (turn, change)
-
-    def batch(self, drawn: tuple[Any, list[tuple[PooledVolume, Any]]]) -> Batch:
+    def batch(self, drawn: tuple[Any, list[WholeSample]]) -> Batch:
         """What was drawn, as tensors on the device."""
         crops, whole = drawn
 
         def tensor(array: NDArray[Any]) -> torch.Tensor:
             return torch.from_numpy(array).to(self.device, non_blocking=True)
 
-        inputs, shares = [], []
-        for pooled, (turn, (gain, offset)) in whole:
-            a = self.settings.augmentation
-            box = (...,) if crops is not None else without_air(pooled.coarse_shares)
-            seen = turned(pooled.coarse_input[box], *turn)
-            # the levels are not exactly one and zero
-            inputs.append(tensor(with_other_levels(seen, gain * a.gain, offset * a.offset)))
-            shares.append(tensor(turned(pooled.coarse_shares[box], *turn)).float())
+        change = self.settings.augmentation  # the levels are not exactly one and zero
+        inputs = [tensor(sample.seen(change.gain, change.offset)) for sample in whole]
+        shares = [tensor(sample.shares).float() for sample in whole]
         if crops is None:
             return Batch(None, None, None, inputs, shares)
         slices, context, labels = crops
@@ -318,8 +306,8 @@ class _Trainer:
         self.optimiser.step()
         self.average.add(self.network)
         if self.settings.part == "both":
-            for (pooled, (turn, _)), found in zip(drawn[1], result.coarse, strict=True):
-                pooled.context = turned_back(found.cpu().numpy(), *turn).astype(np.float16)
+            for sample, found in zip(drawn[1], result.coarse, strict=True):
+                sample.keep(found.cpu().numpy())
         coarse = np.mean(result.coarse_losses, axis=0) if result.coarse_losses else (np.nan,) * 2
         self.window.append((*result.losses, *coarse))
         if not math.isfinite(result.losses[0]):
