@@ -16,13 +16,17 @@ from dials.util import Sorry
 
 from anacor_dials.sample.input_files import (
     file_of,
+    is_pickle,
     is_same_file,
+    may_be_read_by_dials,
     refuse_outputs_that_are_inputs,
     refuse_pickled_table,
     require_experiment_list,
 )
 from anacor_dials.sample.tomogram_files import is_sample_file
 
+TABLE_SUFFIXES = (".refl", ".pickle", ".mpack")
+PHIL_SUFFIXES = (".phil", ".param", ".params", ".eff", ".def")
 OUTPUT_SUFFIXES = {"output.experiments": ".expt", "output.reflections": ".refl"}
 
 
@@ -57,11 +61,11 @@ def parse_arguments(
     """
     args = list(sys.argv[1:] if args is None else args)
     try:
-        if reads_files:
-            _look_at_files(args)
+        for_dials = [a for a in args if _for_dials(a)] if reads_files else args
         params, options, left = parser.parse_args(
-            args=args, show_diff_phil=False, return_unhandled=True
+            args=for_dials, show_diff_phil=False, return_unhandled=True
         )
+        left = [a for a in args if a in left or a not in for_dials]
         if reads_files:
             _refuse_unread(params, left)
         definitions = list(parser.phil.all_definitions())
@@ -72,13 +76,36 @@ def parse_arguments(
     return params, options, left
 
 
-def _look_at_files(args: Sequence[str]) -> None:
-    for argument in args:
-        path = Path(argument.partition("=")[2] or argument)
-        if path.is_file() and path.suffix in (".refl", ".pickle", ".mpack"):
-            refuse_pickled_table(path)
-        elif path.is_file() and path.suffix == ".expt":
-            require_experiment_list(path)
+def _for_dials(argument: str) -> bool:
+    """Whether DIALS' parser may have an argument: it reads every file that is no parameter.
+
+    Raises ValueError for a file that should be read by DIALS and must not be.
+    """
+    name, equals, value = argument.partition("=")
+    path = Path(argument)
+    if equals and not path.is_file():
+        path, kind = Path(value), name.rpartition(".")[2]
+        if path.is_file() and not name.startswith("output"):
+            if kind == "reflections" or path.suffix in TABLE_SUFFIXES:
+                refuse_pickled_table(path)
+            elif kind == "experiments" or path.suffix == ".expt":
+                require_experiment_list(path)
+        return True
+    if not path.is_file():
+        return True
+    if path.suffix in TABLE_SUFFIXES:
+        refuse_pickled_table(path)
+        return True
+    if path.suffix == ".expt":
+        require_experiment_list(path)
+        return True
+    if path.suffix in PHIL_SUFFIXES:
+        if is_pickle(path):
+            raise ValueError(
+                f"{path} is no file of parameters but a Python pickle; it is not read."
+            )
+        return True
+    return may_be_read_by_dials(path)
 
 
 def _refuse_unread(params: Any, left: Sequence[str]) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import tracemalloc
 
 import pytest
 
 pytest.importorskip("dials", reason="the commands need dials")
 
 from dials.util import Sorry
+from dials.util.options import ArgumentParser
+from dials.util.phil import parse
 
+from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.sample.tomogram_files import write_sample_file
 
 COMMANDS = {
@@ -79,6 +83,43 @@ def test_a_pickled_table_and_a_damaged_experiment_list_are_refused(command, tmp_
     with pytest.raises(Sorry, match=r"empty\.expt cannot be read by DIALS"):
         run(command, "empty.expt")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["scan.nxs", "tomo.h5", "angles.txt", "models.json", "more.phil"])
+def test_no_file_is_unpickled_whatever_it_is_called(name, tmp_path):
+    """DIALS would unpickle every file that is neither JSON nor a table."""
+
+    class Evil:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path / 'ran'}",))
+
+    (tmp_path / name).write_bytes(pickle.dumps(Evil(), protocol=0))
+    with pytest.raises(Sorry):
+        run("anacor_absorption", name)
+    with pytest.raises(Sorry, match=f"{name} is no reflection table"):
+        run("anacor_absorption", f"reflections={name}")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_scan_is_not_read_into_memory_to_find_out_what_it_is(tmp_path):
+    """DIALS reads every file as text, and once more as a table."""
+    with open(tmp_path / "scan.nxs", "wb") as file:
+        file.write(b"\x89HDF\r\n\x1a\n")
+        file.truncate(300_000_000)
+    tracemalloc.start()
+    with pytest.raises(Sorry):
+        run("anacor_absorption", "scan.nxs")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000_000
+
+
+def test_what_is_left_keeps_its_order(tmp_path):
+    for name in ("b.h5", "a.nxs", "c.json"):
+        (tmp_path / name).write_bytes(b"{" if name == "c.json" else b"nothing")
+    parser = ArgumentParser(phil=parse("x = 1\n.type = int"), read_experiments=True)
+    params, _, left = parse_arguments(parser, ["b.h5", "x=3", "c.json", "a.nxs", "no such"])
+    assert (params.x, left) == (3, ["b.h5", "c.json", "a.nxs", "no such"])
 
 
 def test_outputs_need_the_extension_that_dials_knows_them_by():

@@ -51,6 +51,18 @@ def _is_table(begin: bytes) -> bool:
     return begin.startswith(HDF5_SIGNATURE) or (begin[:1] == b"\x93" and TABLE_NAME in begin)
 
 
+def may_be_read_by_dials(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as JSON or as a reflection table of DIALS (MessagePack).
+
+    DIALS takes any file for an experiment list, then for a reflection table: it reads the whole
+    into the memory, as text and as a table, and unpickles what is neither. A tomogram or a scan
+    must not come to that.
+    """
+    with open(path, "rb") as file:
+        begin = file.read(64)
+    return begin.lstrip()[:1] == b"{" or (begin[:1] == b"\x93" and TABLE_NAME in begin)
+
+
 def refuse_pickled_table(path: str | os.PathLike[str]) -> None:
     """Raises ValueError for a .refl that DIALS would unpickle: a pickle can run any program."""
     try:
