@@ -48,6 +48,7 @@ from anacor_dials.tomography.slice_grid import SliceGrid
 logger = logging.getLogger("dials.anacor_dials.tomography.reconstruction")
 
 SLAB = 64  # rows; slabs are multiples of it: whole chunks of tomo.h5
+MOST_MEMORY = 6.0e9  # bytes that are used if more than twice as many are free
 HISTOGRAM_BINS = 400  # of mu in the report
 HISTOGRAM_VOXELS = 4_000_000  # so many, evenly spread, show it as all do
 NOISE_ROWS = 5  # rows in which the noise is measured
@@ -69,19 +70,31 @@ def _slab_rows(plan: ReconstructionPlan) -> int:
     """
     free = available_memory_bytes()
     memory_gb = plan.settings.memory_gb
-    budget = memory_gb * 1e9 if memory_gb is not None else min(4e9, 0.5 * free if free else 4e9)
+    most = min(MOST_MEMORY, 0.5 * free) if free else MOST_MEMORY
+    budget = memory_gb * 1e9 if memory_gb is not None else most
     ny, nz = plan.grid.shape
     p = plan.projections
-    # filtered sinograms, their transforms, and the batch of images being corrected
+    # beside the sinograms: first the images being corrected, then filtered sinograms, their
+    # transforms, and slices
     width = 2 * p.ny + 3 * plan.grid.radius
-    fixed = LANES * (4.0 * p.n_angles * width + 8.0 * ny * nz) + 4 * BATCH_BYTES
+    slices = LANES * (4.0 * p.n_angles * width + 8.0 * ny * nz)
     if plan.settings.method == "iterative":
-        fixed += bytes_of_a_batch(p.n_angles, p.ny, (plan.grid.n, plan.grid.n))
-    row = 4.0 * p.n_angles * p.ny + 4.0 * ny * nz
-    rows = int((budget - fixed) / row)
+        slices += bytes_of_a_batch(p.n_angles, p.ny, (plan.grid.n, plan.grid.n))
+    sinogram, of_slice = 4.0 * p.n_angles * p.ny, 4.0 * ny * nz
+    slices_at_a_time = _slices_at_a_time(plan.shape[0])
+    beside = max(4 * BATCH_BYTES, slices + slices_at_a_time * of_slice)
+    rows = int((budget - beside) / sinogram)
+    if rows < slices_at_a_time:
+        beside = max(4 * BATCH_BYTES, slices)
+        rows = min(int((budget - beside) / (sinogram + of_slice)), slices_at_a_time)
     if rows >= SLAB:
         return min(rows - rows % SLAB, -(-plan.shape[0] // SLAB) * SLAB)
     return max(LANES, rows - rows % LANES)
+
+
+def _slices_at_a_time(nx: int) -> int:
+    """Slices that are made at once: SLAB, or about a tenth of nx if that is more."""
+    return max(SLAB, -(-nx // (10 * SLAB)) * SLAB)
 
 
 def _method(plan: ReconstructionPlan) -> Callable[[Sinograms, Advance], FloatImages]:
@@ -135,7 +148,7 @@ def _slabs(
     projections, settings = plan.projections, plan.settings
     nx = plan.shape[0]
     slices_of = _method(plan)
-    some = max(SLAB, -(-nx // (10 * SLAB)) * SLAB)
+    some = _slices_at_a_time(nx)
     # corrections of the rows take about as long as their slices, and are counted alike
     n = projections.n_angles
     with Progress(2 * nx * n, "Reconstructing") as progress:
