@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from anacor_dials.jobs.editing import LabelEditor
+from anacor_dials.jobs.label_preview import LabelPreview
 from anacor_dials.report.edit_server import EditServer
-from anacor_dials.sample.tomogram_files import write_sample_file
+from anacor_dials.sample.tomogram_files import read_preview, write_sample_file
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
 
 SLICES = 12  # across each axis, spread over the volume
@@ -81,6 +82,24 @@ class Page:
         urllib.request.urlopen(request).read()
 
 
+def time_slices(page: Page, shape: tuple[int, ...]) -> None:
+    """Prints how long slices across each axis take, median and worst."""
+    size = " x ".join(map(str, shape))
+    for axis, name in enumerate("XYZ"):
+        for kinds in (("values",), ("values", "labels", "doubt", "by_hand")):
+            times = []
+            for index in np.linspace(0.1, 0.9, SLICES) * shape[axis]:
+                start = time.perf_counter()
+                for kind in kinds:
+                    page.get(f"slice?kind={kind}&axis={axis}&index={int(index)}")
+                times.append(time.perf_counter() - start)
+            print(
+                f"| {size}: a slice across {name}, {' + '.join(kinds)} | {np.median(times):.3f} "
+                f"(worst {max(times):.3f}) |",
+                flush=True,
+            )
+
+
 def main() -> None:
     given = sys.argv[1] if len(sys.argv) > 1 else "1024"
     with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -89,25 +108,24 @@ def main() -> None:
             write_sample(path, int(given))
         else:
             shutil.copyfile(given, path)
+        print("| step | s |\n|---|---|")
         start = time.perf_counter()
-        editor = LabelEditor(path)
-        server = EditServer(editor)
+        preview = read_preview(path)
+        first = LabelEditor(path) if preview is None else LabelPreview(preview)
+        server = EditServer(first)
         threading.Thread(target=server.run, daemon=True).start()
         page = Page(server)
         page.get("state")
-        print(f"{' x '.join(map(str, editor.shape))} voxels\n\n| step | s |\n|---|---|")
-        print(f"| opening | {time.perf_counter() - start:.2f} |")
-        for axis, name in enumerate("XYZ"):
-            for kinds in (("values",), ("values", "labels", "doubt", "by_hand")):
-                times = []
-                for index in np.linspace(0.1, 0.9, SLICES) * editor.shape[axis]:
-                    start = time.perf_counter()
-                    for kind in kinds:
-                        page.get(f"slice?kind={kind}&axis={axis}&index={int(index)}")
-                    times.append(time.perf_counter() - start)
-                print(
-                    f"| a slice across {name}, {' + '.join(kinds)} | {np.median(times):.3f} (worst {max(times):.3f}) |"
-                )
+        print(f"| opening | {time.perf_counter() - start:.2f} |", flush=True)
+        if preview is not None:
+            time_slices(page, first.shape)
+            start = time.perf_counter()
+            server.open(lambda: LabelEditor(path))
+            while json.loads(page.get("state"))["reading"]:
+                time.sleep(0.05)
+            print(f"| reading the whole | {time.perf_counter() - start:.1f} |", flush=True)
+        editor = server.editor
+        time_slices(page, editor.shape)
         start = time.perf_counter()
         page.get("places")
         print(f"| doubtful places | {time.perf_counter() - start:.2f} |")

@@ -41,10 +41,12 @@ from libtbx import phil
 
 from anacor_dials.command_line import begin_log
 from anacor_dials.jobs.editing import EditingSettings, LabelEditor
+from anacor_dials.jobs.label_preview import LabelPreview
 from anacor_dials.phil import parse_phil
 from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.phil.settings import segmentation_settings
 from anacor_dials.report.edit_server import EditServer
+from anacor_dials.sample.tomogram_files import read_preview
 from anacor_dials.segmentation.propagation import PropagationSettings
 
 logger = logging.getLogger("dials.anacor_edit")
@@ -106,8 +108,13 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
     try:
         if len(given) > 1:
             raise ValueError(f"One tomo.h5 at a time: {', '.join(given)} were given.")
-        editor = LabelEditor(given[0], editing_settings(params))
-        server = EditServer(editor, params.port)
+        settings = editing_settings(params)
+        preview = read_preview(given[0])
+        if preview is None:
+            server = EditServer(LabelEditor(given[0], settings), params.port)
+        else:
+            server = EditServer(LabelPreview(preview, settings.user), params.port)
+            server.open(lambda: LabelEditor(given[0], settings))
     except ValueError as error:
         raise Sorry(error) from None
     logger.info("The page is served on port %d", server.port)
@@ -116,6 +123,8 @@ def run(args: list[str] | None = None, phil: phil.scope = phil_scope) -> None:
     sys.stdout.flush()
     with opened_in_browser(server.address if params.browser else None):
         server.run()
+    if server.failure is not None:
+        raise Sorry(server.failure)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ import numpy as np
 import pytest
 
 from anacor_dials.jobs.editing import LabelEditor
+from anacor_dials.jobs.label_preview import LabelPreview
 from anacor_dials.report.edit_server import EditServer
+from anacor_dials.sample import previews
 from anacor_dials.sample.hand_made import read_hand_made
-from anacor_dials.sample.tomogram_files import read_sample_file, write_sample_file
+from anacor_dials.sample.tomogram_files import read_preview, read_sample_file, write_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Tomogram
 
 pytestmark = pytest.mark.slow
@@ -272,6 +274,26 @@ def test_the_three_dimensional_view(browser, page):
     if folder := os.environ.get("ANACOR_PICTURES"):
         with open(os.path.join(folder, "edit-page.png"), "wb") as file:
             file.write(browser.picture())
+
+
+def test_a_large_volume_is_there_at_reduced_size_first(browser, page, monkeypatch):
+    """The page opens on the preview, cannot draw on it, and changes to the whole when it is read."""
+    monkeypatch.setattr(previews, "LARGEST_WITHOUT", 1000)
+    monkeypatch.setattr(previews, "VOXELS", np.prod(SHAPE) / 8)
+    path, editor = page.editor.path, page.editor
+    write_sample_file(path, editor.tomogram, editor.first, editor.mu_first, 3.5)
+    page.editor = LabelPreview(read_preview(path))
+    go_on = threading.Event()
+    page.open(lambda: (go_on.wait(PATIENCE), LabelEditor(path))[1])
+    browser.open(page.address)
+    browser.wait(READY)
+    assert browser.run("return [state.shape, state.reading]") == [[n // 2 for n in SHAPE], True]
+    assert "reduced size" in browser.run("return document.getElementById('message').textContent")
+    browser.run("post('paint', {axis: 0, index: 3, label: 2, runs: [[5, 5]]})")
+    go_on.set()
+    browser.wait(f"{READY} && !state.reading")
+    assert browser.run("return state.shape") == list(SHAPE)
+    assert page.editor.done == []
 
 
 def test_a_hostile_page_gets_nothing(browser, page):

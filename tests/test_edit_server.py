@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from anacor_dials.jobs.editing import LabelEditor
+from anacor_dials.jobs.label_preview import LabelPreview
 from anacor_dials.report.edit_server import GREY, EditServer
-from anacor_dials.sample.tomogram_files import read_sample_file, write_sample_file
+from anacor_dials.sample import previews
+from anacor_dials.sample.tomogram_files import read_preview, read_sample_file, write_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Tomogram
 
 SHAPE = (12, 14, 16)
@@ -217,3 +219,77 @@ def test_through_a_tunnel_with_another_port(server):
     assert ask(server, "state", Host="localhost:9999")[0] == 200
     assert ask(server, "state", Host="localhost:9999", Origin="http://localhost:9999")[0] == 200
     assert ask(server, "state", Host="localhost:9999", Origin="http://localhost:1")[0] == 404
+
+
+def test_a_large_volume_is_shown_at_reduced_size_while_it_is_read(tmp_path, labels, monkeypatch):
+    """The page opens on the preview; nothing can be changed until the volume is there."""
+    monkeypatch.setattr(previews, "LARGEST_WITHOUT", 1000)
+    monkeypatch.setattr(previews, "VOXELS", labels.size / 8)
+    values = 0.012 * np.array([0.0, 1.0, 0.6, 1.5])[labels]
+    values += 1e-5 * np.random.default_rng(0).standard_normal(SHAPE)
+    path = tmp_path / "tomo.h5"
+    write_sample_file(path, Tomogram(values, 1.2), LabelVolume(labels, 1.2), np.full(4, 0.012))
+    preview = read_preview(path)
+    assert preview is not None
+    server = EditServer(LabelPreview(preview, "somebody"))
+    threading.Thread(target=server.run, daemon=True).start()
+    go_on = threading.Event()
+
+    def read():
+        assert go_on.wait(30)
+        return LabelEditor(path)
+
+    server.open(read)
+    try:
+        state = json.loads(ask(server, "state")[2])
+        assert (state["reading"], state["shape"], state["user"]) == (True, [6, 7, 8], "somebody")
+        assert state["voxel_size_um"] == [2.4, 2.4, 2.4]
+        status, headers, content = ask(server, "slice?kind=labels&axis=0&index=2")
+        assert (status, headers["X-Shape"]) == (200, "7,8")
+        found = np.frombuffer(content, np.uint8).reshape(7, 8)
+        np.testing.assert_array_equal(found, labels[5, 1::2, 1::2])
+        status, _, content = ask(server, "slice?kind=values&axis=1&index=3")
+        low, high = GREY
+        seen = np.frombuffer(content, "<u2").reshape(6, 8) / 65535 * (high - low) + low
+        means = values.reshape(6, 2, 7, 2, 8, 2).mean(axis=(1, 3, 5))
+        # air 0 and the sample 1, whatever its level is
+        assert np.corrcoef(seen.ravel(), means[:, 3].ravel())[0, 1] > 0.9999
+        request = {"axis": 0, "index": 2, "label": 1, "runs": [[3, 2]]}
+        status, _, content = ask(server, "paint", "POST", request)
+        assert status == 400
+        assert "being read" in json.loads(content)["error"]
+        go_on.set()
+        for _ in range(100):
+            state = json.loads(ask(server, "state")[2])
+            if not state["reading"]:
+                break
+            time.sleep(0.05)
+        assert (state["reading"], state["shape"], state["busy"]) == (False, list(SHAPE), "")
+        # what is drawn is in the preview that is shown the next time
+        runs = [[5 * SHAPE[2] + 5, 1]]
+        status, _, _ = ask(
+            server, "paint", "POST", {"axis": 0, "index": 5, "label": 2, "runs": runs}
+        )
+        assert status == 200
+        again = read_preview(path)
+        assert again.labels.values[2, 2, 2] == 2
+        assert labels[5, 5, 5] == 3
+    finally:
+        server.stop()
+
+
+def test_a_volume_that_cannot_be_read_ends_the_page(tmp_path, labels, monkeypatch):
+    monkeypatch.setattr(previews, "LARGEST_WITHOUT", 1000)
+    path = tmp_path / "tomo.h5"
+    write_sample_file(path, Tomogram(labels * 0.01, 1.2), LabelVolume(labels, 1.2), np.ones(4))
+    server = EditServer(LabelPreview(read_preview(path)))
+
+    def read():
+        raise ValueError("it is damaged")
+
+    server.open(read)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert str(server.failure) == "it is damaged"

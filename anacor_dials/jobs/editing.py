@@ -37,6 +37,7 @@ from anacor_dials.sample.hand_made import (
     write_hand_made,
 )
 from anacor_dials.sample.output_files import whole_file
+from anacor_dials.sample.previews import renew_labels
 from anacor_dials.sample.tomogram_files import read_sample_file
 from anacor_dials.sample.volumes import LabelVolume
 from anacor_dials.segmentation.clean_up import CROSS
@@ -455,6 +456,7 @@ class LabelEditor:
             box = tuple(slice(int(p.min()), int(p.max()) + 1) for p in places)
         if where is None or where.size:
             group["labels"][box] = self.labels[box]
+            renew_labels(group.parent, self.labels)
         if "by_hand" not in group or len(group.get("by_hand_users", ())) != len(self.sessions):
             write_hand_made(group, self.hand_made())
         elif where is None or where.size:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from anacor_dials import __version__
 from anacor_dials.jobs.editing import LabelEditor
 from anacor_dials.jobs.editing_effect import Effect
+from anacor_dials.jobs.label_preview import READING, LabelPreview
 from anacor_dials.report.page import plain
 from anacor_dials.report.sample import colour, view_3d
 
@@ -48,11 +49,22 @@ POLICY = (
 class EditServer:
     """Serves the page of an editor until it is stopped; threads of their own do what takes long.
 
-    editor: of the labels. port: 0 for any that is free. Raises ValueError where the port is taken.
+    Parameters
+    ----------
+    editor : LabelEditor or LabelPreview
+        Of the labels; or what is shown until :meth:`open` has read them.
+    port : int
+        0 for any that is free.
+
+    Raises
+    ------
+    ValueError
+        If the port is taken.
     """
 
-    def __init__(self, editor: LabelEditor, port: int = 0) -> None:
+    def __init__(self, editor: LabelEditor | LabelPreview, port: int = 0) -> None:
         self.editor = editor
+        self.failure: ValueError | None = None  # why the labels could not be read
         self.token = secrets.token_urlsafe(24)
         self.busy = ""  # what takes long and is under way
         self.message = ""  # how it ended
@@ -91,6 +103,21 @@ class EditServer:
         """Ends :meth:`run`."""
         self._http.shutdown()
 
+    def open(self, read: Callable[[], LabelEditor]) -> None:
+        """Reads the labels in a thread of its own; a preview is shown until they are there.
+
+        If they cannot be read, the server stops, with the reason in `failure`.
+        """
+
+        def work() -> None:
+            try:
+                self.editor = read()
+            except ValueError as error:
+                self.failure = error
+                self.stop()
+
+        threading.Thread(target=work, daemon=True).start()
+
     # ---- what the page asks for ------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -111,7 +138,8 @@ class EditServer:
             "redo": len(e.undone),
             "last": e.done[-1].what if e.done else "",
             "user": e.sessions[-1].user,
-            "busy": self.busy,
+            "reading": isinstance(e, LabelPreview),
+            "busy": READING if isinstance(e, LabelPreview) else self.busy,
             "message": self.message,
             "effect": self._effect(),
         }
@@ -147,23 +175,26 @@ class EditServer:
 
     def do(self, action: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """Does what the page asks for; raises ValueError with the reason where that cannot be."""
+        editor = self.editor
+        if isinstance(editor, LabelPreview):
+            raise ValueError(f"{READING}.")
         steps: dict[str, Callable[[], Any]] = {
-            "paint": lambda: self.editor.paint(*self._drawn(request), int(request["label"])),
-            "erase": lambda: self.editor.erase(*self._drawn(request)),
-            "body": lambda: self.editor.relabel_body(request["voxel"], int(request["label"])),
-            "undo": self.editor.undo,
-            "redo": self.editor.redo,
+            "paint": lambda: editor.paint(*self._drawn(request), int(request["label"])),
+            "erase": lambda: editor.erase(*self._drawn(request)),
+            "body": lambda: editor.relabel_body(request["voxel"], int(request["label"])),
+            "undo": editor.undo,
+            "redo": editor.redo,
         }
         slow: dict[str, tuple[str, Callable[[], Any]]] = {
-            "follow": ("Strokes go on", lambda: self.editor.follow(int(request.get("axis", 0)))),
-            "learn": ("The network learns the sample", self.editor.learn),
+            "follow": ("Strokes go on", lambda: editor.follow(int(request.get("axis", 0)))),
+            "learn": ("The network learns the sample", editor.learn),
         }
         if action in steps:
             if self.busy and action not in ("paint", "erase"):
                 raise ValueError(f"{self.busy}: wait until that is done.")
             return {"changed": steps[action](), "state": self.state()}
         if action == "effect":
-            self._find_effect()
+            self._find_effect(editor)
             return {"state": self.state()}
         if action in slow:
             self._begin(*slow[action])
@@ -182,7 +213,7 @@ class EditServer:
             np.concatenate([np.empty(0, np.int64), *voxels]),
         )
 
-    def _find_effect(self) -> None:
+    def _find_effect(self, editor: LabelEditor) -> None:
         """Finds what the labels are worth in a thread of its own; once more where it is asked
         meanwhile.
         """
@@ -194,7 +225,7 @@ class EditServer:
             try:
                 while self._effect_wanted:
                     self._effect_wanted = False
-                    self.effect = self.editor.effect()
+                    self.effect = editor.effect()
             except Exception as error:  # it is shown on the page, and the page goes on
                 logger.exception("What the labels are worth")
                 self.message = f"{type(error).__name__}: {error}"

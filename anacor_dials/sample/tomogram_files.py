@@ -46,6 +46,7 @@ from anacor_dials.sample.hand_made import HandMadeLabels, write_hand_made
 from anacor_dials.sample.hdf5_files import dataset_at, open_hdf5, whole_array, write_array
 from anacor_dials.sample.large_arrays import release
 from anacor_dials.sample.output_files import whole_file
+from anacor_dials.sample.previews import stored_preview, write_preview
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
 
 UNITS_TO_UM = {"um": 1.0, "µm": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
@@ -248,6 +249,28 @@ def read_sample_file(
     )
 
 
+def read_preview(path: str | os.PathLike[str]) -> SampleFile | None:
+    """A large tomogram and its labels at reduced size; None if the file holds no such preview.
+
+    The values are in the unit of the file. Raises ValueError as :func:`read_sample_file` does.
+    """
+    with open_hdf5(path) as file:
+        stored = stored_preview(file)
+        if stored is None:
+            return None
+        values, labels, block = stored
+        size = _read_voxel_size(file, path) * block
+        centre_dataset = dataset_at(file, "entry/frame/centre")
+        centre = None if centre_dataset is None else (centre_dataset[()] + 0.5) / block - 0.5
+        names_dataset = dataset_at(file, "entry/segmentation/names")
+        names = DEFAULT_NAMES if names_dataset is None else _texts(names_dataset)
+    return SampleFile(
+        Path(path),
+        Tomogram(values, size, centre, quantitative=False),
+        LabelVolume(labels, size, centre, names),
+    )
+
+
 def _positive(group: h5py.Group, name: str) -> float | None:
     """A number above zero among a group's attributes, or None. Raises ValueError for others."""
     if name not in group.attrs:
@@ -394,6 +417,8 @@ def write_sample(path: str | os.PathLike[str], sample: SampleFile, parameters: s
             _create(group, "data", tomogram.values).attrs["units"] = units
         if labels is not None:
             _write_segmentation(entry, folder, sample, labels)
+        if tomogram is not None and labels is not None:
+            write_preview(entry, tomogram.values, labels.values)
 
 
 def _write_segmentation(

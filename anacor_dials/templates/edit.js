@@ -215,6 +215,7 @@ async function underCross() {
 
 function show(now) {
   const busyBefore = state && state.busy;
+  if (state && state.reading && !now.reading) location.reload(); // the volume has another shape now
   state = now;
   $("file").textContent = `${state.file}`;
   document.title = `${state.file}: labels`;
@@ -607,7 +608,7 @@ $("narrow").onclick = () => windowOf(0.75, 1.25);
   await draw();
   await readPlaces();
   if (places.length) goTo(0);
-  effectSoon();
+  if (!state.reading) effectSoon();
   setInterval(() => watch().catch(() => say("The server does not answer; was it stopped?")), 1000);
   document.body.dataset.ready = "yes";
 })();
