@@ -271,7 +271,10 @@ def test_quoted_messages_are_those_of_the_program() -> None:
             assert any(part in sentence for sentence in sentences), f"{part!r} of: {quote}"
 
 
-def test_file_format_page_names_what_is_in_a_file(tmp_path: Path) -> None:
+def test_file_format_page_names_what_is_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anacor_dials.sample import previews
     from anacor_dials.sample.hand_made import EditingSession, HandMadeLabels
     from anacor_dials.sample.tomogram_files import SampleFile, write_sample
     from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Tomogram
@@ -287,6 +290,7 @@ def test_file_format_page_names_what_is_in_a_file(tmp_path: Path) -> None:
         probabilities=np.zeros((4, 3, 4, 5), dtype=np.uint8),
         hand_made=HandMadeLabels(labels, session, DEFAULT_NAMES, who),
     )
+    monkeypatch.setattr(previews, "LARGEST_WITHOUT", 10)  # as of a large volume
     write_sample(path, sample)
     paths = set()
     with h5py.File(tmp_path / "tomo.h5") as file:
