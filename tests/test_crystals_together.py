@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from anacor_dials.diffraction.known_structure import (
     merged_friedel_apart,
 )
 from anacor_dials.diffraction.merging import load_scaled
+from anacor_dials.diffraction.scaling import corrections
+from anacor_dials.jobs.records import pipeline_schema
 from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.simulation.diffraction_data import (
@@ -139,3 +143,43 @@ def test_a_merge_that_is_done_again_keeps_the_set(
     steps = json.loads(Path("anacor/anacor.json").read_text())["steps"]
     assert [step["name"] for step in steps if step["done_in_this_run"]] == ["X1/merge"]
     assert free_set(measured.folder, "X1") == before
+
+
+def test_the_record_of_a_real_run_is_what_the_schema_says(measured: Measured) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    content = json.loads((measured.folder / "anacor/anacor.json").read_text())
+    jsonschema.Draft202012Validator(pipeline_schema()).validate(content)
+    assert {row["crystal"] for row in content["overview"]} == set(PLATES)
+
+
+@pytest.fixture(scope="module")
+def multiplexed(measured: Measured, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """The models that xia2.multiplex makes of the crystals, which were scaled one by one: {strategy: path}."""
+    program = shutil.which("xia2.multiplex")
+    if program is None:
+        pytest.skip("Xia2 is not installed: there is no program multiplex.")
+    made = {}
+    for strategy in STRATEGIES:
+        folder = tmp_path_factory.mktemp(f"multiplex_{strategy}")
+        scaled = [measured.folder / f"anacor/{name}/scale_{strategy}/scaled" for name in PLATES]
+        files = [str(one.with_suffix(kind)) for one in scaled for kind in (".expt", ".refl")]
+        options = ("symmetry.space_group=P41212", f"resolution.d_min={D_MIN}")
+        command = [program, *files, *options, "nproc=1"]
+        subprocess.run(command, cwd=folder, check=True)
+        (made[strategy],) = folder.rglob("scaled.expt")
+    return made
+
+
+def test_multiplex_keeps_what_the_factors_gained(
+    measured: Measured, multiplexed: Mapping[str, Path]
+) -> None:
+    """Three crystals by xia2.multiplex are nearer the truth than each alone, and than by harmonics."""
+    terms = corrections(multiplexed["analytical"])
+    assert len(terms) == len(PLATES)
+    assert all("analytical" in one and "absorption" not in one for one in terms)
+    of = {s: against(path.parent, measured.true) for s, path in multiplexed.items()}
+    for name in PLATES:
+        assert of["analytical"].r_intensities < measured.r(name, "analytical")
+        assert of["analytical"].cc_anomalous > measured.of[name]["analytical"].cc_anomalous
+        assert of["analytical"].n_reflections > measured.of[name]["analytical"].n_reflections
+    assert of["analytical"].r_intensities < 0.9 * of["sh_high"].r_intensities
