@@ -60,6 +60,17 @@ def radius_of(p, name):
     return float(found.mean()), float(found.std())
 
 
+def test_a_film_of_one_voxel_has_no_normal():
+    """Its two surfaces pass through the same voxels; 0 / 0 must not spread from there."""
+    p = probabilities_of(DROP, CRYSTAL)
+    p[:, 20, 12:50, 12:50] = np.array([0, 110, 145, 0])[:, None, None]
+    surface = surface_of(p, 2)
+    assert np.count_nonzero(np.linalg.norm(surface.normals, axis=1) < 1e-6) > 100
+    with np.errstate(invalid="raise", divide="raise"):
+        moved_to_edges(values_of(), p, NAMES, 1.0, ALWAYS)
+    assert p.astype(int).sum(axis=0)[15:25, 20:44, 20:44].min() > 240
+
+
 @pytest.mark.parametrize("wrong", [-1.2, -0.4, 0.7, 1.2])
 @pytest.mark.parametrize("noise", [0.0, 0.03])
 def test_surfaces_come_to_where_the_values_rise(wrong, noise):

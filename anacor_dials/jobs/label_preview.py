@@ -48,7 +48,15 @@ class LabelPreview:
         self.undone: list[Any] = []
 
     def plane(self, kind: str, axis: int, index: int) -> NDArray[Any]:
-        """As LabelEditor.plane; nothing is known to be by hand or doubtful."""
+        """A slice across an axis; nothing is known to be by hand or doubtful.
+
+        Parameters
+        ----------
+        kind : str
+            values (float32, normalised), labels, by_hand or doubt (uint8).
+        axis : int
+        index : int
+        """
         if axis not in range(3) or not 0 <= index < self.shape[axis]:
             raise ValueError(f"There is no slice {index} across axis {axis} of {self.shape}.")
         place = tuple(index if a == axis else slice(None) for a in range(3))

@@ -32,9 +32,15 @@ def block_of(shape: tuple[int, ...]) -> int:
 
 
 def write_preview(entry: h5py.Group, values: NDArray[Any], labels: NDArray[np.uint8]) -> None:
-    """Writes the preview of a large volume (nx, ny, nz); of a small one there is none.
+    """Writes the preview of a large volume; of a small one there is none.
 
-    entry: the group /entry of an open tomo.h5.
+    Parameters
+    ----------
+    entry : Group
+        /entry of an open tomo.h5.
+    values : array (nx, ny, nz)
+        Of the tomogram.
+    labels : array (nx, ny, nz) of uint8
     """
     block = block_of(labels.shape)
     if block == 1:

@@ -49,6 +49,7 @@ REACH = 2.0  # voxels that a surface may move in one pass
 PRIOR = 1.0
 NEAR = 1.5  # voxels: places on a surface that are looked at together lie so close
 NORMAL = 2.0  # voxels: standard deviation of the smoothing that normals are taken from
+FLAT = 1e-3  # per voxel: a slope of the smoothed class, 0.3 at a surface, that has no direction
 BAND = 4.0  # voxels: probabilities further from the surface stay
 # in units of the noise: smaller rises do not count, twice as large ones count fully. Chosen by
 # hand
@@ -262,7 +263,7 @@ class Surface:
     points : array (k, 3)
         The places, in voxels.
     normals : array (k, 3)
-        Unit vectors into the class.
+        Unit vectors into the class; zero in the middle of a film of one voxel.
     index : array (nx, ny, nz) of int
         The number of the place in each voxel, -1 if there is none.
     """
@@ -285,6 +286,8 @@ class Surface:
             first, second = first[second >= 0], second[second >= 0]
             squares = ((self.points[first] - self.points[second]) ** 2).sum(axis=1)
             alike = np.clip((self.normals[first] * self.normals[second]).sum(axis=1), 0.0, None)
+            # in the middle of a film of one voxel there is no normal
+            alike[first == second] = 1.0
             weight = np.exp(-2.0 * squares / NEAR**2) * alike**4
             yield first, second.astype(np.intp), weight.astype(np.float32)
 
@@ -340,7 +343,8 @@ def surface_of(probabilities: NDArray[np.uint8], label: int) -> Surface | None:
         for k in range(3)
     ]
     normals: Array = np.stack(slopes, axis=1)
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+    steepness = np.linalg.norm(normals, axis=1, keepdims=True)
+    normals = np.where(steepness > FLAT, normals / np.maximum(steepness, FLAT), 0.0)
     index = np.full(shape, -1, dtype=np.int32)
     index.reshape(-1)[unique] = np.arange(len(unique))
     return Surface(np.stack(np.unravel_index(unique, shape), axis=1), mean, normals, index)
