@@ -73,6 +73,7 @@ from anacor_dials.command_line import begin_log
 from anacor_dials.diffraction.alignment import choices_from
 from anacor_dials.diffraction.crystal_faces import (
     CrystalFaces,
+    cap_lines,
     faces_text,
     read_faces,
     shelx_lines,
@@ -325,10 +326,9 @@ def mesh_settings(params: Any, files: list[str]) -> MeshSettings:
 
 
 def list_of(faces: CrystalFaces, name: str) -> str:
-    """The faces as the text of a file; lines FACE if its name ends in .ins, CIF if in .cif."""
-    if name.endswith(".cif"):
-        return cif_of_faces(faces)
-    return shelx_lines(faces) if name.endswith(".ins") else faces_text(faces)
+    """The faces as the text of a file, of the kind that the end of its name says."""
+    kinds = {".cif": cif_of_faces, ".ins": shelx_lines, ".cap": cap_lines}
+    return kinds.get(Path(name).suffix.lower(), faces_text)(faces)
 
 
 def save_without_tomogram(

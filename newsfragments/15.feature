@@ -11,3 +11,5 @@ The faces of the crystal are found in the labels: ``dials.anacor_absorption`` fi
 ``labels.crystal=faces`` or ``auto`` takes the polyhedron of the crystal's faces in place of its voxels, where these fit it, in finer voxels: ragged and incomplete labels are completed, and log, report and JSON say by how much.
 
 ``output.faces=`` writes the faces as CIF where the name ends in ``.cif``, which ``faces=`` reads again.
+
+``faces=`` and ``output.faces=`` know files ``.cap``: lines of ``h k l distance`` in mm.

@@ -32,6 +32,7 @@ from scipy.spatial.transform import Rotation
 from anacor_dials.command_line.anacor_absorption import run
 from anacor_dials.diffraction.crystal_faces import (
     CrystalFaces,
+    cap_lines,
     faces_text,
     is_face_list,
     read_faces,
@@ -54,7 +55,7 @@ def written(tmp_path: Path, text: str, name: str = "faces.txt") -> Path:
     return path
 
 
-def test_three_kinds_of_lists_say_the_same(tmp_path: Path) -> None:
+def test_all_kinds_of_lists_say_the_same(tmp_path: Path) -> None:
     plain = read_faces(written(tmp_path, BOX))
     assert plain.names[3] == "(0 -1 0)"
     np.testing.assert_allclose(plain.distances_um, [40, 40, 25, 25, 10, 10])
@@ -65,8 +66,22 @@ def test_three_kinds_of_lists_say_the_same(tmp_path: Path) -> None:
     loop = "data_x\n_cell_length_a 9\nloop_\n_exptl_crystal_face_index_h\n_exptl_crystal_face_index_k\n"
     loop += "_exptl_crystal_face_index_l\n_exptl_crystal_face_perp_dist\n"
     loop += "1 0 0 0.0400(5)\n-1 0 0 0.04\n0 1 0 0.025\n0 -1 0 0.025\n0 0 1 0.01\n0 0 -1 0.01\n"
-    texts = (faces_text(plain), shelx_lines(plain), shelx, loop, cif_of_faces(plain))
-    for name, text in zip(("a.txt", "b.ins", "c.ins", "d.cif", "e.cif"), texts, strict=True):
+    cap = (
+        "CRYSTAL 0.08 0.05 0.02\nFaces: 6  h k l d[mm]\n1: 1 0 0 0.04 90.0 12.5\nFACE -1 0 0 .04\n"
+    )
+    cap += (
+        "0.0000 1.0000 0.0000 0.0250\n  0 -1 0 0.025\nface 5: 0 0 1 0.010\n6) 0 0 -1 0.01 yellow\n"
+    )
+    texts = {
+        "a.txt": faces_text(plain),
+        "b.ins": shelx_lines(plain),
+        "c.ins": shelx,
+        "d.cif": loop,
+        "e.cif": cif_of_faces(plain),
+        "f.cap": cap,
+        "g.cap": cap_lines(plain),
+    }
+    for name, text in texts.items():
         other = read_faces(written(tmp_path, text, name))
         np.testing.assert_allclose(other.indices, plain.indices)
         np.testing.assert_allclose(other.distances_um, plain.distances_um)

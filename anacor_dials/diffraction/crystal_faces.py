@@ -6,11 +6,13 @@ place of the frame of the tomogram. A reflection that is measured at the scan an
 R = S R'(phi) F, has its source at (R U)^T (-s0) and leaves along (R U)^T s1. Neither a tomogram nor
 its alignment is needed.
 
-Three kinds of lists are read:
+Four kinds of lists are read:
 
 * ``h k l distance`` on each line, the distance in um;
 * lines ``FACE h k l distance`` (SHELX-76, PLATON), the distance in mm; other lines are skipped, so
   that a whole .ins file can be given;
+* files ``.cap``: lines of ``h k l distance``, in mm, which may begin with a word or a number with a
+  colon, and go on; other lines are skipped;
 * CIF, as CrysAlisPro writes it: the loop of ``_exptl_crystal_face_index_h`` and
   ``_exptl_crystal_face_perp_dist``, which is in mm from the face to the centre of rotation of the
   crystal (CIF core dictionary).
@@ -35,8 +37,12 @@ from anacor_dials.sample.frames import FloatArray
 logger = logging.getLogger("dials.anacor_dials.diffraction.crystal_faces")
 
 UM_PER_MM = 1000.0
-FACE_SUFFIXES = (".txt", ".faces", ".ins", ".res", ".cif")  # no scan or volume has these
+FACE_SUFFIXES = (".txt", ".faces", ".ins", ".res", ".cap", ".cif")  # no scan or volume has these
 CIF_FACE = "_exptl_crystal_face"
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
+CAP_LINE = re.compile(
+    rf"(?im)^[ \t]*(?:[a-z]\S*[ \t]+)?(?:\d+[:)][ \t]*)?((?:{NUMBER}[ \t]+){{3}}{NUMBER})\b.*$"
+)
 # Crystals for X-rays; what lies outside has its distances in another unit.
 SMALLEST_CRYSTAL_UM, LARGEST_CRYSTAL_UM = 0.5, 10_000.0
 # Orientations of one mounted crystal differ by less, by refinement and slippage of the goniometer.
@@ -132,6 +138,8 @@ def read_faces(path: str | os.PathLike[str]) -> CrystalFaces:
         raise ValueError(f"{path} is no text file; give a list of faces, h k l distance.") from None
     if re.search(rf"(?im)^\s*{CIF_FACE}_index_h\b", text):
         faces = _faces_of_cif(text, path)
+    elif Path(path).suffix.lower() == ".cap":
+        faces = _faces_of_lines(CAP_LINE.findall(text), UM_PER_MM, path)
     elif re.search(r"(?im)^\s*FACE\s", text):
         lines = re.findall(r"(?im)^\s*FACE\s+(.*)$", text)
         faces = _faces_of_lines(lines, UM_PER_MM, path)
@@ -189,12 +197,17 @@ def faces_text(faces: CrystalFaces) -> str:
     return "\n".join(lines) + "\n"
 
 
-def shelx_lines(faces: CrystalFaces) -> str:
-    """The faces as lines FACE h k l distance, mm."""
+def cap_lines(faces: CrystalFaces) -> str:
+    """The faces as lines h k l distance, mm."""
     return "".join(
-        f"FACE {' '.join(f'{i:g}' for i in h)} {distance / UM_PER_MM:.5f}\n"
+        f"{' '.join(f'{i:g}' for i in h)} {distance / UM_PER_MM:.5f}\n"
         for h, distance in zip(faces.indices, faces.distances_um, strict=True)
     )
+
+
+def shelx_lines(faces: CrystalFaces) -> str:
+    """The faces as lines FACE h k l distance, mm."""
+    return "".join(f"FACE {line}\n" for line in cap_lines(faces).splitlines())
 
 
 # ---- the crystal frame ---------------------------------------------------------------------------
