@@ -789,6 +789,29 @@ def test_the_table_of_a_partly_lit_crystal(device, shape):
     assert rms(exact_answer(PLATE, MU, directions, 10_000) / expected - 1) > 0.03
 
 
+def test_a_table_at_the_edge_of_a_small_beam_is_given_up(caplog):
+    """Forty reflections in a beam of 8 x 5 um: it costs few rays, and says that it is in vain."""
+    beam = BeamProfile("tophat", (8.0, 5.0))
+    directions = scan(40)
+    with caplog.at_level("WARNING"):
+        table, direct = (
+            absorption_factors(
+                PLATE, MU, directions, Tracing(beam=beam, method=method, tolerance=2e-3)
+            )
+            for method in ("table", "direct")
+        )
+    (message,) = (r.getMessage() for r in caplog.records)
+    assert "A table of directions does not follow" in message
+    assert "absorption.method=direct" in message
+    rays = [f.accuracy.n_points * f.accuracy.n_directions for f in (table, direct)]
+    assert rays[0] < 4 * rays[1]  # from all points even the first grid takes ten times as many
+    assert not table.accuracy.reached
+    # what it says of its own error is true
+    expected = exact_answer(PLATE, MU, directions, 200_000, beam)
+    assert rms(direct.transmission / expected - 1) < 6e-3
+    assert rms(table.transmission / expected - 1) < 1.5 * table.accuracy.rms_error
+
+
 def test_a_beam_that_bathes_the_crystal_changes_nothing(plate_scan):
     directions, expected = plate_scan
     beam = BeamProfile("tophat", (100.0, 100.0))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +16,15 @@ from anacor_dials.absorption.direction_table import (
     SMALLEST_RADIUS,
     DirectionTable,
     ExitGrid,
+    Grid,
     IncidentArc,
     TableSum,
 )
 from anacor_dials.absorption.directions import Directions
+from anacor_dials.absorption.node_sums import SMALLEST_TRANSMISSION, NodeSums, require_light
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.progress import followed
-
-SMALLEST_TRANSMISSION = 1e-30  # keeps logarithms finite; no such reflection can be measured
 
 # A first look says how many points are needed: cheap beside the computation itself.
 PILOT_POINTS = 2048
@@ -68,6 +67,10 @@ COARSE_RATIO = 2.0
 # these are more than so many times the rays of the table. Limits the time.
 MOST_OWN_RAYS = 16
 
+# Where a table at the edge of a beam needs more rays than the reflections themselves, it is first
+# looked at with so many points.
+FIRST_LOOK_POINTS = 12_000
+
 LARGEST_CHUNK = 8192  # points traced together: more bring no speed
 # For the reflections that are traced exactly. The ratio of exact and marched A is taken from these
 # points: from 4000 of the 16 000 points of a plate (tests/test_factors.py) it was good to 0.03 %
@@ -78,8 +81,6 @@ MOST_EXACT_POINTS = 12_000
 LIT_DIRECTIONS = 72
 LIT_MARGIN = 1.1
 LEAST_LIGHT = 1e-4  # of the full intensity
-
-Grid = tuple[tuple[IncidentArc, ...], ExitGrid]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +195,29 @@ class Computation:
         squares = float(np.sum(covariance**2))
         return float(np.trace(covariance) ** 2 / squares) if squares > 0 else 1.0
 
+    def first_points(self, step_deg: float) -> int:
+        """How many points to begin with; few of them where a table may be in vain."""
+        wanted = self.points_needed()
+        return min(wanted, FIRST_LOOK_POINTS) if self._table_is_dear(step_deg) else wanted
+
+    def table_in_vain(
+        self, step_deg: float, traced_error: float, n_points: int, wanted: int
+    ) -> bool:
+        """Whether a dear table at the edge of a beam will miss the tolerance with more points, too.
+
+        Points that the edge passes between two nodes are as many in proportion however many there
+        are; their noise falls as one over the root of the number of points.
+        """
+        if not self._table_is_dear(step_deg):
+            return False
+        return traced_error * math.sqrt(n_points / wanted) > self.tracing.tolerance
+
+    def _table_is_dear(self, step_deg: float) -> bool:
+        """Whether a table at the edge of a beam needs more rays than the reflections do."""
+        if self.tracing.method != "table" or not self._hard_beam or not self.has_tables:
+            return False
+        return n_nodes(self.grid(step_deg)) > 2 * len(self.directions)
+
     def first_step_deg(self) -> float:
         """The step of the fine grid to begin with, deg."""
         step = STEP_AT_TOLERANCE_1E3 * (self.tracing.tolerance / 1e-3) ** STEP_POWER
@@ -242,7 +266,7 @@ class Computation:
             pair = np.repeat(lit[::2] | lit[1::2], 2)
             share = float(pair.mean())
             if pair.sum() >= 0.8 * n or n_drawn >= MOST_POINTS:
-                _require_light(np.array([share]))
+                require_light(np.array([share]))
                 return points[pair]
             n_drawn = 2 * math.ceil(min(1.1 * n_drawn / max(share, 1e-3), MOST_POINTS) / 2)
 
@@ -276,7 +300,7 @@ class Computation:
         if self.tracing.beam is None:
             return points.weights.astype(np.float32)[None]
         weights = self.beam_weights(points, directions.to_source, directions.axes_of_beam)
-        _require_light(weights.sum(axis=1))
+        require_light(weights.sum(axis=1))
         return weights
 
     # ---- transmissions ---------------------------------------------------------------------------
@@ -409,8 +433,11 @@ class Computation:
         It jumps where the edge of a beam passes over a point, and has a kink where a plane face is
         seen edge-on.
         """
-        hard_beam = self.tracing.beam is not None and self.tracing.beam.shape == "tophat"
-        return hard_beam or self.body.has_plane_faces
+        return self._hard_beam or self.body.has_plane_faces
+
+    @property
+    def _hard_beam(self) -> bool:
+        return self.tracing.beam is not None and self.tracing.beam.shape == "tophat"
 
     def may_leave_tables(self, grid: Grid | None) -> bool:
         """Whether the reflections' own rays may be traced in place of a table with this grid."""
@@ -467,7 +494,7 @@ class Computation:
         with_error: whether the variance is computed; else it is 0.
         """
         exits = grid[1].directions
-        sums = _NodeSums(self, grid, with_error)
+        sums = NodeSums(self, grid, with_error)
         # rays of both kinds, their squares and pair products, in float32
         bytes_per_point = 4 * 3 * sum(sums.shape)
         chunk = int((self.memory_bytes - _table_bytes(grid)) * 0.5 / bytes_per_point)
@@ -483,69 +510,6 @@ class Computation:
             if index == chunks_of_first - 1:
                 log_first = sums.log_mean()
         return sums.log_mean(), sums.log_relative_variance(), log_first
-
-
-class _NodeSums:
-    """Sums over points at the nodes of a grid, on the engine's device.
-
-    With f = w T_in T_out: sum f, sum w; and with_error sum f^2, the products of f and of w within
-    pairs.
-    """
-
-    def __init__(self, computation: Computation, grid: Grid, with_error: bool = True) -> None:
-        arcs, exit_grid = grid
-        self._with_error = with_error
-        self._computation = computation
-        self._xp = computation.engine.xp
-        self.incident = np.concatenate([arc.directions for arc in arcs])
-        self._beam_axis = np.concatenate([arc.beam_axis for arc in arcs])
-        self.shape = (len(self.incident), len(exit_grid.directions))
-        self._sums, self._squares, self._pairs, self._f_weights = (
-            self._xp.zeros(self.shape) for _ in range(4)
-        )
-        self._light, self._w_squares = (self._xp.zeros((self.shape[0], 1)) for _ in range(2))
-
-    def add(self, points: SampledPoints, t_in: Any, t_out: Any) -> None:
-        """Adds points with their transmissions T_in (n_incident, m) and T_out (n_exit, m)."""
-        xp = self._xp
-        if self._computation.tracing.beam is None:
-            t_in = t_in * xp.asarray(points.weights.astype(np.float32))
-            self._light += float(points.weights.sum())
-        else:
-            weights = self._computation.beam_weights(points, self.incident, self._beam_axis)
-            w = xp.asarray(weights)
-            d_w = w[:, ::2] - w[:, 1::2]
-            self._light += w.sum(axis=1, dtype=np.float64)[:, None]
-            self._w_squares += (d_w**2).sum(axis=1, dtype=np.float64)[:, None]
-            t_in = t_in * w
-            if self._with_error:
-                self._f_weights += (d_w * t_in[:, ::2]) @ t_out[:, ::2].T
-                self._f_weights -= (d_w * t_in[:, 1::2]) @ t_out[:, 1::2].T
-        self._sums += t_in @ t_out.T
-        if not self._with_error:
-            return
-        self._pairs += (t_in[:, ::2] * t_in[:, 1::2]) @ (t_out[:, ::2] * t_out[:, 1::2]).T
-        self._squares += (t_in**2) @ (t_out**2).T
-
-    def log_mean(self) -> FloatArray:
-        """log A of the points so far. Raises ValueError where no light falls on the crystal."""
-        light = self._numpy(self._light)
-        _require_light(light)
-        return np.log(np.maximum(self._numpy(self._sums), SMALLEST_TRANSMISSION) / light)
-
-    def log_relative_variance(self) -> FloatArray:
-        """The log of the relative variance of A, of taking points instead of the whole crystal."""
-        if not self._with_error:
-            return np.zeros(self.shape)
-        mean, norm = np.exp(self.log_mean()), self._numpy(self._light)
-        f_squares = self._numpy(self._squares) - 2 * self._numpy(self._pairs)
-        error = ray_tracing.ratio_error(
-            mean, norm, f_squares, self._numpy(self._f_weights), self._numpy(self._w_squares)
-        )
-        return np.log((error / mean) ** 2 + 1e-14)
-
-    def _numpy(self, array: Any) -> NDArray[Any]:
-        return self._computation.engine.to_numpy(array)
 
 
 def n_nodes(grid: Grid) -> int:
@@ -574,11 +538,3 @@ def _n_parts(n_points: int) -> int:
     if n_points < TWO_LEVELS_FROM:
         return 1
     return max(FINE_SHARE, round(n_points / MOST_FINE_POINTS))
-
-
-def _require_light(light: NDArray[np.floating[Any]]) -> None:
-    if np.any(light <= 0):
-        raise ValueError(
-            "The beam misses the crystal at some angles of the scan; check beam.size and beam.offset "
-            "(um, from the volume's centre) and the file's /entry/frame/centre."
-        )

@@ -219,6 +219,9 @@ class IncidentArc:
         return ahead / self._step
 
 
+Grid = tuple[tuple[IncidentArc, ...], ExitGrid]  # of all sweeps
+
+
 @dataclass(frozen=True, eq=False)
 class DirectionTable:
     """A function of the directions to the source and of exit, from its values at nodes.

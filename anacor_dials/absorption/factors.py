@@ -45,7 +45,6 @@ from anacor_dials.absorption.attenuating_body import AttenuatingBody, VoxelBody
 from anacor_dials.absorption.closed_surface import SurfaceSample
 from anacor_dials.absorption.computation import (
     ARC_TO_EXIT_STEP,
-    SMALLEST_TRANSMISSION,
     Computation,
     Estimate,
 )
@@ -53,6 +52,7 @@ from anacor_dials.absorption.convex_solid import ConvexSolid
 from anacor_dials.absorption.direction_table import TableSum
 from anacor_dials.absorption.directions import Directions
 from anacor_dials.absorption.mean_paths import mean_paths
+from anacor_dials.absorption.node_sums import SMALLEST_TRANSMISSION
 from anacor_dials.absorption.ray_tracing import use_threads
 from anacor_dials.absorption.solid_tracing import SolidBody
 from anacor_dials.absorption.surface_tracing import SurfaceBody
@@ -332,7 +332,8 @@ def _refined(run: Computation) -> AbsorptionFactors:
     tracing = run.tracing
     checked = np.sort(run.rng.permutation(len(run.directions))[: tracing.check_reflections])
     run.find_importance()
-    n_points, step = run.points_needed(), run.first_step_deg()
+    step = run.first_step_deg()
+    n_points = run.first_points(step)
     wanted_error = math.inf  # of a grid that was refined, if refinement helps
     for round_ in range(MOST_ROUNDS):
         points = run.draw(n_points)
@@ -348,6 +349,8 @@ def _refined(run: Computation) -> AbsorptionFactors:
         if accuracy.reached or round_ == MOST_ROUNDS - 1:
             break
         more_points = run.more_points(n_points, accuracy.point_error)
+        if run.table_in_vain(step, accuracy.traced_error, n_points, more_points):
+            break
         finer = step if found.grid is None else run.finer_step_deg(step, accuracy.traced_error)
         stays = (more_points, finer) == (n_points, step)
         useless = run.has_edges and accuracy.traced_error > wanted_error

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from anacor_dials.absorption.computation import SMALLEST_TRANSMISSION, Computation, n_nodes
+from anacor_dials.absorption.computation import Computation, n_nodes
 from anacor_dials.absorption.crystal_points import SampledPoints
 from anacor_dials.absorption.direction_table import DirectionTable
+from anacor_dials.absorption.node_sums import SMALLEST_TRANSMISSION
 from anacor_dials.sample.frames import FloatArray
 
 # Enough for 1 to 2 %: the paths are reported, and no correction depends on them.
