@@ -416,7 +416,7 @@ def wave_scan(
         return sample_from_meshes(
             {
                 "liquor": sphere(34.0 * size[0] + more, 4).moved(shift_um=jitter[0]),
-                "loop": sphere(10.0 * size[1] + more, 4).moved(shift_um=jitter[1] + (-14, -12, 6)),
+                "loop": sphere(8.5 * size[1] + more, 4).moved(shift_um=jitter[1] + (-15, -13, 6)),
                 "crystal": box(edges).moved(shift_um=jitter[2] / 2 + (8, 6, -4)),
             }
         )

@@ -1,11 +1,13 @@
 """Errors of mu that all views share: edges of the labels, and the place of the rotation axis.
 
 The scatter of the residuals does not show them. The labels' edges lie anywhere within half a voxel
-of the true ones, all of one material on the same side: a standard deviation of 1 / sqrt(12) voxel.
-The axis is known to a quarter of a pixel, or less well if the images are seen to be shifted. Each
-edge (of a material with air, or of one material with another) and the axis are moved by one
-standard deviation. What this adds to the calculated -ln T of the used rays is fitted like a
-measurement; the result is the error of every mu. Errors of different causes are independent.
+of the true ones, all of one edge on the same side: a standard deviation of 1 / sqrt(12) voxel. An
+edge is that of a material with air, or of one material with another. Besides, all bodies may be
+labelled too large or too small at once, as by fringes or by a network, by a standard deviation of
+the same size. The axis is known to a quarter of a pixel, or less well if the images are seen to be
+shifted. Each edge, all of them together, and the axis are moved by one standard deviation. What
+this adds to the calculated -ln T of the used rays is fitted like a measurement; the result is the
+error of every mu. Errors of different causes are independent.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from anacor_dials.absorption.coefficients.ray_grid import RayGrid
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.volumes import LabelVolume
 
-EDGE_VOXELS = 1 / math.sqrt(12)  # standard deviation of the place of an edge
+# Standard deviation of the place of an edge by itself, and of all bodies' edges together.
+EDGE_VOXELS = 1 / math.sqrt(12)
 CENTRE_PIXELS = 0.25  # of the place of the axis, across it and along it
 # Views that are calculated again. What a moved edge adds is alike in all of them.
 VIEWS = 9
@@ -100,8 +103,12 @@ def common_errors(
     labels = _around_the_sample(labels)
     now = calculated(labels)
     variance = np.zeros(len(fit.mu))
-    for moved in _moved_edges(labels, fit.seen):
-        variance += (EDGE_VOXELS * respond(calculated(moved) - now)) ** 2
+    all_bodies = np.zeros(len(fit.mu))  # larger by a voxel
+    for moved, grows in _moved_edges(labels, fit.seen):
+        response = respond(calculated(moved) - now)
+        variance += (EDGE_VOXELS * response) ** 2
+        all_bodies += grows * response
+    variance += (EDGE_VOXELS * all_bodies) ** 2
     for axis in (0, 1):
         size = math.hypot(CENTRE_PIXELS * pixel_um[axis], float(shift_um[axis]))
         blocks = np.zeros(3)
@@ -145,8 +152,12 @@ def _around_the_sample(labels: LabelVolume) -> LabelVolume:
     return replace(labels, values=labels.values[tuple(sample)], centre=labels.centre - first)
 
 
-def _moved_edges(labels: LabelVolume, seen: NDArray[np.intp]) -> Iterator[LabelVolume]:
-    """Labels with one edge moved by a voxel: of a material with air, or of two materials."""
+def _moved_edges(labels: LabelVolume, seen: NDArray[np.intp]) -> Iterator[tuple[LabelVolume, int]]:
+    """Labels with one edge moved by a voxel: of a material with air, or of two materials.
+
+    With each comes 1 if the body that lies within grows by it, else -1. Of two materials the one
+    with the smaller volume lies within the other.
+    """
     counts = labels.counts()
     for i in seen:
         outside = scipy.ndimage.binary_dilation(labels.values == i) & (labels.values != i)
@@ -154,6 +165,5 @@ def _moved_edges(labels: LabelVolume, seen: NDArray[np.intp]) -> Iterator[LabelV
             layer = outside & (labels.values == j)
             smaller = counts[i] if j == 0 else min(counts[i], counts[j])
             if np.count_nonzero(layer) > LEAST_EDGE * smaller:
-                yield replace(
-                    labels, values=np.where(layer, np.uint8(i), labels.values).astype(np.uint8)
-                )
+                values = np.where(layer, np.uint8(i), labels.values).astype(np.uint8)
+                yield replace(labels, values=values), 1 if j == 0 or counts[i] < counts[j] else -1
