@@ -133,6 +133,7 @@ class Computation:
         self.rng = np.random.default_rng(tracing.seed)
         self.memory_bytes = tracing.memory_gb * 1e9
         self.importance: FloatArray | None = None
+        self.exact_rays = tracing.method == "exact"  # instead of marched ones
         self.tables_help = True  # False from when a finer table did not bring a smaller error
         self.n_independent = 1.0  # independent errors of points among the reflections
         if len(directions) == 0:
@@ -363,7 +364,7 @@ class Computation:
         """A of all reflections by their own rays."""
         n = len(self.directions)
         transmission, relative = np.empty(n), np.empty(n)
-        trace = self._exact if self.tracing.method == "exact" else self._marched
+        trace = self._exact if self.exact_rays else self._marched
         size = max(1, min(256, int(0.2 * self.memory_bytes / (8 * len(points)))))
         for start in self._steps(range(0, n, size), "reflections"):
             mean, error = trace(points, self.directions[start : start + size])
@@ -446,6 +447,15 @@ class Computation:
         few = 2 * len(self.directions) <= MOST_OWN_RAYS * n_nodes(grid)
         return few or self.body.rays_cost_little
 
+    def may_trace_exactly(self, grid: Grid | None, traced_error: float) -> bool:
+        """Whether exact rays may take the place of marched ones, whose steps are too long.
+
+        So it is in a plate of few voxels. An exact ray takes about twice as long as a marched one.
+        """
+        too_coarse = traced_error > GRID_SHARE * self.tracing.tolerance
+        own_rays = grid is None and self.tracing.method == "auto"
+        return own_rays and too_coarse and not self.exact_rays
+
     def _steps(self, steps: range, what: str) -> Iterable[int]:
         return followed(steps, f"Tracing {what}", bar=self.progress)
 
@@ -453,7 +463,7 @@ class Computation:
         """Whether a table is asked for, or needs fewer rays than the reflections themselves."""
         if self.tracing.method != "auto":
             return self.tracing.method == "table"
-        if not (self.has_tables and self.tables_help):
+        if self.exact_rays or not (self.has_tables and self.tables_help):
             return False
         fine = n_nodes(self.grid(step_deg))
         n_parts = _n_parts(n_points)

@@ -20,7 +20,8 @@ relative differences is a common scale factor, caused by marching, and A is divi
 spread of the differences is the error of marching and interpolation. (2) The differences within
 pairs of points give an unbiased estimate of the error of taking points instead of the whole
 crystal. The sum of both in quadrature is compared with the tolerance, and the grid or the points
-are refined until it is small enough.
+are refined until it is small enough. Where rays are traced for the reflections themselves and the
+steps of marching are too long, as in a plate of few voxels, exact rays take their place.
 
 The estimate (2) is a mean over all choices of points, but one choice is made, and all reflections
 share it: their errors are correlated. So the rms error over the reflections of a run is distributed
@@ -340,7 +341,7 @@ def _refined(run: Computation) -> AbsorptionFactors:
         n_points = len(points)
         found = run.transmissions(points, step)
         deviation = np.zeros(len(checked))
-        if tracing.method != "exact":
+        if not run.exact_rays:
             exact = run.reference(points, run.directions[checked])
             deviation = found.transmission[checked] / exact - 1.0
         found, deviation = _without_common_scale(found, deviation)
@@ -355,7 +356,9 @@ def _refined(run: Computation) -> AbsorptionFactors:
         stays = (more_points, finer) == (n_points, step)
         useless = run.has_edges and accuracy.traced_error > wanted_error
         last_but_one = round_ == MOST_ROUNDS - 2
-        if (stays or useless or last_but_one) and run.may_leave_tables(found.grid):
+        if run.may_trace_exactly(found.grid, accuracy.traced_error):
+            run.exact_rays = True
+        elif (stays or useless or last_but_one) and run.may_leave_tables(found.grid):
             run.tables_help = False
         elif stays or useless:
             break
@@ -412,7 +415,7 @@ def _accuracy(
 ) -> Accuracy:
     method = "table" if found.grid is not None else "direct"
     return Accuracy(
-        method="exact" if run.tracing.method == "exact" else method,
+        method="exact" if run.exact_rays else method,
         device=run.engine.device,
         n_points=n_points,
         n_directions=found.n_directions,

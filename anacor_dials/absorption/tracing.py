@@ -21,7 +21,8 @@ class Tracing:
     method : str
         "table": log A is interpolated in a table of directions. "direct": the rays of each
         reflection are traced by equal steps. "exact": the same by voxel traversal. "auto": table or
-        direct, whichever needs fewer rays.
+        direct, whichever needs fewer rays; exact where the steps of direct are too long for the
+        tolerance, as in a plate of few voxels.
     beam : BeamProfile, optional
         The cross-section of the beam; None if the beam is wider than the crystal.
     check_reflections : int
