@@ -217,7 +217,8 @@ def of_planes(normals: FloatArray, distances: FloatArray, mu: float, **more: Any
 
 def habit(rng: np.random.Generator) -> Case:
     normals, distances = random_faces(HABITS[rng.choice(list(HABITS))], rng, 80.0)
-    return of_planes(normals @ Rotation.random(rng=rng).as_matrix().T, distances, 0.03)
+    turn = Rotation.random(rng=rng).as_matrix()
+    return of_planes(normals @ turn.T, distances, 0.03, log2_points=21)
 
 
 def plate_of_faces(rng: np.random.Generator) -> Case:
