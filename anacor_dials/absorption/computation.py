@@ -208,6 +208,15 @@ class Computation:
 
         Points that the edge passes between two nodes are as many in proportion however many there
         are; their noise falls as one over the root of the number of points.
+
+        Parameters
+        ----------
+        step_deg : float
+            The step of the table, deg.
+        traced_error : float
+            The relative error of the table.
+        n_points, wanted : int
+            The numbers of points that it was made from, and that the next one would be.
         """
         if not self._table_is_dear(step_deg):
             return False

@@ -23,6 +23,14 @@ class NodeSums:
 
     With f = w T_in T_out: sum f, sum w; and with_error sum f^2, the products of f and of w within
     pairs.
+
+    Parameters
+    ----------
+    computation : Computation
+        Its sample, beam and engine are used.
+    grid : Grid
+    with_error : bool
+        Whether the sums for the variance are made.
     """
 
     def __init__(self, computation: Computation, grid: Grid, with_error: bool = True) -> None:
@@ -39,7 +47,16 @@ class NodeSums:
         self._light, self._w_squares = (self._xp.zeros((self.shape[0], 1)) for _ in range(2))
 
     def add(self, points: SampledPoints, t_in: Any, t_out: Any) -> None:
-        """Adds points with their transmissions T_in (n_incident, m) and T_out (n_exit, m)."""
+        """Adds m points.
+
+        Parameters
+        ----------
+        points : SampledPoints
+        t_in : array (n_incident, m)
+            Transmissions of the incident rays.
+        t_out : array (n_exit, m)
+            Transmissions of the exit rays.
+        """
         xp = self._xp
         if self._computation.tracing.beam is None:
             t_in = t_in * xp.asarray(points.weights.astype(np.float32))
