@@ -22,6 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
+from anacor_dials.sample.tomogram_files import read_sample_file, write_sample_file
+from anacor_dials.sample.volumes import LabelVolume
+from anacor_dials.segmentation.working_grid import binned_labels, working_volume
 from anacor_dials.tomography import iterative
 from anacor_dials.tomography.backprojection import reconstruct_slices
 from anacor_dials.tomography.iterative import TotalVariation, noise_of
@@ -152,6 +155,20 @@ def hard_copy(scan: Path, out: Path, angles: slice, photons: float | None, upto:
                 detector[name] = entry[f"data/{name}"]
 
 
+def binned_truth(truth: Path, out: Path) -> None:
+    """The most frequent label of every BINNED^3 voxels of a truth.h5."""
+    found = read_sample_file(truth, tomogram=False)
+    assert found.labels is not None
+    blocks = (BINNED, BINNED, BINNED)
+    values = binned_labels(found.labels.values, blocks, len(found.labels.names))
+    grid = working_volume(found.labels, values, blocks)
+    write_sample_file(
+        out,
+        labels=LabelVolume(values, grid.voxel_size_um, grid.centre, found.labels.names),
+        mu_per_um=found.mu_per_um,
+    )
+
+
 def labels(folder: str, *names: str) -> None:
     """Scores of labels from tomograms by both methods, of a scan with fringes made hard.
 
@@ -162,12 +179,12 @@ def labels(folder: str, *names: str) -> None:
     from anacor_dials.jobs.segment import SegmentationSettings, segment_sample
     from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
 
-    truth = Path(folder) / "virtual_0001_truth.h5"
     print("| scan | labels from | recall of the loop (Dice) | Dice of the crystal | HD95 (um) |")
     print("|---|---|---|---|---|", flush=True)
     for name in names or HARD:
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            scan = Path(temporary) / "scan.nxs"
+            truth, scan = Path(temporary) / "truth.h5", Path(temporary) / "scan.nxs"
+            binned_truth(Path(folder) / "virtual_0001_truth.h5", truth)
             hard_copy(Path(folder) / "virtual_0001.nxs", scan, *HARD[name])
             for method in ("fbp", "iterative"):
                 try:
