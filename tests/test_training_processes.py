@@ -27,6 +27,7 @@ from anacor_dials.segmentation.training import train  # noqa: E402
 from anacor_dials.segmentation.training_arguments import argument_parser, settings_of  # noqa: E402
 from anacor_dials.segmentation.training_data import read_training_volumes  # noqa: E402
 from anacor_dials.segmentation.weights_files import load_weights  # noqa: E402
+from anacor_dials.segmentation.whole_samples import WholeSample  # noqa: E402
 
 BATCH = 2  # of each process
 
@@ -87,9 +88,7 @@ def crops_of_both(self, step):
         whole = []
         if self.network.context is not None and step % 2 == 0:
             for _ in range(self.settings.coarse_samples):
-                turn = (tuple(rng.permutation(3).tolist()), (rng.random(3) < 0.5).tolist())
-                change = (float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1)))
-                whole.append((self.pool.draw(rng), (turn, change)))
+                whole.append(WholeSample.drawn(self.pool, rng))
         drawn.append((crops, whole))
     crops = tuple(np.concatenate(parts) for parts in zip(drawn[0][0], drawn[1][0], strict=True))
     return crops, [one for pair in zip(drawn[0][1], drawn[1][1], strict=True) for one in pair]
