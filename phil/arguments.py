@@ -82,30 +82,20 @@ def _for_dials(argument: str) -> bool:
     Raises ValueError for a file that should be read by DIALS and must not be.
     """
     name, equals, value = argument.partition("=")
-    path = Path(argument)
-    if equals and not path.is_file():
-        path, kind = Path(value), name.rpartition(".")[2]
-        if path.is_file() and not name.startswith("output"):
-            if kind == "reflections" or path.suffix in TABLE_SUFFIXES:
-                refuse_pickled_table(path)
-            elif kind == "experiments" or path.suffix == ".expt":
-                require_experiment_list(path)
+    is_parameter = bool(equals) and not Path(argument).is_file()
+    path = Path(value if is_parameter else argument)
+    if not path.is_file() or (is_parameter and name.startswith("output")):
         return True
-    if not path.is_file():
-        return True
-    if path.suffix in TABLE_SUFFIXES:
+    kind = name.rpartition(".")[2] if is_parameter else ""
+    if kind == "reflections" or path.suffix in TABLE_SUFFIXES:
         refuse_pickled_table(path)
         return True
-    if path.suffix == ".expt":
+    if kind == "experiments" or path.suffix == ".expt":
         require_experiment_list(path)
         return True
-    if path.suffix in PHIL_SUFFIXES:
-        if is_pickle(path):
-            raise ValueError(
-                f"{path} is no file of parameters but a Python pickle; it is not read."
-            )
-        return True
-    return may_be_read_by_dials(path)
+    if path.suffix in PHIL_SUFFIXES and not is_parameter and is_pickle(path):
+        raise ValueError(f"{path} is no file of parameters but a Python pickle; it is not read.")
+    return is_parameter or path.suffix in PHIL_SUFFIXES or may_be_read_by_dials(path)
 
 
 def _refuse_unread(params: Any, left: Sequence[str]) -> None:

@@ -75,6 +75,20 @@ class EditingSettings:
     user: str | None = None
 
 
+def place_of_slice(shape: tuple[int, int, int], axis: int, index: int) -> tuple[int | slice, ...]:
+    """What a volume is indexed by for a slice. Raises ValueError where there is none.
+
+    Parameters
+    ----------
+    shape : (int, int, int)
+        Of the volume.
+    axis, index : int
+    """
+    if axis not in PLANES or not 0 <= index < shape[axis]:
+        raise ValueError(f"There is no slice {index} across axis {axis} of {shape}.")
+    return tuple(index if a == axis else slice(None) for a in range(3))
+
+
 @dataclass(frozen=True, eq=False)
 class Change:
     """One step: which voxels it changed, and their labels and records before and after it.
@@ -173,9 +187,7 @@ class LabelEditor:
         axis : int
         index : int
         """
-        if axis not in PLANES or not 0 <= index < self.shape[axis]:
-            raise ValueError(f"There is no slice {index} across axis {axis} of {self.shape}.")
-        place = tuple(index if a == axis else slice(None) for a in range(3))
+        place = place_of_slice(self.shape, axis, index)
         if kind == "values":
             return self.normalised(place)
         if kind == "labels":
@@ -367,8 +379,7 @@ class LabelEditor:
 
     def _in_volume(self, axis: int, index: int, voxels: NDArray[np.integer]) -> NDArray[np.int64]:
         """Flat indices in the volume, of flat indices in a slice; each once."""
-        if axis not in PLANES or not 0 <= index < self.shape[axis]:
-            raise ValueError(f"There is no slice {index} across axis {axis} of {self.shape}.")
+        place_of_slice(self.shape, axis, index)
         a, b = PLANES[axis]
         inside = np.unique(np.asarray(voxels, dtype=np.int64))
         if inside.size and not 0 <= inside[0] <= inside[-1] < self.shape[a] * self.shape[b]:
@@ -450,13 +461,13 @@ class LabelEditor:
             self._stamp = _stamp(self.path)
 
     def _write(self, group: h5py.Group, where: NDArray[np.int64] | None) -> None:
-        box: Any = slice(None)
+        box: Any = tuple(slice(0, n) for n in self.shape)
         if where is not None and where.size:
             places = np.unravel_index(where, self.shape)
             box = tuple(slice(int(p.min()), int(p.max()) + 1) for p in places)
         if where is None or where.size:
             group["labels"][box] = self.labels[box]
-            renew_labels(group.parent, self.labels)
+            renew_labels(group.parent, self.labels, box)
         if "by_hand" not in group or len(group.get("by_hand_users", ())) != len(self.sessions):
             write_hand_made(group, self.hand_made())
         elif where is None or where.size:

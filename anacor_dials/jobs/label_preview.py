@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anacor_dials.jobs.editing import place_of_slice
 from anacor_dials.sample.hand_made import EditingSession
 from anacor_dials.sample.tomogram_files import SampleFile
 from anacor_dials.sample.volumes import LabelVolume
@@ -57,9 +58,7 @@ class LabelPreview:
         axis : int
         index : int
         """
-        if axis not in range(3) or not 0 <= index < self.shape[axis]:
-            raise ValueError(f"There is no slice {index} across axis {axis} of {self.shape}.")
-        place = tuple(index if a == axis else slice(None) for a in range(3))
+        place = place_of_slice(self.shape, axis, index)
         if kind == "values":
             return self.scale.normalised(self.tomogram.values[place])
         if kind == "labels":

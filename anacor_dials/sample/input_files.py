@@ -47,8 +47,21 @@ def refuse_outputs_that_are_inputs(
                 )
 
 
+def _beginning(path: str | os.PathLike[str]) -> bytes:
+    """The first bytes of a file. Raises ValueError with the reason where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
+
+
+def _is_message_pack(begin: bytes) -> bool:
+    return begin[:1] == b"\x93" and TABLE_NAME in begin
+
+
 def _is_table(begin: bytes) -> bool:
-    return begin.startswith(HDF5_SIGNATURE) or (begin[:1] == b"\x93" and TABLE_NAME in begin)
+    return begin.startswith(HDF5_SIGNATURE) or _is_message_pack(begin)
 
 
 def may_be_read_by_dials(path: str | os.PathLike[str]) -> bool:
@@ -58,19 +71,13 @@ def may_be_read_by_dials(path: str | os.PathLike[str]) -> bool:
     into the memory, as text and as a table, and unpickles what is neither. A tomogram or a scan
     must not come to that.
     """
-    with open(path, "rb") as file:
-        begin = file.read(64)
-    return begin.lstrip()[:1] == b"{" or (begin[:1] == b"\x93" and TABLE_NAME in begin)
+    begin = _beginning(path)
+    return begin.lstrip()[:1] == b"{" or _is_message_pack(begin)
 
 
 def refuse_pickled_table(path: str | os.PathLike[str]) -> None:
     """Raises ValueError for a .refl that DIALS would unpickle: a pickle can run any program."""
-    try:
-        with open(path, "rb") as file:
-            begin = file.read(64)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
-    if _is_table(begin):
+    if _is_table(_beginning(path)):
         return
     raise ValueError(
         f"{path} is no reflection table as DIALS writes them since 2018 (MessagePack). It is damaged, or a Python "

@@ -12,6 +12,7 @@ Voxels that make no whole block at the end of an axis are left out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import h5py
@@ -64,7 +65,7 @@ def _middles(labels: NDArray[np.uint8], block: int) -> NDArray[np.uint8]:
     return labels[first::block, first::block, first::block][:px, :py, :pz]
 
 
-def renew_labels(entry: h5py.Group, labels: NDArray[np.uint8]) -> None:
+def renew_labels(entry: h5py.Group, labels: NDArray[np.uint8], changed: Sequence[slice]) -> None:
     """Brings the labels of a preview, if there is one, up to date.
 
     Parameters
@@ -72,9 +73,20 @@ def renew_labels(entry: h5py.Group, labels: NDArray[np.uint8]) -> None:
     entry : Group
         /entry of an open tomo.h5.
     labels : array (nx, ny, nz) of uint8
+    changed : sequence of 3 slice
+        The part of them that has changed.
     """
-    if "preview" in entry:
-        entry["preview/labels"][...] = _middles(labels, int(entry["preview/block"][()]))
+    if "preview" not in entry:
+        return
+    preview, block = entry["preview/labels"], int(entry["preview/block"][()])
+    blocks, middles = [], []
+    for part, n in zip(changed, preview.shape, strict=True):
+        # of the blocks whose middle voxel is in the part
+        first, last = (min(-(-(end - block // 2) // block), n) for end in (part.start, part.stop))
+        blocks.append(slice(max(first, 0), max(last, 0)))
+        middles.append(block // 2 + block * np.arange(n)[blocks[-1]])
+    if all(len(axis) for axis in middles):
+        preview[tuple(blocks)] = labels[np.ix_(*middles)]
 
 
 def stored_preview(

@@ -139,6 +139,18 @@ def _read_voxel_size(file: h5py.File, path: object) -> FloatArray:
     return np.asarray(dataset[()], dtype=np.float64) * UNITS_TO_UM[units]
 
 
+def _read_centre(file: h5py.File) -> FloatArray | None:
+    """The voxel index of the origin, or None."""
+    dataset = dataset_at(file, "entry/frame/centre")
+    return None if dataset is None else np.asarray(dataset[()], dtype=np.float64)
+
+
+def _read_names(file: h5py.File) -> tuple[str, ...]:
+    """The names of the labels; the usual ones if the file has none."""
+    dataset = dataset_at(file, "entry/segmentation/names")
+    return DEFAULT_NAMES if dataset is None else _texts(dataset)
+
+
 def _read_tomogram(
     dataset: h5py.Dataset, voxel_size: FloatArray, centre: FloatArray | None
 ) -> Tomogram:
@@ -182,8 +194,7 @@ def read_sample_file(
         data = dataset_at(file, "entry/reconstruction/data") if tomogram else None
         values = dataset_at(file, "entry/segmentation/labels") if labels else None
         voxel_size = _read_voxel_size(file, path)
-        centre_dataset = dataset_at(file, "entry/frame/centre")
-        centre = None if centre_dataset is None else np.asarray(centre_dataset[()], np.float64)
+        centre = _read_centre(file)
         scan = scan_centre = paganin = scan_energy = scan_distance = None
         try:
             volume = None
@@ -212,8 +223,7 @@ def read_sample_file(
                             raise ValueError(
                                 f"labels reach from {plane.min()} to {plane.max()}; they are 0 to 255"
                             )
-                names_dataset = dataset_at(file, "entry/segmentation/names")
-                names = DEFAULT_NAMES if names_dataset is None else _texts(names_dataset)
+                names = _read_names(file)
                 label_volume = LabelVolume(
                     whole_array(values, np.uint8, "The label volume"), voxel_size, centre, names
                 )
@@ -260,10 +270,9 @@ def read_preview(path: str | os.PathLike[str]) -> SampleFile | None:
             return None
         values, labels, block = stored
         size = _read_voxel_size(file, path) * block
-        centre_dataset = dataset_at(file, "entry/frame/centre")
-        centre = None if centre_dataset is None else (centre_dataset[()] + 0.5) / block - 0.5
-        names_dataset = dataset_at(file, "entry/segmentation/names")
-        names = DEFAULT_NAMES if names_dataset is None else _texts(names_dataset)
+        centre, names = _read_centre(file), _read_names(file)
+        if centre is not None:
+            centre = (centre + 0.5) / block - 0.5
     return SampleFile(
         Path(path),
         Tomogram(values, size, centre, quantitative=False),

@@ -133,11 +133,8 @@ def without_air(shares: NDArray[Any]) -> tuple[slice, ...]:
         there = np.flatnonzero(full.any(axis=others))
         first, last = (there[0], there[-1] + 1) if there.size else (0, n)
         first, last = max(first - AIR, 0), min(last + AIR, n)
-        more = min(-(last - first) % EDGES, n - (last - first))
-        before = min(first, more // 2)
-        first, last = first - before, last + more - before
-        beyond = max(last - n, 0)
-        out.append(slice(int(first - beyond), int(last - beyond)))
+        rounded = last - first + -(last - first) % EDGES
+        out.append(_with_length(slice(int(first), int(last)), int(min(rounded, n)), n))
     return tuple(out)
 
 
@@ -153,12 +150,15 @@ def with_lengths(
     lengths, shape : sequence of 3 int
         The lengths are at most those of the grid.
     """
-    out = [box[0]]
-    for part, length, n in zip(box[1:], lengths, shape, strict=True):
-        first = (part.start + part.stop - length) // 2
-        first = min(max(first, 0), n - length)
-        out.append(slice(first, first + length))
-    return tuple(out)
+    parts = zip(box[1:], lengths, shape, strict=True)
+    return (box[0], *(_with_length(part, length, n) for part, length, n in parts))
+
+
+def _with_length(part: slice, length: int, n: int) -> slice:
+    """A slice of 0 to n with another length about its middle, moved so that it lies within."""
+    first = part.start - (length - (part.stop - part.start)) // 2
+    first = min(max(first, 0), n - length)
+    return slice(first, first + length)
 
 
 def class_shares(labels: NDArray[np.uint8], n_classes: int) -> NDArray[np.float16]:

@@ -87,6 +87,10 @@ def _lengths(sample: WholeSample) -> list[int]:
     return [part.stop - part.start for part in sample.box[1:]]
 
 
+def _grid(sample: WholeSample) -> tuple[int, ...]:
+    return sample.pooled.coarse_shares.shape[1:]
+
+
 def without_their_air(samples: Sequence[WholeSample]) -> list[WholeSample]:
     """Samples by size, without most of the air around them, in pairs of the same shape.
 
@@ -103,24 +107,20 @@ def without_their_air(samples: Sequence[WholeSample]) -> list[WholeSample]:
 
 def _alike(one: WholeSample, other: WholeSample) -> list[WholeSample]:
     """Two samples, of the same shape after they are turned, if they are alike."""
-    longest = [sorted(range(3), key=_lengths(sample).__getitem__) for sample in (one, other)]
-    partner = dict(zip(*longest, strict=True))  # axes of the other, by those of the one
-    axes = [tuple(range(3)), tuple(partner[axis] for axis in range(3))]
-    own = np.array(
-        [np.array(_lengths(s))[list(a)] for s, a in zip((one, other), axes, strict=True)]
-    )
-    grids = np.array(
-        [
-            np.array(s.pooled.coarse_shares.shape[1:])[list(a)]
-            for s, a in zip((one, other), axes, strict=True)
-        ]
-    )
+    by_length = [np.argsort(_lengths(sample), kind="stable") for sample in (one, other)]
+    axes = np.empty(3, dtype=np.intp)  # of the other one, beside those of the one
+    axes[by_length[0]] = by_length[1]
+    pair = [(one, np.arange(3)), (other, axes)]
+    own = np.array([np.take(_lengths(sample), beside) for sample, beside in pair])
+    grids = np.array([np.take(_grid(sample), beside) for sample, beside in pair])
     common = np.minimum(own.max(axis=0), grids.min(axis=0))
     if (common < KEPT * own).any() or 2 * common.prod() > MOST_AIR * own.prod(axis=1).sum():
         return [one, other]
-    pair = []
-    for sample, a in zip((one, other), axes, strict=True):
-        lengths = common[np.argsort(a)]
-        box = with_lengths(sample.box, lengths.tolist(), sample.pooled.coarse_shares.shape[1:])
-        pair.append(replace(sample, box=box, order=tuple(a[axis] for axis in one.order)))
-    return pair
+    return [
+        replace(
+            sample,
+            box=with_lengths(sample.box, common[np.argsort(beside)].tolist(), _grid(sample)),
+            order=tuple(beside[list(one.order)].tolist()),
+        )
+        for sample, beside in pair
+    ]
