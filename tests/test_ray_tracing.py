@@ -351,6 +351,20 @@ def test_a_volume_that_is_too_long_is_refused():
         prepare_volume(labels, MU)
 
 
+def test_cells_are_never_more_than_the_march_can_number(sample_labels, directions, monkeypatch):
+    fine = prepare_volume(sample_labels, MU)
+    monkeypatch.setattr(attenuating_volume, "MOST_CELLS", fine.grid.size // 20)
+    coarse = prepare_volume(sample_labels, MU)
+    assert coarse.grid[1:-1, 1:-1, 1:-1].size <= fine.grid.size // 20
+    assert np.all(coarse.binning > fine.binning)
+    points = crystal_points(sample_labels)
+    marched = -np.log(ray_tracing.march_transmission(coarse, points, directions))
+    off = marched - exact_optical_depth(coarse, points, directions)
+    assert (
+        np.sqrt(np.mean(off**2)) < (coarse.step_um + np.linalg.norm(coarse.cell_um)) * MU.max() / 4
+    )
+
+
 def test_threads():
     assert ray_tracing.use_threads(1) == 1
     assert ray_tracing.use_threads(None) >= 1

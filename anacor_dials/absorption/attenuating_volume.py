@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ FIXED_POINT_BITS = 16
 LARGEST_AXIS = 2 ** (31 - FIXED_POINT_BITS) - 2
 MOST_MATERIALS = 128  # the other 127 codes of a uint8 grid are levels of mean mu
 COUNTS_FULL_SCALE = 2**20  # mu as a whole number: 1e-6 of the largest, and sums fit an int64
+MOST_CELLS = 2**31  # pages are whole, and the number of a cell is a uint32
 EMPTY = 255  # the code of a cell outside the box
 
 # Beside the sides of the box, rays end where planes with these normals touch what absorbs: those of
@@ -56,38 +58,38 @@ class BlockedGrid:
 
     Attributes
     ----------
-    codes : array (n,) of uint8
-        The cell (i, j, k) is at x[i] + y[j] + z[k].
-    x, y, z : array (nx,), (ny,), (nz,) of uint64
+    words : array (n,) of uint32
+        Four codes each, the first in the lowest byte. In a page the cell (i, j, k) has the index
+        line * LINE_EDGE**3 + inner; both are made from three indices as those of arrays are.
+    pages : array (3,) of int32
+        How many pages lie between neighbouring ones along x, y and z.
     """
 
-    codes: NDArray[np.uint8]
-    x: NDArray[np.uint64]
-    y: NDArray[np.uint64]
-    z: NDArray[np.uint64]
+    words: NDArray[np.uint32]
+    pages: NDArray[np.int32]
 
     @classmethod
     def of(cls, grid: NDArray[np.uint8]) -> BlockedGrid:
         """The same cells as those of a grid (nx, ny, nz)."""
-        _, pages_y, pages_z = (-(-n // PAGE_EDGE) for n in grid.shape)
+        pages_x, pages_y, pages_z = (-(-n // PAGE_EDGE) for n in grid.shape)
         page = PAGE_EDGE**3
         lines = PAGE_EDGE // LINE_EDGE
+        between = np.array([pages_y * pages_z, pages_z, 1], dtype=np.int32)
         x, y, z = (
             (i // PAGE_EDGE * pages * page)
             + (i % PAGE_EDGE // LINE_EDGE) * stride * LINE_EDGE**3
             + (i % LINE_EDGE) * inner
             for i, pages, stride, inner in zip(
                 [np.arange(n, dtype=np.uint64) for n in grid.shape],
-                (pages_y * pages_z, pages_z, 1),
+                between.astype(np.uint64),
                 (lines * lines, lines, 1),
                 (LINE_EDGE * LINE_EDGE, LINE_EDGE, 1),
                 strict=True,
             )
         )
-        n = -(-grid.shape[0] // PAGE_EDGE) * pages_y * pages_z * page
-        codes = np.full(n, EMPTY, dtype=np.uint8)
+        codes = np.full(pages_x * pages_y * pages_z * page, EMPTY, dtype=np.uint8)
         _fill_blocks(grid, x, y, z, codes)
-        return cls(codes, x, y, z)
+        return cls(codes.view("<u4"), between)
 
 
 @njit(parallel=True, cache=True)
@@ -219,7 +221,7 @@ def prepare_volume(
     if largest_mu > 0:  # with strong absorption even less than a voxel
         step = min(step, step_optical_depth / largest_mu)
     cell = step / CELLS_PER_STEP
-    binning = np.maximum(1, np.floor(cell / labels.voxel_size_um)).astype(np.int64)
+    binning = _binning(cell / labels.voxel_size_um, upper - lower)
     levels = np.arange(EMPTY - mu.size) / (EMPTY - 1 - mu.size) * largest_mu
     by_code = np.concatenate([mu, levels, [0.0]])
     unit = largest_mu / COUNTS_FULL_SCALE if largest_mu > 0 else 1.0
@@ -238,6 +240,14 @@ def prepare_volume(
         step,
         _hull(grid, counts > 0),
     )
+
+
+def _binning(voxels_per_cell: FloatArray, extent: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Whole voxels per cell (3,): no more than given, unless cells would be too many."""
+    binning = np.maximum(1, np.floor(voxels_per_cell)).astype(np.int64)
+    while math.prod((-(-extent // binning)).tolist()) > MOST_CELLS:
+        binning += 1
+    return binning
 
 
 def _hull(grid: NDArray[np.uint8], filled: NDArray[np.bool_]) -> FloatArray:

@@ -29,6 +29,7 @@ from anacor_dials.absorption.attenuating_volume import (
     AttenuatingVolume,
     label_bounds,
 )
+from anacor_dials.absorption.ray_lanes import LANES, sum_along_rays
 from anacor_dials.sample.frames import FloatArray, scan_rotation, source_directions
 from anacor_dials.sample.volumes import LabelVolume
 
@@ -60,29 +61,28 @@ def use_threads(nproc: int | None) -> int:
 
 @njit(parallel=True, fastmath=True, cache=True)
 def _march(  # type: ignore[no-untyped-def]
-    grid, counts, points, products, gradients, approach, hull, step, tau_per_count, transmission
+    grid, depths, places, products, gradients, approach, hull, step, transmission
 ):
     """Writes exp(-tau) of every direction and point to transmission (n_directions, n_points).
 
-    grid: what a BlockedGrid holds. products (n_points, n) and approach (n_directions, n): the
-    normals of PLANES times points and gradients. hull (2, n): the products between which rays run.
+    grid: what a BlockedGrid holds. depths (256,): the optical depth of a step for each code.
+    places (n_points, 3): points in cells, with FIXED_POINT_BITS bits of fraction. products
+    (n_points, n) and approach (n_directions, n): the normals of PLANES times points and gradients.
+    hull (2, n): the products between which rays run.
     """
-    codes, at_x, at_y, at_z = grid
     per_step = np.float32(1.0 / step)
-    n_points = points.shape[0]
+    n_points = places.shape[0]
     n_normals = products.shape[1]
     n_tasks = (n_points + POINTS_PER_TASK - 1) // POINTS_PER_TASK
     one = 1 << FIXED_POINT_BITS
     # successive tasks have the same direction: rays of neighbouring points read the same cells
     for task in prange(gradients.shape[0] * n_tasks):
         d = task // n_tasks
-        start = (task - d * n_tasks) * POINTS_PER_TASK
-        gx = gradients[d, 0]
-        gy = gradients[d, 1]
-        gz = gradients[d, 2]
-        step_x = int(round(gx * step * one))
-        step_y = int(round(gy * step * one))
-        step_z = int(round(gz * step * one))
+        begin = (task - d * n_tasks) * POINTS_PER_TASK
+        end = min(begin + POINTS_PER_TASK, n_points)
+        steps = np.empty(3, np.int32)
+        for axis in range(3):
+            steps[axis] = int(round(gradients[d, axis] * step * one))
         # of the two planes with one normal, that which the ray leaves by, and um per cell
         ends = np.full(n_normals, np.float32(1e6))
         per_cell = np.ones(n_normals, np.float32)
@@ -90,30 +90,25 @@ def _march(  # type: ignore[no-untyped-def]
             if abs(approach[d, k]) > (LEAST_APPROACH if k >= 3 else LEAST_APPROACH_OF_SIDES):
                 ends[k] = hull[1 if approach[d, k] > 0.0 else 0, k]
                 per_cell[k] = 1.0 / approach[d, k]
-        for i in range(start, min(start + POINTS_PER_TASK, n_points)):
-            x = points[i, 0]
-            y = points[i, 1]
-            z = points[i, 2]
-            length = np.float32(1e30)
-            for k in range(n_normals):
-                length = min(length, (ends[k] - products[i, k]) * per_cell[k])
-            count = int(max(length, np.float32(0.0)) * per_step + np.float32(0.5))
-            fx = int(x * one) + (step_x >> 1)
-            fy = int(y * one) + (step_y >> 1)
-            fz = int(z * one) + (step_z >> 1)
-            total = 0
-            for _ in range(count):
-                # unsigned: else numba tests whether the index is negative
-                cell = (
-                    at_x[np.uint64(fx >> FIXED_POINT_BITS)]
-                    + at_y[np.uint64(fy >> FIXED_POINT_BITS)]
-                    + at_z[np.uint64(fz >> FIXED_POINT_BITS)]
-                )
-                total += counts[codes[cell]]
-                fx += step_x
-                fy += step_y
-                fz += step_z
-            transmission[d, i] = math.exp(-tau_per_count * total)
+        rays = np.zeros((4, LANES), np.int32)
+        totals = np.empty(LANES, np.float32)
+        for first in range(begin, end, LANES):
+            most = 0
+            used = min(LANES, end - first)
+            rays[3, used:] = 0
+            for lane in range(used):
+                i = first + lane
+                length = np.float32(1e30)
+                for k in range(n_normals):
+                    length = min(length, (ends[k] - products[i, k]) * per_cell[k])
+                count = int(max(length, np.float32(0.0)) * per_step + np.float32(0.5))
+                rays[3, lane] = count
+                most = max(most, count)
+                for axis in range(3):
+                    rays[axis, lane] = places[i, axis] + (steps[axis] >> 1)
+            sum_along_rays(grid, depths, steps, rays, most, totals)
+            for lane in range(used):
+                transmission[d, first + lane] = math.exp(-totals[lane])
 
 
 def march_transmission(
@@ -140,15 +135,14 @@ def march_transmission(
     grid = volume.blocked_grid
     sides = np.array([np.ones(3), np.array(volume.grid.shape) - 1.0])
     _march(
-        (grid.codes, grid.x, grid.y, grid.z),
-        volume.grid_counts,
-        coordinates,
+        (grid.words, grid.pages),
+        (volume.grid_counts * (volume.grid_unit_per_um * volume.step_um)).astype(np.float32),
+        (coordinates * (1 << FIXED_POINT_BITS)).astype(np.int32),
         (coordinates @ PLANES.T).astype(np.float32),
         gradients,
         gradients @ PLANES.T,
         np.concatenate([sides, volume.hull], axis=1),
         volume.step_um,
-        volume.grid_unit_per_um * volume.step_um,
         transmission,
     )
     return transmission

@@ -1,7 +1,7 @@
 """Rays on an NVIDIA GPU, by CuPy.
 
-The kernels do the arithmetic of :mod:`anacor_dials.absorption.ray_tracing` in the same order, one
-thread per ray, or per reflection and point.
+The kernels do the arithmetic of :mod:`anacor_dials.absorption.ray_tracing`, one thread per ray, or
+per reflection and point; a marched ray sums whole numbers, not its steps in single precision.
 """
 
 from __future__ import annotations
