@@ -31,6 +31,8 @@ def sum_along_rays(typingctx, grid, depths, steps, rays, most, totals):  # type:
 
     Parameters
     ----------
+    typingctx
+        Given by numba.
     grid : tuple
         words (n,) of uint32 and pages (3,) of int32 of a
         :class:`anacor_dials.absorption.attenuating_volume.BlockedGrid`.
