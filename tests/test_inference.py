@@ -26,6 +26,7 @@ from anacor_dials.segmentation.evaluation import (  # noqa: E402
     recall_of,
 )
 from anacor_dials.segmentation.fine_voxels import at_full_size, mean_mu  # noqa: E402
+from anacor_dials.segmentation.fringes import N_VIEWS  # noqa: E402
 from anacor_dials.segmentation.inference import (  # noqa: E402
     SHIPPED_WEIGHTS,
     LabellingSettings,
@@ -38,6 +39,7 @@ from anacor_dials.segmentation.tiles import (  # noqa: E402
     InferenceSettings,
     _threads_apart,
     class_probabilities,
+    context_of,
     most_probable,
     sample_box,
     tile_starts,
@@ -142,7 +144,7 @@ def test_slices_see_the_coarse_pass_in_its_place(axes, tile):
     labels[9:27, 12:51, 15:30] = 3  # whole blocks of three voxels; nothing about it is symmetric
     values = np.array(LEVELS, dtype=np.float32)[labels]
     network = ByCoarsePass()
-    settings = InferenceSettings(axes=axes, tile=tile, overlap=8, device="cpu")
+    settings = InferenceSettings(axes=axes, tile=tile, overlap=8, looks=0, device="cpu")
     found = most_probable(class_probabilities(network, values, settings))
     assert network.context.n == 1  # the whole sample, once
     # interpolation rounds the edges off, and the faces are where they were
@@ -152,6 +154,63 @@ def test_slices_see_the_coarse_pass_in_its_place(axes, tile):
     low, high = np.argwhere(true).min(axis=0), np.argwhere(true).max(axis=0)
     assert len(missing)
     assert np.all(np.count_nonzero((missing == low) | (missing == high), axis=1) >= 2)
+
+
+class Ignorant(torch.nn.Module):
+    def forward(self, x):
+        return 9.0 * torch.eye(4)[0].reshape(1, 4, 1, 1, 1) + 0.0 * x[:, :1]
+
+
+class SlicesBesideAnIgnorantPass(ByCoarsePass):
+    """A stand-in: slices by their own values, or the class after the one that the context has."""
+
+    def __init__(self, by_value):
+        super().__init__()
+        self.by_value = by_value
+        self.context = Ignorant()
+
+    def forward(self, slices, context):
+        if self.by_value:
+            levels = torch.tensor(LEVELS)[:, None, None]
+            return -2000.0 * (slices[:, :1] - levels) ** 2
+        return 20.0 * torch.roll((context > 0.5).float(), 1, dims=1)
+
+
+def test_a_look_finds_the_shares_of_blocks_in_slices_through_their_middle():
+    rng = np.random.default_rng(4)
+    labels = rng.integers(1, 4, (14, 13, 16)).astype(np.uint8)  # the last blocks are incomplete
+    seen = np.stack([np.array(LEVELS)[labels]] * N_VIEWS).astype(np.float16)
+    found = context_of(SlicesBesideAnIgnorantPass(True), seen, looks=1)
+    assert found.shape == (4, 5, 5, 6)
+    one_hot = np.stack([labels == k for k in range(4)]).astype(float)
+    for block in [(0, 0, 0), (2, 1, 4), (1, 3, 0)]:
+        x, y, z = (slice(3 * b, 3 * b + 3) for b in block)
+        expected = (
+            one_hot[:, x.start + 1, y, z].mean(axis=(1, 2))
+            + one_hot[:, x, y.start + 1, z].mean(axis=(1, 2))
+            + one_hot[:, x, y, z.start + 1].mean(axis=(1, 2))
+        ) / 3
+        np.testing.assert_allclose(found[(slice(None), *block)], expected, atol=2e-3)
+    last = (one_hot[:, 13, 6:9, 6:9].mean(axis=(1, 2))  # continued: the plane 13 is also that of 14
+            + one_hot[:, 12:, 7, 6:9].repeat([1, 2], axis=1).mean(axis=(1, 2))
+            + one_hot[:, 12:, 6:9, 7].repeat([1, 2], axis=1).mean(axis=(1, 2))) / 3  # fmt: skip
+    np.testing.assert_allclose(found[:, 4, 2, 2], last, atol=2e-3)
+
+
+def test_every_look_sees_what_the_last_one_found():
+    seen = np.ones((N_VIEWS, 12, 15, 9), np.float16)
+    network = SlicesBesideAnIgnorantPass(False)
+    for looks in range(4):  # the coarse pass says class 0, and each look the class after the last
+        assert np.all(context_of(network, seen, looks).argmax(axis=0) == looks)
+    for looks in (0, 1, 2):
+        settings = InferenceSettings(looks=looks, device="cpu")
+        p = class_probabilities(network, np.ones((40, 17, 18), np.float32), settings)
+        assert np.all(p.argmax(axis=0) == looks + 1)
+    across_one = class_probabilities(
+        network, np.ones((40, 17, 18), np.float32), InferenceSettings(axes="x", device="cpu")
+    )
+    assert np.all(across_one.argmax(axis=0) == 2)  # where a look is dear there is one
+    assert context_of(ByValue(), seen) is None
 
 
 @pytest.mark.parametrize("axes", ["x", "y", "z", "xyz"])

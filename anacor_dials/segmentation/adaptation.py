@@ -29,10 +29,11 @@ from numpy.typing import NDArray
 from anacor_dials.sample.devices import chosen_device
 from anacor_dials.sample.progress import Progress
 from anacor_dials.segmentation.coarse_grid import BIN, context_input
-from anacor_dials.segmentation.context import at_plane, context_probabilities
+from anacor_dials.segmentation.context import at_plane
 from anacor_dials.segmentation.crops import Augmentation, CropSource
 from anacor_dials.segmentation.losses import soft_dice
 from anacor_dials.segmentation.network import SliceNetwork, has_fast_bfloat16, on_device
+from anacor_dials.segmentation.tiles import LOOKS, context_of
 from anacor_dials.segmentation.training_data import (
     TrainingVolume,
     VolumePool,
@@ -458,7 +459,7 @@ def nearest_network(networks: Sequence[SliceNetwork], sample: KnownSample, crops
         network.eval()
         contexts = []
         if network.context is not None:
-            contexts.append(context_probabilities(network, sample.views))
+            contexts.append(_context(network, sample.views))
         source = KnownCrops(sample, network.settings.n_slices, contexts)
         rng = np.random.default_rng(0)
         values = []
@@ -475,6 +476,14 @@ def nearest_network(networks: Sequence[SliceNetwork], sample: KnownSample, crops
     return int(np.argmin(losses))
 
 
+def _context(
+    network: SliceNetwork, views: NDArray[np.float16], looks: int = LOOKS
+) -> NDArray[np.float16]:
+    found = context_of(network, views, looks)
+    assert found is not None  # the network has a coarse pass
+    return found
+
+
 def _adapt(
     network: SliceNetwork,
     sample: KnownSample,
@@ -486,11 +495,12 @@ def _adapt(
     start = time.perf_counter()
     contexts: list[NDArray[np.float16]] = []
     if network.context is not None:
-        contexts.append(context_probabilities(network, sample.views))
+        contexts.append(_context(network, sample.views, looks=0))
         _adapt_coarse(network, sample, others, settings, bar)
-        contexts.append(context_probabilities(network, sample.views))
+        contexts.append(_context(network, sample.views, looks=0))
+        contexts.append(_context(network, sample.views))
         for pooled in others.pooled() if others is not None else ():
-            pooled.context = context_probabilities(network, pooled.volume.views)
+            pooled.context = _context(network, pooled.volume.views, looks=0)
     own = KnownCrops(sample, network.settings.n_slices, contexts)
     source = None if others is None else CropSource(others, network.settings.n_slices, GENTLE)
     fine = [

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import FloatArray
-from anacor_dials.segmentation.context import at_plane, context_probabilities
+from anacor_dials.segmentation.context import at_plane
 from anacor_dials.segmentation.network import SliceNetwork
+from anacor_dials.segmentation.tiles import context_of
 from anacor_dials.segmentation.training_data import TrainingVolume
 
 VOXELS_KEPT = 20_000  # of each sample: many for the 5 parameters of four classes; limits the memory
@@ -61,7 +62,7 @@ def logits_of_samples(
     half = network.settings.n_slices // 2
     logits, labels = [], []
     for volume in volumes:
-        coarse = context_probabilities(network, volume.views) if network.context else None
+        coarse = context_of(network, volume.views)
         seen = np.pad(volume.views, ((0, 0), (half, half), (0, 0), (0, 0)), mode="edge")
         planes = range(every // 2, volume.labels.shape[0], every)
         for x in planes:

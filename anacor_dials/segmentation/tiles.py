@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from anacor_dials.sample.devices import chosen_device, require_device
 from anacor_dials.sample.memory import require_memory
 from anacor_dials.sample.progress import Progress
+from anacor_dials.segmentation.coarse_grid import BIN, coarse_shape
 from anacor_dials.segmentation.experts import best_explanation, planes_to_look_at
 from anacor_dials.segmentation.fringes import views
 
@@ -35,6 +36,11 @@ AIR_AROUND = 16  # voxels of air around the sample that the network sees: one pi
 # samples left out of training this raised the Dice of liquor and loop wherever there were any, and
 # that of the crystal on four; on two it fell by 0.002 and 0.003.
 ALL_AXES_UP_TO = 24_000_000
+# How often slices through the middle of the coarse blocks are looked at before the labels are made;
+# what they show takes the place of what the coarse pass found.
+LOOKS = 2
+LOOKS_ACROSS_ONE_AXIS = 1  # of large samples, where a look takes a third of the time of the labels
+ORDERS = {"x": (0, 1, 2), "y": (1, 0, 2), "z": (2, 0, 1)}  # of the axes, the normal of slices first
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,9 @@ class InferenceSettings:
     axes : str
         The normals of the slices, such as "x"; "xyz" for the mean over the three; "auto": all three
         if that takes little time (:meth:`normals`).
+    looks : int
+        How often slices through the middle of the coarse blocks are looked at before the labels
+        are made (:func:`context_of`).
     device : str
         auto, cpu or cuda.
     """
@@ -60,6 +69,7 @@ class InferenceSettings:
     overlap: int = 48
     batch: int | None = None
     axes: str = "auto"
+    looks: int = LOOKS
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -292,6 +302,61 @@ class _SliceLabeller:
         found: NDArray[np.float32] = torch.softmax(logits.float(), dim=1).cpu().numpy()
         return found
 
+    def looked_again(self, normals: str, progress: bool = False) -> NDArray[np.float16]:
+        """Context (n_classes, cx, cy, cz) from slices through the middle of the coarse blocks.
+
+        The slices are across all normals; their probabilities are averaged over the blocks.
+        """
+        total: NDArray[np.float32] | None = None
+        for axis in normals:
+            back = (0, *(1 + k for k in np.argsort(ORDERS[axis])))
+            found = self.turned(ORDERS[axis])._block_means(progress, axis.upper()).transpose(back)
+            total = found if total is None else total + found
+        assert total is not None
+        return (total / len(normals)).astype(np.float16)
+
+    def _block_means(self, progress: bool, axis: str) -> NDArray[np.float32]:
+        """Means (n_classes, cx, cy, cz) of probabilities, each plane of blocks by one slice."""
+        nx, ny, nz = self.seen.shape[1:]
+        cx, cy, cz = coarse_shape((nx, ny, nz))
+        out = np.empty((self.n, cx, cy, cz), dtype=np.float32)
+
+        def look(i: int) -> None:
+            found = self.probabilities(np.array([min(BIN * i + BIN // 2, nx - 1)]))[:, 0]
+            filled = np.pad(found, ((0, 0), (0, -ny % BIN), (0, -nz % BIN)), mode="edge")
+            blocks = filled.reshape(self.n, cy, BIN, cz, BIN)
+            out[:, i] = blocks.mean(axis=(2, 4), dtype=np.float32) / 255.0
+
+        with (
+            _threads_apart(self.on_gpu) as pool,
+            Progress(cx, f"Looking at slices across {axis}", "slice", progress) as bar,
+        ):
+            for _ in pool.map(look, range(cx)):
+                bar.update(1)
+        return out
+
+
+def context_of(
+    network: SliceNetwork, seen: NDArray[np.float16], looks: int = LOOKS
+) -> NDArray[np.float16] | None:
+    """What slices see beside the tomogram (n_classes, cx, cy, cz); None without a coarse pass.
+
+    First the coarse pass finds it. Then the network for slices itself does, `looks` times: what it
+    finds in slices across three axes is sharper, and each time it sees the last.
+
+    Parameters
+    ----------
+    network : SliceNetwork
+        In evaluation mode, on the device where it works.
+    seen : array (n_views, nx, ny, nz)
+        The views of the tomogram.
+    looks : int
+    """
+    labeller = _SliceLabeller.of(network, seen, InferenceSettings())
+    for _ in range(looks if labeller.coarse is not None else 0):
+        labeller.coarse = labeller.looked_again("xyz")
+    return labeller.coarse
+
 
 def _along_first_axis(labeller: _SliceLabeller, progress: bool, what: str) -> NDArray[np.uint8]:
     """Probabilities uint8 (n_classes, nx, ny, nz) from all slices across the first axis."""
@@ -353,10 +418,14 @@ def class_probabilities(
         return out
     seen = views(inside, np.float16)
     labellers = [_SliceLabeller.of(one, seen, settings) for one in networks]
+    looks = settings.looks if len(normals) > 1 else min(settings.looks, LOOKS_ACROSS_ONE_AXIS)
+    for one in labellers:
+        for _ in range(looks if one.coarse is not None else 0):
+            one.coarse = one.looked_again(normals, progress)
     labeller = labellers[0] if len(labellers) == 1 else _best_of(labellers)
     total: NDArray[np.uint16] | None = None
     for axis in normals:
-        order = {"x": (0, 1, 2), "y": (1, 0, 2), "z": (2, 0, 1)}[axis]
+        order = ORDERS[axis]
         back = tuple(np.argsort(order))
         p = _along_first_axis(
             labeller.turned(order), progress, f"Segmenting slices across {axis.upper()}"

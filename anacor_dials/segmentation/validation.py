@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from anacor_dials.segmentation.coarse_grid import class_shares
 from anacor_dials.segmentation.context import at_plane, context_probabilities
 from anacor_dials.segmentation.network import SliceNetwork
+from anacor_dials.segmentation.tiles import context_of
 from anacor_dials.segmentation.training_data import TrainingVolume
 
 LEAST = 1e-9  # of a cross-entropy, whose logarithm is taken
@@ -58,7 +59,7 @@ def _scores_of_slices(
 ) -> Scores:
     n, half = network.settings.n_classes, network.settings.n_slices // 2
     both, found_in_all, true_in_all, loss, seen = np.zeros(n), np.zeros(n), np.zeros(n), 0.0, 0
-    coarse = context_probabilities(network, volume.views) if network.context else None
+    coarse = context_of(network, volume.views)
     views = np.pad(volume.views, ((0, 0), (half, half), (0, 0), (0, 0)), mode="edge")
     for x in range(every // 2, volume.labels.shape[0], every):
         near = views[:, x : x + 2 * half + 1].reshape(-1, *views.shape[2:])
