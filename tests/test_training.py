@@ -21,14 +21,13 @@ from anacor_dials.segmentation.coarse_grid import N_CHANNELS  # noqa: E402
 from anacor_dials.segmentation.fringes import views  # noqa: E402
 from anacor_dials.segmentation.network import NetworkSettings, build_network  # noqa: E402
 from anacor_dials.segmentation.replicas import Batch, ThreadedReplicas, gradients  # noqa: E402
-from anacor_dials.segmentation.tiles import context_of  # noqa: E402
 from anacor_dials.segmentation.training import (  # noqa: E402
     ExponentialMovingAverage,
     crops_of_step,
     main,
     train,
 )
-from anacor_dials.segmentation.training_data import TrainingVolume, VolumePool  # noqa: E402
+from anacor_dials.segmentation.training_data import TrainingVolume  # noqa: E402
 from anacor_dials.segmentation.training_settings import TrainingSettings  # noqa: E402
 from anacor_dials.segmentation.validation import (  # noqa: E402
     coarse_scores,
@@ -191,39 +190,6 @@ def test_the_slices_see_a_coarse_pass_that_has_learned(volumes, settings, tmp_pa
     (batch,) = seen
     assert batch.coarse_input == []
     assert not torch.allclose(batch.context, torch.tensor(0.25))
-
-
-def test_slices_are_learned_after_looks_of_any_number(volumes, tmp_path, monkeypatch):
-    """The first looks are those of the given weights, as they label samples."""
-    network = NetworkSettings("unet", n_slices=1)
-    path = tmp_path / "before.safetensors"
-    save_weights(path, build_network(network), {"network": asdict(network)})
-    given = load_weights(path).eval()
-    expected = {v.name: [context_of(given, v.views, looks) for looks in range(3)] for v in volumes}
-    counted = []
-
-    class Watched(training.ThreadedReplicas):
-        def gradients(self, batch, weights):
-            for pooled in pools[-1].pooled():
-                off = [np.abs(c - pooled.context).max() for c in expected[pooled.volume.name]]
-                assert min(off) < 2e-3
-                counted.append(int(np.argmin(off)))
-            return super().gradients(batch, weights)
-
-    pools = []
-    monkeypatch.setattr(training, "ThreadedReplicas", Watched)
-    monkeypatch.setattr(
-        training, "VolumePool", lambda *a: pools.append(VolumePool(*a)) or pools[-1]
-    )
-    few = TrainingSettings(
-        network, part="slices", begin_with=str(path), steps=1, batch=1, crop=32, warm_up=3, n_validation=1, device="cpu",
-    )  # fmt: skip
-    for seed in range(4):
-        train(volumes, replace(few, seed=seed), tmp_path / f"{seed}.safetensors")
-    assert set(counted) == {0, 1, 2}
-    counted.clear()
-    train(volumes, replace(few, looks=0), tmp_path / "none.safetensors")
-    assert counted == [0, 0]
 
 
 def test_parts_of_a_network_without_them(volumes, settings, tmp_path):

@@ -35,6 +35,7 @@ from anacor_dials import __version__
 from anacor_dials.sample.devices import is_first_process
 from anacor_dials.sample.output_files import whole_file
 from anacor_dials.segmentation.batch_statistics import measure_statistics
+from anacor_dials.segmentation.context import context_probabilities
 from anacor_dials.segmentation.crops import CropSource
 from anacor_dials.segmentation.losses import adjust_logits
 from anacor_dials.segmentation.network import (
@@ -52,7 +53,6 @@ from anacor_dials.segmentation.processes import (
     rng_of_step,
 )
 from anacor_dials.segmentation.replicas import Batch, ThreadedReplicas
-from anacor_dials.segmentation.tiles import context_of
 from anacor_dials.segmentation.training_arguments import argument_parser, settings_of
 from anacor_dials.segmentation.training_data import (
     PooledVolume,
@@ -187,7 +187,6 @@ class _Trainer:
         self.window: list[tuple[float, ...]] = []
         self.class_weights: NDArray[np.float64] = np.ones(settings.network.n_classes)
         self.per_class = torch.ones(settings.network.n_classes)
-        self._looking: tuple[int, SliceNetwork] | None = None  # since which step, with what weights
 
     @property
     def seconds(self) -> float:
@@ -215,7 +214,6 @@ class _Trainer:
         self.step, self.seconds_before = int(kept["step"]), float(kept["seconds"])
         self.rows, self.best = json.loads(kept["rows"]), kept["best"]
         self.class_weights = kept["class_weights"].cpu().numpy()
-        self._take_class_weights()
         self.pool.advance(self.step)
         if self.processes.first:
             for pooled, context in zip(self.pool.pooled(), kept["contexts"], strict=True):
@@ -248,42 +246,19 @@ class _Trainer:
     def fill_pool(self, progress: bool) -> None:
         """Brings the pool to the present step; at the first one also finds the class weights."""
         new = self.pool.advance(self.step, progress)
+        self.enter(new if self.step else self.pool.pooled())
         if not self.step:
             found = class_weights(self.pool.volumes(), self.settings.network.n_classes)
             self.class_weights = mean_weights(self.processes, found)
-        self._take_class_weights()
-        if not self.step and self.settings.begin_with and self.settings.part != "coarse":
-            # what was subtracted from the logits after the earlier training
-            adjust_logits(self.network, self.per_class**-self.settings.weights_taken_off)
-            self.average = ExponentialMovingAverage(self.network, self.settings.mean_steps)
-        self.enter(new if self.step else self.pool.pooled(), progress)
-
-    def _take_class_weights(self) -> None:
         self.per_class = torch.tensor(self.class_weights, dtype=torch.float32, device=self.device)
 
-    def enter(self, new: Sequence[PooledVolume], progress: bool = False) -> None:
-        """Finds what slices of samples that are new in the pool see beside the tomogram.
-
-        It is what the coarse pass finds, once it knows something; if the slices are trained alone,
-        after looks of a random number, up to that of the labelling.
-        """
-        if self.network.context is None or self.settings.part == "coarse" or not new:
+    def enter(self, new: Sequence[PooledVolume]) -> None:
+        """The coarse pass labels samples that are new in the pool, once it knows something."""
+        if self.network.context is None or self.settings.part == "coarse":
             return
-        if not (self.coarse_knows or self.step >= self.settings.warm_up):
-            return
-        rng = np.random.default_rng([self.settings.seed, 1 << 29, self.step])
-        most = self.settings.looks if self.settings.part == "slices" else 0
-        network = self.network if most == 0 else self._network_that_looks()
-        for pooled in tqdm(new, "Looking at the samples", disable=not progress, unit="sample"):
-            context = context_of(network, pooled.volume.views, int(rng.integers(most + 1)))
-            assert context is not None
-            pooled.context = context
-
-    def _network_that_looks(self) -> SliceNetwork:
-        """The averaged network of at most mean_steps steps before."""
-        if self._looking is None or self.step >= self._looking[0] + self.settings.mean_steps:
-            self._looking = self.step, self.averaged_network()
-        return self._looking[1]
+        if self.coarse_knows or self.step >= self.settings.warm_up:
+            for pooled in new:
+                pooled.context = context_probabilities(self.network, pooled.volume.views)
 
     def draw(self, step: int) -> tuple[Any, list[WholeSample]]:
         """((slices, context, labels) or None, whole samples) of a step."""

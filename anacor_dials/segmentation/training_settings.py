@@ -10,7 +10,6 @@ import torch
 from anacor_dials.sample.devices import chosen_device
 from anacor_dials.segmentation.crops import Augmentation
 from anacor_dials.segmentation.network import NetworkSettings, has_fast_bfloat16
-from anacor_dials.segmentation.tiles import LOOKS
 
 PARTS = ("both", "coarse", "slices")
 
@@ -36,9 +35,6 @@ class TrainingSettings:
         Every third step has fewer crops of this edge; 0: no such steps.
     coarse_samples : int
         Whole samples that the coarse pass learns from in every second step.
-    looks : int
-        The largest number of looks (:func:`.tiles.context_of`) after which the slices of a sample
-        are learned, if slices are trained alone. It is drawn for each sample.
     pool, fresh_every : int, float
         Of a stream of samples: see :class:`.training_data.VolumePool` (size, every).
     learning_rate : float
@@ -80,7 +76,6 @@ class TrainingSettings:
     crop: int = 128
     large_crop: int = 0
     coarse_samples: int = 2
-    looks: int = LOOKS
     pool: int = 48
     fresh_every: float = 2.0
     learning_rate: float = 2e-3
