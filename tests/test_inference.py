@@ -213,25 +213,6 @@ def test_every_look_sees_what_the_last_one_found():
     assert context_of(ByValue(), seen) is None
 
 
-def test_probabilities_from_elsewhere_take_the_place_of_the_coarse_pass():
-    """Of the box around the sample, and without looks, which would blur them further."""
-    before = np.zeros((4, 70, 72, 75), dtype=np.uint8)
-    values = np.zeros(before.shape[1:], dtype=np.float32)
-    values[20:50, 24:54, 21:57] = 1.0
-    before[0], before[3, 25:40, 30:45, 33:48] = 255, 255
-    before[0, 25:40, 30:45, 33:48] = 0
-    network = ByCoarsePass()
-    p = class_probabilities(
-        network, values, InferenceSettings(axes="xyz", device="cpu"), before=before
-    )
-    assert network.context.n == 0
-    crystal, true = p.argmax(axis=0) == 3, before[3] > 0
-    assert np.count_nonzero(crystal & true) > 0.85 * np.count_nonzero(true)
-    assert np.count_nonzero(crystal & ~true) < 0.15 * np.count_nonzero(true)
-    shift = np.argwhere(crystal).mean(axis=0) - np.argwhere(true).mean(axis=0)
-    assert np.abs(shift).max() < 0.6  # half of the rounding to blocks
-
-
 @pytest.mark.parametrize("axes", ["x", "y", "z", "xyz"])
 def test_neighbours_run_along_the_slices_normal(axes):
     """The mean of three neighbours blurs along the normal alone."""
