@@ -45,6 +45,7 @@ from anacor_dials.segmentation.tiles import (  # noqa: E402
     tile_starts,
     uncertainty,
 )
+from anacor_dials.segmentation.working_grid import label_factors  # noqa: E402
 
 NAMES = ("background", "liquor", "loop", "crystal")
 LEVELS = (0.0, 1.0, 0.7, 1.4)
@@ -211,6 +212,58 @@ def test_every_look_sees_what_the_last_one_found():
     )
     assert np.all(across_one.argmax(axis=0) == 2)  # where a look is dear there is one
     assert context_of(ByValue(), seen) is None
+
+
+def test_probabilities_from_elsewhere_take_the_place_of_the_coarse_pass():
+    """Of the box around the sample, and without looks, which would blur them further."""
+    before = np.zeros((4, 70, 72, 75), dtype=np.uint8)
+    values = np.zeros(before.shape[1:], dtype=np.float32)
+    values[20:50, 24:54, 21:57] = 1.0
+    before[0], before[3, 25:40, 30:45, 33:48] = 255, 255
+    before[0, 25:40, 30:45, 33:48] = 0
+    network = ByCoarsePass()
+    p = class_probabilities(
+        network, values, InferenceSettings(axes="xyz", device="cpu"), before=before
+    )
+    assert network.context.n == 0
+    crystal, true = p.argmax(axis=0) == 3, before[3] > 0
+    assert np.count_nonzero(crystal & true) > 0.85 * np.count_nonzero(true)
+    assert np.count_nonzero(crystal & ~true) < 0.15 * np.count_nonzero(true)
+    shift = np.argwhere(crystal).mean(axis=0) - np.argwhere(true).mean(axis=0)
+    assert np.abs(shift).max() < 0.6  # half of the rounding to blocks
+
+
+def test_where_labels_are_made():
+    small = (200, 200, 200)
+    for voxel, shape, factors in [
+        (1.2, small, 1), (0.7, small, 1), (0.3, small, 2),
+        (0.7, (300, 300, 300), 2), (0.3, (600, 600, 600), 4),  # too many for a second pass
+        (0.5, small, 2), (0.26, small, 5),  # blocks of half their length are too fine, or not whole
+    ]:  # fmt: skip
+        assert label_factors(voxel * np.ones(3), shape) == (factors,) * 3
+
+
+def test_a_second_pass_sees_voxels_that_blocks_hide():
+    labels, _ = phantom(60)
+    labels[25:35, 20:30:2, 25:35] = 1  # a crystal in layers of one voxel
+    rng = np.random.default_rng(1)
+    values = 0.01 * np.array(LEVELS)[labels] + 1e-4 * rng.standard_normal(labels.shape)
+    tomogram = Tomogram(values.astype(np.float32), 0.7)
+    seen = []
+
+    def watch(values, probabilities):
+        seen.append((values.shape, probabilities.shape[1:]))
+        return probabilities
+
+    settings = LabellingSettings(InferenceSettings(device="cpu"), clean_up=False)
+    found = segment(tomogram, ByValue(), settings, refine=watch)
+    assert found.factors == (1, 1, 1)
+    assert seen == [(tomogram.shape, tomogram.shape)]
+    assert np.mean(found.labels.values == labels) > 0.999
+    coarse = segment(Tomogram(tomogram.values, 0.5), ByValue(), settings)
+    assert coarse.factors == (2, 2, 2)
+    layers = (slice(26, 34), slice(20, 30), slice(26, 34))
+    assert np.mean(coarse.labels.values[layers] == labels[layers]) < 0.8
 
 
 @pytest.mark.parametrize("axes", ["x", "y", "z", "xyz"])

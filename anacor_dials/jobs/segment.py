@@ -53,8 +53,8 @@ from anacor_dials.segmentation.sam2_refinement import Sam2Settings, sam2_refiner
 from anacor_dials.segmentation.training_data import labels_on_grid
 from anacor_dials.segmentation.working_grid import (
     UNKNOWN,
-    bin_factors,
     binned_known,
+    label_factors,
     working_volume,
 )
 from anacor_dials.tomography.reconstruction_settings import ReconstructionSettings
@@ -292,7 +292,7 @@ def _at_edges(
     known = EdgeSettings(
         edges, source.energy_keV, source.distance_mm, source.paganin_delta_beta is not None
     )
-    step = edge_step(source.tomogram.voxel_size_um, names, known)
+    step = edge_step(source.tomogram, names, known)
 
     def at_edges(
         values: NDArray[np.float32], probabilities: NDArray[np.uint8]
@@ -308,9 +308,8 @@ def _certain_by_hand(
     source: Reconstruction, hand_made: HandMadeLabels, names: Sequence[str], refine: Refiner | None
 ) -> Refiner:
     """A step after the network (and SAM-2) that makes what people labelled certain."""
-    known = binned_known(
-        known_on_tomogram(hand_made, names), bin_factors(source.tomogram.voxel_size_um), len(names)
-    )
+    factors = label_factors(source.tomogram.voxel_size_um, source.tomogram.shape)
+    known = binned_known(known_on_tomogram(hand_made, names), factors, len(names))
 
     def certain(values: NDArray[np.float32], probabilities: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if refine is not None:

@@ -30,10 +30,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.ndimage
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from anacor_dials.sample.volumes import Volume
 from anacor_dials.segmentation.tiles import most_probable, sample_box
-from anacor_dials.segmentation.working_grid import bin_factors
+from anacor_dials.segmentation.working_grid import label_factors
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.edges")
 
@@ -129,18 +130,17 @@ class EdgeSettings:
         return 0.0 if self.refine else None
 
 
-def edge_step(voxel_size_um: ArrayLike, names: Sequence[str], settings: EdgeSettings) -> EdgeStep:
-    """A step after the network: :func:`moved_to_edges` on the working grid of a tomogram.
+def edge_step(tomogram: Volume, names: Sequence[str], settings: EdgeSettings) -> EdgeStep:
+    """A step after the network: :func:`moved_to_edges` on the grid where labels are made.
 
     Parameters
     ----------
-    voxel_size_um : array (3,)
-        Of the tomogram.
+    tomogram : Volume
     names : sequence of str
         Of the classes.
     settings : EdgeSettings
     """
-    size = np.asarray(voxel_size_um, dtype=np.float64) * bin_factors(voxel_size_um)
+    size = tomogram.voxel_size_um * label_factors(tomogram.voxel_size_um, tomogram.shape)
     edge = float(size.mean())
 
     def step(values: Array, probabilities: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -258,7 +258,7 @@ def evaluate_samples(
             sample.scan_distance_mm,
             sample.paganin_delta_beta is not None,
         )
-        step = edge_step(tomogram.voxel_size_um, names, edges)
+        step = edge_step(tomogram, names, edges)
 
         def kept(
             values: NDArray[np.float32],

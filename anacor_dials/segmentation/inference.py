@@ -2,8 +2,9 @@
 
 The tomogram is averaged to the working grid and scaled (:mod:`.working_grid`), and views without
 fringes are made of it (:mod:`.fringes`). The coarse pass (:mod:`.context`) and the network for
-slices (:mod:`.tiles`) give probabilities. Labels that cannot be right are corrected
-(:mod:`.clean_up`). Labels on the voxels of the tomogram are interpolated
+slices (:mod:`.tiles`) give probabilities; where the tomogram's own voxels are fine enough, slices
+are labelled once more on a grid of half the voxels, beside what was found. Labels that cannot be
+right are corrected (:mod:`.clean_up`). Labels on the voxels of the tomogram are interpolated
 (:mod:`.fine_voxels`). How far the crystal's labels probably are right is foretold
 (:mod:`.expected_overlap`), and what speaks against the result is said in words (:mod:`.doubts`).
 """
@@ -34,6 +35,7 @@ from anacor_dials.segmentation.working_grid import (
     bin_factors,
     binned_values,
     intensity_scale,
+    label_factors,
     working_volume,
 )
 
@@ -117,9 +119,9 @@ class Segmentation:
     probabilities : array (n, nx, ny, nz) of uint8, or None
         255 = 1, on the same voxels; None if they were not asked for.
     working : array (n, mx, my, mz) of uint8
-        Probabilities on the working grid, after the clean-up.
+        Probabilities after the clean-up, on the working grid or that of the second pass.
     factors : (int, int, int)
-        How many voxels of the tomogram one voxel of the working grid is long.
+        How many voxels of the tomogram one voxel of `working` is long.
     scale : IntensityScale
     mu_per_um : array (n,)
         The median of the tomogram within each material, 1/um; NaN if there is too little of it.
@@ -143,6 +145,17 @@ class Segmentation:
     overlap: OverlapForecast | None = None
 
 
+def _seen_finely(
+    network: SliceNetwork | Sequence[SliceNetwork],
+    values: NDArray[np.float32],
+    before: NDArray[np.uint8],
+    settings: LabellingSettings,
+) -> NDArray[np.uint8]:
+    """Probabilities on a grid of half the voxels, by slices that see those of the first pass."""
+    _, coarse = at_full_size(before, (2, 2, 2), values.shape, keep=True)
+    return class_probabilities(network, values, settings.inference, settings.progress, coarse)
+
+
 def segment(
     tomogram: Tomogram | Volume,
     network: SliceNetwork | Sequence[SliceNetwork],
@@ -164,8 +177,8 @@ def segment(
         The energy of the scan. If it is known, the mu of the materials are compared with those of
         typical compositions.
     refine : callable, optional
-        Makes better probabilities of (normalised values, probabilities) on the working grid, before
-        the clean-up: SAM-2, or labels that are certain.
+        Makes better probabilities of (normalised values, probabilities) before the clean-up, on the
+        grid of :func:`.working_grid.label_factors`: SAM-2, or labels that are certain.
     need_crystal : bool
         Whether a tomogram without a crystal is refused.
 
@@ -194,6 +207,11 @@ def segment(
     times["preparation"] = time.perf_counter() - start
     start = time.perf_counter()
     probabilities = class_probabilities(network, values, settings.inference, settings.progress)
+    finer = label_factors(tomogram.voxel_size_um, tomogram.shape)
+    if finer != factors:
+        values = binned_values(tomogram.values, finer, scale)
+        probabilities = _seen_finely(network, values, probabilities, settings)
+        factors, grid = finer, working_volume(tomogram, values, finer)
     times["network"] = time.perf_counter() - start
     if refine is not None:
         start = time.perf_counter()

@@ -336,6 +336,18 @@ class _SliceLabeller:
         return out
 
 
+def block_means(probabilities: NDArray[np.uint8]) -> NDArray[np.float16]:
+    """Means (n_classes, cx, cy, cz) over coarse blocks of probabilities (n_classes, nx, ny, nz)."""
+    shape = coarse_shape(probabilities.shape[1:])
+    out = np.empty((len(probabilities), *shape), dtype=np.float16)
+    for k, of_class in enumerate(probabilities):
+        filled = np.pad(of_class, [(0, -n % BIN) for n in of_class.shape], mode="edge")
+        cx, cy, cz = shape
+        blocks = filled.reshape(cx, BIN, cy, BIN, cz, BIN)
+        out[k] = blocks.mean(axis=(1, 3, 5), dtype=np.float32) / 255.0
+    return out
+
+
 def context_of(
     network: SliceNetwork, seen: NDArray[np.float16], looks: int = LOOKS
 ) -> NDArray[np.float16] | None:
@@ -383,6 +395,7 @@ def class_probabilities(
     values: NDArray[np.float32],
     settings: InferenceSettings | None = None,
     progress: bool = False,
+    before: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Probabilities uint8 (n_classes, nx, ny, nz), 255 = 1, on the working grid.
 
@@ -398,6 +411,9 @@ def class_probabilities(
     settings : InferenceSettings, optional
     progress : bool
         Whether progress bars are shown.
+    before : array (n_classes, nx, ny, nz) of uint8, optional
+        Probabilities from a coarser grid, which the slices see in place of what the coarse pass and
+        looks find.
     """
     import torch
 
@@ -417,8 +433,16 @@ def class_probabilities(
     if not inside.size:
         return out
     seen = views(inside, np.float16)
-    labellers = [_SliceLabeller.of(one, seen, settings) for one in networks]
-    looks = settings.looks if len(normals) > 1 else min(settings.looks, LOOKS_ACROSS_ONE_AXIS)
+    if before is None:
+        labellers = [_SliceLabeller.of(one, seen, settings) for one in networks]
+        looks = settings.looks if len(normals) > 1 else min(settings.looks, LOOKS_ACROSS_ONE_AXIS)
+    else:
+        context = block_means(before[(slice(None), *box)])
+        labellers = [
+            _SliceLabeller(one, seen, None if one.context is None else context, settings)
+            for one in networks
+        ]
+        looks = 0
     for one in labellers:
         for _ in range(looks if one.coarse is not None else 0):
             one.coarse = one.looked_again(normals, progress)

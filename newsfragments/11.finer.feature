@@ -1,0 +1,1 @@
+Tomograms with voxels of 0.55 to 0.8 um, or of a whole fraction of these, are labelled in a second pass on a grid of half the voxels, which sees cracks, films and thin loops that blocks of voxels hide.
