@@ -112,7 +112,7 @@ def write_reflections(folder: Path) -> int:
     from anacor_dials.sample.materials import wavelength_from_energy
     from anacor_dials.simulation.diffraction_data import simulate_diffraction, write_diffraction
     from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
-    from anacor_dials.simulation.samples import demo_sample
+    from anacor_dials.simulation.samples import cut_box_sample
 
     settings = DiffractionSettings(
         wavelength=wavelength_from_energy(ENERGY_KEV),
@@ -121,7 +121,7 @@ def write_reflections(folder: Path) -> int:
         n_points=32,
     )
     experiments, reflections = simulate_diffraction(
-        demo_sample(), np.random.default_rng(3), settings
+        cut_box_sample(), np.random.default_rng(3), settings
     )
     write_diffraction(
         experiments, reflections, folder / "models.expt", folder / "observations.refl"

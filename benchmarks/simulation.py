@@ -99,9 +99,9 @@ def diffraction_table() -> None:
     """Prints the time of a data set as the demo makes it."""
     from anacor_dials.simulation.diffraction_data import simulate_diffraction
     from anacor_dials.simulation.diffraction_settings import DiffractionSettings
-    from anacor_dials.simulation.samples import demo_sample
+    from anacor_dials.simulation.samples import cut_box_sample
 
-    sample = demo_sample()
+    sample = cut_box_sample()
     simulate_diffraction(sample, np.random.default_rng(3), DiffractionSettings(d_min=8.0))
     wall, cpu = time.perf_counter(), time.process_time()
     _, table = simulate_diffraction(sample, np.random.default_rng(3))

@@ -85,6 +85,7 @@ def sample_recipe(params: Any) -> SampleRecipe:
         maker=s.maker,
         crystal_size_um=tuple(s.crystal_size),
         shape=None if s.shape == "any" else s.shape,
+        wear=s.wear,
         film=None if s.film is libtbx.Auto else s.film,
         pin=s.pin,
         stem_length_um=s.stem_length,

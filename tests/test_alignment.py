@@ -52,7 +52,7 @@ from anacor_dials.simulation.diffraction_data import (
 )
 from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
 from anacor_dials.simulation.i23 import i23_beam, i23_detector, thaumatin_experiments
-from anacor_dials.simulation.samples import demo_sample
+from anacor_dials.simulation.samples import cut_box_sample
 
 # ---- the statistics, on transmissions in closed form ----------------------------------------------
 # ln A = -k (3 + f(beam to source) + f(exit)), f smooth and without symmetry; the tomo frame is that of the
@@ -533,7 +533,7 @@ def factors_against(table: flex.reflection_table, true: np.ndarray) -> float:
 @pytest.mark.slow
 def test_virtual_data_through_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two sweeps, one with kappa; factors by the simulation's own mesh tracer."""
-    sample = demo_sample()
+    sample = cut_box_sample()
     energy = energy_from_wavelength(4.13)
     experiments, table = simulate_diffraction(
         sample,

@@ -129,6 +129,9 @@ def test_the_alignment_by_faces_needs_no_absorption(folder: Path) -> None:
     assert "(1 0 -1)" in html
     log = (folder / "anacor_absorption.log").read_text()
     assert "By the faces: offset 187." in log
+    for text in (" ".join(log.split()), " ".join(html.split())):  # 4/mmm makes 4 and 8 of them
+        assert "{1 1 0} (4 of 4)" in text
+        assert "{1 0 1} (8 of 8)" in text
     cif = (folder / "anacor_absorption.cif").read_text()
     assert "_exptl_crystal_face_perp_dist" in cif
     assert cif.count("\n  1 0 1 ") == 1

@@ -137,6 +137,8 @@ def test_samples_that_never_fit() -> None:
         ({"crystal_size_um": (50.0, 20.0)}, "no range"),
         ({"shape": "ball"}, "shape 'ball' is unknown"),
         ({"maker": "stl"}, "at least one of the crystal"),
+        ({"wear": "thawed"}, "wear 'thawed' is unknown"),
+        ({"maker": "stl", "wear": "broken"}, "leave out sample.wear"),
         ({"maker": "blender", "blender": "/nowhere/blender"}, "there is no program"),
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anacor_dials.simulation.crystal_habits import HABITS, tetragonal_form
-from anacor_dials.simulation.samples import random_sample
+from anacor_dials.simulation.samples import demo_sample, random_sample
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,66 @@ def test_a_sample_says_where_its_lattice_lies(shape: str) -> None:
     indices /= np.abs(indices).max(axis=1)[:, None]
     forms = {tuple(hkl) for hkl in HABITS[shape].faces()[0]}
     np.testing.assert_allclose(indices, np.round(indices), atol=1e-6)
+    assert {tuple(hkl) for hkl in np.round(indices)} == forms
+
+
+def planes_of(sample) -> np.ndarray:
+    """Indices (n, 3) of the planes of the crystal's mesh, the largest 1, and their areas (n,)."""
+    assert sample.lattice is not None
+    (mesh,) = sample.of("crystal")
+    p, q, r = mesh.corners
+    twice = np.cross(q - p, r - p)
+    indices = twice @ sample.lattice.axes
+    return indices / np.abs(indices).max(axis=1)[:, None], np.linalg.norm(twice, axis=1) / 2
+
+
+@pytest.mark.parametrize("seed", [3, 5, 8])
+def test_broken_crystals_keep_their_faces_but_for_the_break(seed: int) -> None:
+    """One plane is new; the others are those of the crystal before, whose lattice stays."""
+    whole, broken = (
+        random_sample(np.random.default_rng(seed), 60.0, shape="thaumatin", film=False, wear=wear)
+        for wear in ("none", "broken")
+    )
+    scale = broken.parameters["crystal_scale"] / whole.parameters["crystal_scale"]
+    np.testing.assert_allclose(broken.lattice.axes, whole.lattice.axes)
+    indices, areas = planes_of(broken)
+    of_lattice = np.abs(indices - np.round(indices)).max(axis=1) < 1e-6
+    assert {tuple(np.abs(hkl)) for hkl in np.round(indices[of_lattice])} <= {(1, 0, 1), (0, 1, 1)}
+    assert len(np.unique(np.round(indices[~of_lattice], 6), axis=0)) == 1
+    assert areas[~of_lattice].sum() > 0.02 * areas.sum()
+    (before,), (after,) = whole.of("crystal"), broken.of("crystal")
+    assert after.volume_um3 < 0.99 * scale**3 * before.volume_um3
+
+
+@pytest.mark.parametrize("shape", HABITS)
+def test_rounded_crystals_reach_as_far_along_every_face(shape: str) -> None:
+    whole, rounded = (
+        random_sample(np.random.default_rng(7), 60.0, shape=shape, film=False, wear=wear)
+        for wear in ("none", "rounded")
+    )
+    (sharp,), (round_one,) = whole.of("crystal"), rounded.of("crystal")
+    scale = rounded.parameters["crystal_scale"] / whole.parameters["crystal_scale"]
+    normals = whole.lattice.normals(HABITS[shape].faces()[0])
+
+    def width(mesh):  # between a face and that on the other side
+        along = mesh.vertices @ normals.T
+        return along.max(axis=0) - along.min(axis=0)
+
+    np.testing.assert_allclose(width(round_one), scale * width(sharp), rtol=1e-6)
+    assert 0.5 * scale**3 < round_one.volume_um3 / sharp.volume_um3 < 0.99 * scale**3
+    flat = np.abs(planes_of(rounded)[0] - np.round(planes_of(rounded)[0])).max(axis=1) < 1e-6
+    assert 0.1 < planes_of(rounded)[1][flat].sum() / planes_of(rounded)[1].sum() < 0.95
+
+
+def test_an_unknown_wear() -> None:
+    with pytest.raises(ValueError, match="wear 'thawed' is unknown"):
+        random_sample(np.random.default_rng(1), 60.0, wear="thawed")
+
+
+def test_the_demo_shows_a_bipyramid() -> None:
+    indices, _ = planes_of(demo_sample())
+    np.testing.assert_allclose(indices, np.round(indices), atol=1e-6)
+    forms = {tuple(hkl) for hkl in HABITS["thaumatin"].faces()[0]}
     assert {tuple(hkl) for hkl in np.round(indices)} == forms
 
 

@@ -28,7 +28,7 @@ from anacor_dials.simulation.diffraction_data import (
 from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
 from anacor_dials.simulation.i23 import i23_beam, i23_detector, i23_goniometer
 from anacor_dials.simulation.meshes import box, sphere
-from anacor_dials.simulation.samples import demo_sample, sample_from_meshes
+from anacor_dials.simulation.samples import cut_box_sample, sample_from_meshes
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_slab_in_closed_form() -> None:
 
 
 def test_truth_converges() -> None:
-    sample = demo_sample()
+    sample = cut_box_sample()
     rng = np.random.default_rng(0)
     exit, source = unit(rng.normal(size=(60, 3))), unit(rng.normal(size=(60, 3)))
     few, many = (
@@ -242,7 +242,7 @@ def test_true_transmissions_mend_the_data(tmp_path) -> None:
     if shutil.which("dials.scale") is None:
         pytest.skip("dials.scale is not on PATH")
     experiments, table = simulate_diffraction(
-        demo_sample(),
+        cut_box_sample(),
         np.random.default_rng(3),
         DiffractionSettings(d_min=4.5, sweeps=[Sweep(0, 180, 0.2)]),
     )
@@ -275,7 +275,7 @@ def test_two_witnesses_agree(tmp_path, monkeypatch) -> None:
     command = pytest.importorskip("anacor_dials.command_line.anacor_absorption")
     from dials.array_family import flex
 
-    sample, wavelength = demo_sample(), 4.13
+    sample, wavelength = cut_box_sample(), 4.13
     energy = energy_from_wavelength(wavelength)
     experiments, table = simulate_diffraction(
         sample,
@@ -317,7 +317,7 @@ def test_impossible_sweeps_and_wavelengths() -> None:
         Sweep(0, 10, 0)
     with pytest.raises(ValueError, match="wavelength is -1"):
         simulate_diffraction(
-            demo_sample(), np.random.default_rng(1), DiffractionSettings(wavelength=-1)
+            cut_box_sample(), np.random.default_rng(1), DiffractionSettings(wavelength=-1)
         )
     with pytest.raises(ValueError, match="mean_counts"):
         DiffractionSettings(mean_counts=0)

@@ -426,3 +426,7 @@ def test_tutorial_runs(tmp_path: Path) -> None:
     compared = json.loads((tmp_path / "anacor_compare.json").read_text())["strategies"]
     r_meas = {one["strategy"]: one["table_1"]["Rmeas(I)"][0] for one in compared}
     assert r_meas["analytical"] < 0.7 * r_meas["none"]
+    found = json.loads((tmp_path / "anacor_absorption.json").read_text())["faces"]["crystals"]
+    indices = [face["hkl"] for face in found[0]["faces"] if face["lattice_plane"]]
+    assert len(indices) == 8
+    assert all(sorted(map(abs, hkl)) == [0, 1, 1] and abs(hkl[2]) == 1 for hkl in indices)

@@ -20,6 +20,7 @@ from anacor_dials.simulation.meshes import (
     quadrature_points,
     read_stl,
     require_no_self_intersection,
+    rounded_polyhedron,
     sphere,
     thickness_maps,
     tube,
@@ -47,6 +48,22 @@ def test_volumes_are_those_of_the_shapes() -> None:
     # Pappus: section times the way of its centroid
     ring = tube(circle(50.0), (0, 0, 1), 4.0, 3.0, 64)
     assert ring.volume_um3 == pytest.approx(np.pi * 12 * 2 * np.pi * 50, rel=3e-3)
+
+
+def test_a_rounded_box_has_steiners_volume() -> None:
+    """V + S r + pi r^2 (a + b + c) + 4/3 pi r^3 with V and S of the box whose faces lie r within.
+
+    The mesh is inscribed in the round parts. Its flat faces lie where they did.
+    """
+    edges, r = np.array([20.0, 30.0, 40.0]), 6.0
+    normals = np.concatenate([np.eye(3), -np.eye(3)])
+    mesh = rounded_polyhedron(normals, np.tile(edges / 2, 2), r)
+    a, b, c = edges - 2 * r
+    inner = a * b * c + 2 * (a * b + b * c + c * a) * r
+    exact = inner + np.pi * r**2 * (a + b + c) + 4 / 3 * np.pi * r**3
+    assert inner < 0.9 * exact
+    assert 0.985 * exact < mesh.volume_um3 < exact
+    np.testing.assert_allclose(np.ptp(mesh.vertices, axis=0), edges)
 
 
 def test_centroid_moves_with_the_mesh() -> None:

@@ -8,7 +8,7 @@ import pytest
 from anacor_dials.sample.volumes import LabelVolume
 from anacor_dials.simulation.realism import compare_projections
 from anacor_dials.simulation.sample_surfaces import sample_from_labels
-from anacor_dials.simulation.samples import demo_sample
+from anacor_dials.simulation.samples import cut_box_sample
 
 
 def test_equal_images_are_alike() -> None:
@@ -41,7 +41,7 @@ def test_images_of_two_sizes() -> None:
 
 
 def test_labels_become_meshes_and_labels_again() -> None:
-    truth = demo_sample().label_volume(2.0)
+    truth = cut_box_sample().label_volume(2.0)
     back = sample_from_labels(truth).label_volume(truth.voxel_size_um, truth.shape, truth.centre)
     for name in ("liquor", "loop", "crystal"):
         a, b = (v.values == v.label(name) for v in (truth, back))

@@ -20,7 +20,7 @@ from anacor_dials.diffraction.residual_pattern import (
 from anacor_dials.jobs.records import ComparisonRecord, read_record
 from anacor_dials.simulation.diffraction_data import simulate_diffraction
 from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
-from anacor_dials.simulation.samples import demo_sample
+from anacor_dials.simulation.samples import cut_box_sample
 
 FRACTION = 0.999
 
@@ -201,7 +201,7 @@ def virtual_data(tmp_path_factory):
         wavelength=4.0, d_min=5.0, sweeps=[Sweep(0.0, 120.0, 0.5)], detector="flat_1m",
         distance_mm=60.0, n_points=64, decay_b=0.0,
     )  # fmt: skip
-    experiments, table = simulate_diffraction(demo_sample(), np.random.default_rng(3), settings)
+    experiments, table = simulate_diffraction(cut_box_sample(), np.random.default_rng(3), settings)
     table["analytical_correction"] = table["true.transmission"]
     for name, normal in (("right", (0.0, 1.0, 0.0)), ("turned", (1.0, 0.0, 0.0))):
         experiments[0].beam.set_polarization_normal(normal)

@@ -14,8 +14,8 @@ from anacor_dials.simulation.samples import (
     Part,
     Sample,
     build_sample,
+    cut_box_sample,
     default_materials,
-    demo_sample,
     random_sample,
     sample_from_meshes,
 )
@@ -67,7 +67,7 @@ def test_a_bipyramid_is_one() -> None:
 
 
 def test_label_volume_is_the_mesh() -> None:
-    sample = demo_sample()
+    sample = cut_box_sample()
     volume = sample.label_volume(1.0)
     crystal = volume.values == volume.label("crystal")
     (mesh,) = sample.of("crystal")
@@ -77,13 +77,13 @@ def test_label_volume_is_the_mesh() -> None:
 
 
 def test_label_volume_on_a_given_grid() -> None:
-    volume = demo_sample().label_volume((2.0, 3.0, 4.0), (100, 60, 30))
+    volume = cut_box_sample().label_volume((2.0, 3.0, 4.0), (100, 60, 30))
     assert volume.shape == (100, 60, 30)
     np.testing.assert_array_equal(volume.centre, (49.5, 29.5, 14.5))
 
 
 def test_optical_constants_by_label() -> None:
-    sample = demo_sample()
+    sample = cut_box_sample()
     mu, delta = sample.mu_per_um(3.5), sample.delta(3.5)
     assert mu[0] == delta[0] == 0
     # 8-9 % less absorption in the crystal than in the liquor, but more refraction

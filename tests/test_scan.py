@@ -14,7 +14,7 @@ from anacor_dials.sample.materials import Composition  # noqa: E402
 from anacor_dials.sample.tomogram_files import read_sample_file  # noqa: E402
 from anacor_dials.simulation.detector import DetectorModel  # noqa: E402
 from anacor_dials.simulation.meshes import box, sphere  # noqa: E402
-from anacor_dials.simulation.samples import Sample, demo_sample, sample_from_meshes  # noqa: E402
+from anacor_dials.simulation.samples import Sample, cut_box_sample, sample_from_meshes  # noqa: E402
 from anacor_dials.simulation.scan import (  # noqa: E402
     ScanOptions,
     ScanSettings,
@@ -218,7 +218,7 @@ def test_reconstruction_puts_the_sample_where_the_truth_says(tmp_path, fast, slo
     scan_files = pytest.importorskip("anacor_dials.tomography.scan_files")
     from scipy.ndimage import binary_erosion
 
-    sample = demo_sample()
+    sample = cut_box_sample()
     vertical = fast[0] == 0
     scan = settings(
         image_shape=(288, 192) if vertical else (192, 288),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import shlex
 import shutil
@@ -140,7 +141,10 @@ def test_every_parameter_is_one_of_its_command(example, tmp_path, setting):
 
 
 def test_the_samples_fit_their_images(example, tmp_path):
-    """The sample of each setting is drawn, as the command draws it, and lies within the images."""
+    """The sample of each setting is drawn, as the command draws it, and lies within the images.
+
+    Its crystal is a bipyramid: the normals of all its planes are reciprocal vectors {1 0 1}.
+    """
     from anacor_dials.command_line import anacor_simulate
     from anacor_dials.simulation.batch import scan_jobs
 
@@ -153,8 +157,18 @@ def test_the_samples_fit_their_images(example, tmp_path):
         recipe = anacor_simulate.sample_recipe(params)
         settings = anacor_simulate.scan_settings(params)
         [job] = scan_jobs(recipe, settings, params.seed, 1, "virtual")
-        size = np.ptp(job.sample().bounds_um("crystal"), axis=0)
+        sample = job.sample()
+        size = np.ptp(sample.bounds_um("crystal"), axis=0)
         assert 25 < np.cbrt(size.prod()) < 150
+        (mesh,) = sample.of("crystal")
+        p, q, r = mesh.corners
+        indices = np.cross(q - p, r - p) @ sample.lattice.axes  # n . a, n . b, n . c up to a factor
+        indices /= np.abs(indices).max(axis=1)[:, None]
+        np.testing.assert_allclose(np.abs(indices[:, 2]), 1, atol=1e-6)
+        np.testing.assert_allclose(
+            np.sort(np.abs(indices[:, :2])), np.tile([0, 1], (len(indices), 1)), atol=1e-6
+        )
+        assert len(np.unique(np.round(indices), axis=0)) == 8
 
 
 def test_images_are_integrated_before_they_are_corrected(example, tmp_path):
@@ -216,6 +230,19 @@ def test_nearness_is_relative_to_the_truth(results):
     assert results.nearness(both[:2], ["AnACorNet"]) == ""
 
 
+def test_faces_are_named_by_their_forms(results):
+    def face(hkl, angle, lattice_plane=True):
+        return {"hkl": hkl, "angle_deg": angle, "lattice_plane": lattice_plane}
+
+    faces = [face([1, 0, 1], 0.1), face([0, -1, 1], 0.31), face([0.3, 0.2, 1], 0.0, False)]
+    crystal = {"reason_for_no_faces": None, "faces": faces}
+    assert results.faces_found({"faces": {"crystals": [crystal]}}) == (
+        "2 {1 0 1}, 1 no lattice plane (within 0.3°)"
+    )
+    thawed = {"reason_for_no_faces": "it is rounded", "faces": faces}
+    assert results.faces_found({"faces": {"crystals": [thawed]}}) == "none"
+
+
 def test_figures_of_a_document_are_replaced(results):
     document = f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n"
     new = results.with_figures(document, "new")
@@ -259,11 +286,25 @@ def test_absorption_ruins_the_data_and_labels_mend_them(example, tmp_path, capsy
     assert network.peaks.mean() > 0.9 * truth.peaks.mean()
     assert truth.peaks.mean() > 4
 
+    for label in ("truth", "anacornet"):
+        assert_faces_are_101(tmp_path / "run" / label)
     for name in ("html", "json", "md"):
         assert (tmp_path / "run" / f"virtual_thaumatin.{name}").stat().st_size > 1000
     capsys.readouterr()
     example.main([str(tmp_path / "run")])  # nothing is done twice
     assert capsys.readouterr().out.count("done before") == 5
+
+
+def assert_faces_are_101(folder: Path) -> None:
+    """All faces found in the labels are planes {1 0 1} or {0 1 1} of the data's orientation matrix."""
+    (crystal,) = json.loads((folder / "anacor_absorption.json").read_text())["faces"]["crystals"]
+    assert crystal["reason_for_no_faces"] is None
+    indices = np.abs([face["hkl"] for face in crystal["faces"]])
+    assert all(face["lattice_plane"] for face in crystal["faces"])
+    assert max(face["angle_deg"] for face in crystal["faces"]) < 2.0
+    assert len(indices) == 8
+    np.testing.assert_array_equal(np.sort(indices[:, :2]), np.tile([0, 1], (8, 1)))
+    np.testing.assert_array_equal(indices[:, 2], 1)
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +332,7 @@ def test_from_images_to_merged_data(from_images, results):
     assert len(factors) > 5000
     ratio = factors / true
     assert ratio.std() / ratio.mean() < 0.01
+    assert_faces_are_101(run / "truth")  # by the orientation that dials.refine found
 
 
 @pytest.mark.slow

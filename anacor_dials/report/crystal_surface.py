@@ -12,6 +12,7 @@ from anacor_dials.report.solid_view import TEXT_AWAY, view_of_points, view_of_so
 
 if TYPE_CHECKING:
     from anacor_dials.diffraction.alignment.from_faces import FaceAlignment
+    from anacor_dials.diffraction.crystal_surface.indices import FaceIndices
     from anacor_dials.jobs.crystal_faces import FoundFaces, SampleFaces
 
 HEADER = (
@@ -56,6 +57,17 @@ def _rows(one: FoundFaces) -> list[tuple[str, ...]]:
     return rows
 
 
+def _forms(indices: FaceIndices) -> str:
+    """The forms of the faces, and how many of the faces of each are there."""
+    found = []
+    for form in dict.fromkeys(indices.forms[indices.forms >= 0].tolist()):
+        members = indices.indices[indices.forms == form]
+        name = max(members.tolist(), key=lambda hkl: (sum(i >= 0 for i in hkl), hkl))
+        whole = len(members) + np.count_nonzero(indices.absent_forms == form)
+        found.append(f"{{{' '.join(f'{i:.0f}' for i in name)}}} ({len(members)} of {whole})")
+    return f"They are of the form{'s' if len(found) > 1 else ''} {', '.join(found)}"
+
+
 def _summary(one: FoundFaces, number: int, several: bool) -> str:
     """What is said of the faces of one crystal as a whole."""
     name = f"Crystal {number}" if several else "The crystal"
@@ -72,6 +84,8 @@ def _summary(one: FoundFaces, number: int, several: bool) -> str:
             f"{100 * one.lattice_share:.0f} % of their area, are lattice planes of experiment {one.experiment} at "
             "the alignment used."
         )
+        if one.indices.is_lattice_plane.any():
+            text += f" {_forms(one.indices)}."
     else:
         text += " The experiments have no crystal model, so they have no indices."
     if one.solid is not None and one.origin_um is not None:

@@ -25,7 +25,7 @@ from anacor_dials.sample.materials import Composition
 from anacor_dials.simulation.blender import blender_executable, blender_sample
 from anacor_dials.simulation.detector import read_flats
 from anacor_dials.simulation.meshes import read_stl
-from anacor_dials.simulation.sample_parameters import CRYSTAL_SHAPES, random_parameters
+from anacor_dials.simulation.sample_parameters import CRYSTAL_SHAPES, WEAR, random_parameters
 from anacor_dials.simulation.samples import (
     Sample,
     build_sample,
@@ -52,6 +52,8 @@ class SampleRecipe:
         The range of mean sizes.
     shape : str, optional
         One of CRYSTAL_SHAPES; all of them if not given.
+    wear : str
+        One of WEAR: whether crystals are rounded or broken.
     film : bool, optional
         Whether the loop has a film; random if not given.
     pin : bool
@@ -72,6 +74,7 @@ class SampleRecipe:
     maker: str = "built_in"
     crystal_size_um: tuple[float, float] = (40.0, 120.0)
     shape: str | None = None
+    wear: str = "none"
     film: bool | None = None
     pin: bool = False
     stem_length_um: float = 150.0
@@ -95,6 +98,10 @@ class SampleRecipe:
             raise ValueError(
                 f"The crystal shape {self.shape!r} is unknown; known are {', '.join(CRYSTAL_SHAPES)}."
             )
+        if self.wear not in WEAR:
+            raise ValueError(f"The wear {self.wear!r} is unknown; known are {', '.join(WEAR)}.")
+        if self.wear != "none" and self.maker == "stl":
+            raise ValueError("Crystals of STL files are as they are; leave out sample.wear.")
         if self.maker == "stl" and "crystal" not in self.stl:
             raise ValueError("A sample of STL files needs at least one of the crystal.")
         if self.maker == "blender":
@@ -128,7 +135,13 @@ class SampleRecipe:
         for _ in range(ATTEMPTS):
             size = float(rng.uniform(self.crystal_size_um[0], largest))
             parameters_drawn = random_parameters(
-                rng, size, self.shape, self.stem_length_um, self.film, self.pin
+                rng,
+                size,
+                self.shape,
+                self.stem_length_um,
+                self.film,
+                self.pin,
+                wear=self.wear,
             )
             try:
                 if self.maker == "blender":

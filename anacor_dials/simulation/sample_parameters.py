@@ -16,6 +16,10 @@ from anacor_dials.simulation.meshes import convex_polyhedron
 CRYSTAL_SHAPES = ("polyhedron", "needle", "plate", "cluster", "bipyramid", *HABITS)
 # Chosen by hand.
 SHAPE_FREQUENCIES = (0.45, 0.2, 0.15, 0.1, 0.1) + (0.0,) * len(HABITS)
+# What has happened to the crystal: edges and corners that are rounded, or a piece broken off.
+WEAR = ("none", "rounded", "broken")
+# Chosen by hand: of edges relative to the nearest face; of a break relative to the corner beyond it.
+ROUNDING, BREAK = (0.15, 0.5), (0.2, 0.7)
 BEYOND_ALL_FACES = 1.5  # relative distance of the faces of the box of a crystal that has a habit
 # Edge lengths relative to the size that was asked for; other shapes are nearly as long as wide.
 # Chosen by hand.
@@ -71,6 +75,12 @@ class SampleParameters:
         Unit vectors and heights of irregularities of the drop.
     bubbles : tuple of 4 floats each
         Centres and radii.
+    rounding : float
+        Radius of the edges and corners of the crystal, relative to the distance of its nearest
+        face; 0 for sharp ones.
+    broken : tuple of 4 floats, or ()
+        The normal of a plane beyond which the crystal has broken off, in the axes of the box, and
+        its distance relative to that of the farthest corner in this direction.
     """
 
     shape: str
@@ -92,6 +102,8 @@ class SampleParameters:
     tail: float
     bumps: tuple[tuple[float, float, float, float], ...]
     bubbles: tuple[tuple[float, float, float, float], ...]
+    rounding: float = 0.0
+    broken: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.shape not in CRYSTAL_SHAPES:
@@ -102,6 +114,8 @@ class SampleParameters:
             raise ValueError("Crystal, drop and fibre must have sizes > 0 um.")
         if not 0 <= self.meniscus <= 0.8:
             raise ValueError(f"The meniscus is {self.meniscus}; it lies between 0 and 0.8.")
+        if not 0 <= self.rounding < 1:
+            raise ValueError(f"The rounding is {self.rounding}; it lies between 0 and 1.")
 
 
 def _random_crystal(
@@ -144,6 +158,7 @@ def random_parameters(
     film: bool | None = None,
     pin: bool = False,
     max_bubbles: int = 2,
+    wear: str = "none",
 ) -> SampleParameters:
     """Random numbers for :func:`anacor_dials.simulation.samples.build_sample`, of samples as they
     occur at a beamline.
@@ -161,7 +176,16 @@ def random_parameters(
     pin : bool
         Whether there is a pin.
     max_bubbles : int
+    wear : str
+        One of WEAR: the crystal is as it grew, its edges are rounded, or a piece is broken off.
+
+    Raises
+    ------
+    ValueError
+        If shape or wear are unknown.
     """
+    if wear not in WEAR:
+        raise ValueError(f"The wear {wear!r} is unknown; known are {', '.join(WEAR)}.")
     shape = str(rng.choice(CRYSTAL_SHAPES, p=SHAPE_FREQUENCIES)) if shape is None else shape
     size, distances, normals, cluster = _random_crystal(rng, shape, crystal_size_um)
     longest = float(np.linalg.norm(size)) * (1.4 if cluster else 1.0)
@@ -203,6 +227,10 @@ def random_parameters(
         tail=float(rng.uniform(0.0, 0.25)),
         bumps=tuple(_floats(b) for b in bumps),
         bubbles=tuple(_floats(b) for b in bubbles),
+        rounding=float(rng.uniform(*ROUNDING)) if wear == "rounded" else 0.0,
+        broken=(*_floats(unit(rng.normal(size=3))), float(rng.uniform(*BREAK)))
+        if wear == "broken"
+        else (),
     )
 
 

@@ -27,6 +27,7 @@ from anacor_dials.simulation.meshes import (
     label_array,
     overlap,
     prism,
+    rounded_polyhedron,
     sphere,
     surfaces_meet,
     tube,
@@ -280,7 +281,9 @@ def sample_from_meshes(
 
 
 def _crystals(p: SampleParameters) -> list[Mesh]:
-    """The crystals about the origin, turned: cut boxes, bipyramids, and those with a habit."""
+    """The crystals about the origin, turned: cut boxes, bipyramids, and those with a habit; worn
+    ones have edges that are rounded, or a corner that is broken off.
+    """
     half = np.array(p.crystal_size) / 2
     normals = np.vstack([np.eye(3), -np.eye(3), np.reshape(p.cut_normals, (-1, 3))])
     distances = np.array(p.crystal_distances)
@@ -293,6 +296,13 @@ def _crystals(p: SampleParameters) -> list[Mesh]:
         normals = np.vstack([normals, pyramid / length[:, None]])
         distances = np.concatenate([distances, 1.0 / length])
     first = convex_polyhedron(normals, distances)
+    if p.broken:
+        normal, share = np.array(p.broken[:3]), p.broken[3]
+        normals = np.vstack([normals, normal])
+        distances = np.append(distances, share * (first.vertices @ normal).max())
+        first = convex_polyhedron(normals, distances)
+    if p.rounding > 0:
+        first = rounded_polyhedron(normals, distances, p.rounding * distances.min())
     turn = rotation_about(p.crystal_turn_axis, p.crystal_turn)
     crystals = [first.moved(turn)]
     for other in p.cluster:
@@ -446,7 +456,16 @@ def random_sample(
 
 
 def demo_sample() -> Sample:
-    """A fixed sample of about 0.3 mm: a cut crystal of 90 um in a drop, held by a loop."""
+    """A fixed sample of about 0.25 mm: a crystal of thaumatin, a bipyramid of its lattice planes
+    {1 0 1}, in a drop, held by a loop.
+    """
+    return random_sample(
+        np.random.default_rng(2024), 42.0, shape="thaumatin", stem_length_um=60.0, film=False
+    )
+
+
+def cut_box_sample() -> Sample:
+    """A fixed sample of about 0.3 mm: a cut box of 90 um in a drop, held by a loop."""
     return random_sample(
         np.random.default_rng(2024), 60.0, shape="polyhedron", stem_length_um=60.0, film=False
     )

@@ -7,6 +7,7 @@ with its corrected.refl and, for labels that were found, tomo.h5 and anacor_segm
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,12 +142,29 @@ def factors_and_truth(table: flex.reflection_table, folder: Path) -> tuple[np.nd
     return factors[known], np.array(truth["true.transmission"])[nearest[known]]
 
 
+def faces_found(record: dict[str, Any]) -> str:
+    """How many faces were found in labels and which forms they are, in the words of a cell.
+
+    record: anacor_absorption.json. Forms are those of 4/mmm, thaumatin's Laue group.
+    """
+    (crystal,) = record["faces"]["crystals"]
+    if crystal["reason_for_no_faces"]:
+        return "none"
+    forms = Counter()
+    for face in crystal["faces"]:
+        h, k, l = (abs(round(i)) for i in face["hkl"])
+        name = f"{{{max(h, k)} {min(h, k)} {l}}}" if face["lattice_plane"] else "no lattice plane"
+        forms[name] += 1
+    furthest = max((f["angle_deg"] for f in crystal["faces"] if f["lattice_plane"]), default=0.0)
+    return f"{', '.join(f'{n} {name}' for name, n in forms.most_common())} (within {furthest:.1f}°)"
+
+
 def label_rows(folder: Path, found: Sequence[str]) -> list[tuple[str, list[str], list[bool]]]:
     """How good each segmentation's labels are, and its factors against the true transmissions."""
     columns = {}
     for label, path in sample_files(folder, found).items():
         place = folder / folder_name(label)
-        cells = ["-"] * 8
+        cells = ["-"] * 9
         if label != TRUTH:
             report = json.loads((place / "anacor_segment.json").read_text(encoding="utf-8"))
             classes = report["evaluation"]["classes"]
@@ -158,6 +176,7 @@ def label_rows(folder: Path, found: Sequence[str]) -> list[tuple[str, list[str],
         factors, true = factors_and_truth(table, folder)
         ratio = factors / true
         cells[7] = f"{100 * ratio.std() / ratio.mean():.2f} %"
+        cells[8] = faces_found(json.loads((place / "anacor_absorption.json").read_text("utf-8")))
         columns[label] = cells
     names = (
         *(f"Accuracy, {name}" for name in ("background", "liquor", "loop", "crystal")),
@@ -165,6 +184,7 @@ def label_rows(folder: Path, found: Sequence[str]) -> list[tuple[str, list[str],
         "Dice, crystal",
         "mu of liquor / loop / crystal (1/mm)",
         "Factors against true transmissions (rms after one scale)",
+        "Faces found in the labels",
     )
     rows = [
         (name, [cells[i] for cells in columns.values()], [False] * len(columns))

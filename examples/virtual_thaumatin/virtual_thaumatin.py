@@ -40,7 +40,7 @@ STRATEGIES = "none+sh_low+sh_high+analytical+analytical_sh"
 STRATEGIES_OF_IMAGES = "none+sh_high+analytical"
 SIMULATION = (
     "seed=5",
-    "sample.shape=polyhedron",
+    "sample.shape=thaumatin",  # a bipyramid of lattice planes {1 0 1}
     "sample.film=False",
     "scan.energy=3.1",  # keV; 4.0 A, for both experiments
     "detector.photons=16000",
@@ -53,7 +53,7 @@ SPACE_GROUP = "P 41 21 2"  # images cannot tell it from its enantiomorph; the st
 SETTINGS = {
     # minutes on two cores
     "small": (
-        "sample.crystal_size=72,80",
+        "sample.crystal_size=46,52",
         "sample.stem_length=20",
         "scan.pixel_size=1.4",
         "scan.image_size=230,160",
@@ -62,7 +62,7 @@ SETTINGS = {
     ),
     # I23's own scan, and a second sweep at another kappa; for a cluster or a machine with a GPU
     "large": (
-        "sample.crystal_size=80,90",
+        "sample.crystal_size=50,56",
         "sample.stem_length=60",
         "scan.pixel_size=0.3",
         "scan.image_size=1300,800",
@@ -73,7 +73,7 @@ SETTINGS = {
     ),
     # from rotation images; half an hour of processor time at most
     "images": (
-        "sample.crystal_size=72,80",
+        "sample.crystal_size=46,52",
         "sample.stem_length=20",
         "scan.pixel_size=1.4",
         "scan.image_size=230,160",

@@ -43,6 +43,38 @@ def convex_polyhedron(normals: ArrayLike, distances_um: ArrayLike) -> Mesh:
         raise ValueError(
             f"The {len(d)} faces given do not enclose a polyhedron; add faces on the open side."
         ) from None
+    return _mesh_of_hull(hull)
+
+
+def rounded_polyhedron(normals: ArrayLike, distances_um: ArrayLike, radius_um: float) -> Mesh:
+    """The polyhedron of :func:`convex_polyhedron` with edges and corners of a radius in um.
+
+    It is what a ball of this radius sweeps whose centre stays at least as far within every face.
+    The faces keep their places; each is smaller.
+
+    Parameters
+    ----------
+    normals : array (n, 3)
+    distances_um : array (n,)
+    radius_um : float
+        Less than every distance.
+
+    Raises
+    ------
+    ValueError
+        As :func:`convex_polyhedron` does, for the faces moved inwards by the radius.
+    """
+    from scipy.spatial import ConvexHull
+
+    n = unit(normals)
+    centres = convex_polyhedron(n, np.asarray(distances_um) - radius_um).vertices
+    ball = radius_um * np.concatenate([n, unit(sphere(1.0, 2).vertices)])
+    hull = ConvexHull((centres[:, None] + ball).reshape(-1, 3))
+    return _mesh_of_hull(hull)
+
+
+def _mesh_of_hull(hull: Any) -> Mesh:
+    """The surface of a scipy.spatial.ConvexHull."""
     faces = hull.simplices.astype(np.int32)
     a, b, c = (hull.points[faces[:, i]] for i in range(3))
     inward = np.einsum("ij,ij->i", np.cross(b - a, c - a), hull.equations[:, :3]) < 0

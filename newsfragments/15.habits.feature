@@ -1,0 +1,1 @@
+``dials.anacor_simulate sample.wear=rounded`` or ``broken`` makes crystals with rounded edges, or from which a piece has broken off. Demo, tutorial and virtual thaumatin have a bipyramid of thaumatin whose faces {1 0 1} are lattice planes of the orientation that diffracts; the faces found in its labels are named, with their forms, in log and report.
