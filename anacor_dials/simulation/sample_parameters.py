@@ -18,7 +18,7 @@ CRYSTAL_SHAPES = ("polyhedron", "needle", "plate", "cluster", "bipyramid", *HABI
 SHAPE_FREQUENCIES = (0.45, 0.2, 0.15, 0.1, 0.1) + (0.0,) * len(HABITS)
 # What has happened to the crystal: edges and corners that are rounded, or a piece broken off.
 WEAR = ("none", "rounded", "broken")
-# Chosen by hand: of edges relative to the nearest face; of a break relative to the corner beyond it.
+# Of edges relative to the nearest face; of a break relative to the corner beyond. Chosen by hand.
 ROUNDING, BREAK = (0.15, 0.5), (0.2, 0.7)
 BEYOND_ALL_FACES = 1.5  # relative distance of the faces of the box of a crystal that has a habit
 # Edge lengths relative to the size that was asked for; other shapes are nearly as long as wide.
