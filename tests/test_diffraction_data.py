@@ -13,9 +13,11 @@ pytest.importorskip("dials", reason="virtual diffraction data need DIALS")
 
 from dxtbx.model.experiment_list import ExperimentList
 
-from anacor_dials.sample.frames import unit
+from anacor_dials.sample.frames import rotation_about, unit
+from anacor_dials.sample.materials import Composition
 from anacor_dials.simulation.diffraction_data import (
     directions_in_tomo,
+    enough_points,
     goniometer_rotations,
     lorentz_polarisation,
     simulate_diffraction,
@@ -151,6 +153,24 @@ def test_truth_converges() -> None:
         for n in (256, 8192)
     )
     assert np.sqrt(np.mean((few / many - 1) ** 2)) < 2e-3
+
+
+def test_a_thin_plate_gets_more_points() -> None:
+    """A protein crystal needs few; with those of a plate of celestine its transmissions are right."""
+    rng = np.random.default_rng(0)
+    exit, source = unit(rng.normal(size=(200, 3))), unit(rng.normal(size=(200, 3)))
+    turn = rotation_about((0.3, -0.8, 0.5), 71.0)
+    assert enough_points(cut_box_sample(), 3.0, source, exit) == 256
+    heavy = {"crystal": Composition.parse("SrSO4", 3.97)}
+    plate = sample_from_meshes({"crystal": box((160, 140, 8)).moved(turn)}, heavy)
+    n = enough_points(plate, 17.4, source, exit)
+    assert n > 1024
+    found, finer = (
+        true_transmissions(plate, 17.4, source, exit, many, np.random.default_rng(3))
+        for many in (n, 40_000)
+    )
+    ratio = found / finer
+    assert ratio.std() / ratio.mean() < 0.004
 
 
 def test_intensities_have_symmetry_and_anomalous_signal() -> None:

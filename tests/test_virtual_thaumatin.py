@@ -143,7 +143,8 @@ def test_every_parameter_is_one_of_its_command(example, tmp_path, setting):
 def test_the_samples_fit_their_images(example, tmp_path):
     """The sample of each setting is drawn, as the command draws it, and lies within the images.
 
-    Its crystal is a bipyramid: the normals of all its planes are reciprocal vectors {1 0 1}.
+    A crystal with thaumatin's habit is a bipyramid: the normals of all its planes are reciprocal
+    vectors {1 0 1}.
     """
     from anacor_dials.command_line import anacor_simulate
     from anacor_dials.simulation.batch import scan_jobs
@@ -160,6 +161,9 @@ def test_the_samples_fit_their_images(example, tmp_path):
         sample = job.sample()
         size = np.ptp(sample.bounds_um("crystal"), axis=0)
         assert 25 < np.cbrt(size.prod()) < 150
+        assert (sample.lattice is None) == (setting == "images")
+        if sample.lattice is None:
+            continue
         (mesh,) = sample.of("crystal")
         p, q, r = mesh.corners
         indices = np.cross(q - p, r - p) @ sample.lattice.axes  # n . a, n . b, n . c up to a factor
@@ -332,7 +336,6 @@ def test_from_images_to_merged_data(from_images, results):
     assert len(factors) > 5000
     ratio = factors / true
     assert ratio.std() / ratio.mean() < 0.01
-    assert_faces_are_101(run / "truth")  # by the orientation that dials.refine found
 
 
 @pytest.mark.slow

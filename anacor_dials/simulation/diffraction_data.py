@@ -62,6 +62,9 @@ from anacor_dials.simulation.i23 import (
 from anacor_dials.simulation.meshes import attenuation_to_outside, quadrature_points
 from anacor_dials.simulation.samples import Sample
 
+SAME_TRANSMISSION = 0.003  # relative, rms
+MOST_POINTS = 65536
+
 logger = logging.getLogger("dials.anacor_dials.simulation.diffraction_data")
 
 
@@ -403,12 +406,12 @@ def simulate_diffraction(
     tables, to_source, exits, lp_factors = zip(*predicted, strict=True)
     reflections = flex.reflection_table.concat(list(tables))
     logger.info("tracing %d reflections through %r", len(reflections), sample)
+    directions = np.concatenate(to_source), np.concatenate(exits)
     transmission = true_transmissions(
         sample,
         energy_keV,
-        np.concatenate(to_source),
-        np.concatenate(exits),
-        settings.n_points or enough_points(sample),
+        *directions,
+        settings.n_points or enough_points(sample, energy_keV, *directions),
         rng,
     )
     intensity = intensities_of(reflections, true)
@@ -434,10 +437,39 @@ def simulate_diffraction(
     return experiments, reflections
 
 
-def enough_points(sample: Sample) -> int:
-    """How many points in the crystal give its transmission within 0.1 to 0.3 %."""
+def enough_points(
+    sample: Sample, energy_keV: float, to_source: FloatArray, exit: FloatArray
+) -> int:
+    """How many points in the crystal give its transmission within about SAME_TRANSMISSION (rms).
+
+    From 256 for a crystal that is one polyhedron, 2048 for others, it is made four times larger until
+    a few reflections have the same transmissions with four times as many points, after one scale.
+    Thin plates and strong absorption need many: of a plate of 158 x 143 x 41 um with mu = 18 /mm
+    256 points were 1.3 % off, 1024 0.6 %, 4096 0.1 %.
+
+    Parameters
+    ----------
+    sample : Sample
+    energy_keV : float
+    to_source, exit : array (n, 3)
+        Of the reflections, as for :func:`true_transmissions`.
+    """
     crystals = sample.of("crystal")
-    return 256 if len(crystals) == 1 and len(crystals[0].faces) <= 42 else 2048
+    n_points = 256 if len(crystals) == 1 and len(crystals[0].faces) <= 42 else 2048
+    some = np.linspace(0, len(exit) - 1, min(len(exit), 32)).astype(int)
+
+    def found(n: int) -> np.ndarray:
+        rng = np.random.default_rng(0)
+        return true_transmissions(sample, energy_keV, to_source[some], exit[some], n, rng)
+
+    fewer = found(n_points)
+    while n_points < MOST_POINTS:
+        more = found(4 * n_points)
+        ratio = fewer / more
+        if ratio.std() <= SAME_TRANSMISSION * ratio.mean():
+            break
+        n_points, fewer = 4 * n_points, more
+    return n_points
 
 
 def _predicted(

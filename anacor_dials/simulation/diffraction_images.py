@@ -210,7 +210,7 @@ def _transmissions(
     phi = np.array(table["xyzcal.mm"].parts()[2])
     source, out = directions_in_tomo(experiment, s1, phi, datum)
     energy_keV = energy_from_wavelength(experiment.beam.get_wavelength())
-    n_points = settings.n_points or enough_points(sample)
+    n_points = settings.n_points or enough_points(sample, energy_keV, source, out)
     return true_transmissions(sample, energy_keV, source, out, n_points, rng)
 
 

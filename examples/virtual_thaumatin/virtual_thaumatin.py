@@ -40,7 +40,6 @@ STRATEGIES = "none+sh_low+sh_high+analytical+analytical_sh"
 STRATEGIES_OF_IMAGES = "none+sh_high+analytical"
 SIMULATION = (
     "seed=5",
-    "sample.shape=thaumatin",  # a bipyramid of lattice planes {1 0 1}
     "sample.film=False",
     "scan.energy=3.1",  # keV; 4.0 A, for both experiments
     "detector.photons=16000",
@@ -48,11 +47,13 @@ SIMULATION = (
     "diffraction.simulate=True",
     "diffraction.mean_counts=50000",  # before absorption
 )
+BIPYRAMID = "sample.shape=thaumatin"  # of lattice planes {1 0 1}
 IMAGES_D_MIN = 4.5  # A; the resolution in the corners of the flat detector
 SPACE_GROUP = "P 41 21 2"  # images cannot tell it from its enantiomorph; the structure's is known
 SETTINGS = {
     # minutes on two cores
     "small": (
+        BIPYRAMID,
         "sample.crystal_size=46,52",
         "sample.stem_length=20",
         "scan.pixel_size=1.4",
@@ -62,6 +63,7 @@ SETTINGS = {
     ),
     # I23's own scan, and a second sweep at another kappa; for a cluster or a machine with a GPU
     "large": (
+        BIPYRAMID,
         "sample.crystal_size=50,56",
         "sample.stem_length=60",
         "scan.pixel_size=0.3",
@@ -73,7 +75,8 @@ SETTINGS = {
     ),
     # from rotation images; half an hour of processor time at most
     "images": (
-        "sample.crystal_size=46,52",
+        "sample.shape=polyhedron",
+        "sample.crystal_size=72,80",
         "sample.stem_length=20",
         "scan.pixel_size=1.4",
         "scan.image_size=230,160",
