@@ -5,9 +5,8 @@
 factors: eleven kinds of samples, each with N seeds (4), which decide about shape, reflections and points; 0.1 %.
     The truth is a mean over some hundred thousand to millions of points of a scrambled Sobol sequence, by rays that
     share no code with the factors: a traversal of voxels that is written here, the least distance to a plane, and the
-    simulator's lines through meshes. Where absorption is strong a third of the points each lie where the incident beam
-    is absorbed, where the diffracted beam would be (backwards), and anywhere, and have weights by the density of all
-    three. Its own error is the difference of two such sequences.
+    simulator's lines through meshes. Where absorption is strong each voxel of the crystal has points in proportion to what
+    its middle contributes. Its own error is the difference of two such sequences.
 mu: N virtual scans (20) of each kind. In closed form (ellipsoids of liquor, loop and crystal, Poisson noise) with labels
     whose edges are wrong by up to half a voxel, with an axis that is off by half a pixel each way, and with both; by wave
     optics (fringes, noise; 3.5 keV at 5 mm and 4.5 keV at 10 mm) with labels that are right, or whose bodies are half a
@@ -57,8 +56,6 @@ TO_SOURCE = np.array([0.0, 0.0, 1.0])
 TILT = np.radians(54.7)
 
 Depths = Callable[[FloatArray, FloatArray], FloatArray]  # of points, along one direction
-Density = Callable[[FloatArray], FloatArray]  # of depths
-Absorbed = Callable[[FloatArray, FloatArray], tuple[FloatArray, Density]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +77,10 @@ class Case:
         Of one Sobol sequence.
     n : int
         Reflections.
-    absorbed : function of (places (m, 3) in the unit cube, direction to the source (3,)), optional
-        Points (m, 3) where the beam is absorbed, and their density (1/um3) at points (m, 3) of given
-        depths (m,). For crystals of one material.
-    volume_um3 : float
-        Of the crystal; used with absorbed.
+    voxels : array (m, 3), optional
+        Lowest corners of the crystal's voxels, um, if each of them is to have points of its own.
+    voxel_um : float
+        Their edge.
     """
 
     factors: Callable[[Directions, Tracing], AbsorptionFactors]
@@ -94,8 +90,8 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     log2_points: int = 18
     n: int = 400
-    absorbed: Absorbed | None = None
-    volume_um3: float = 0.0
+    voxels: FloatArray | None = None
+    voxel_um: float = 1.0
 
 
 # ---- voxels ------------------------------------------------------------------------------------------
@@ -131,44 +127,6 @@ def _depth_through_voxels(mu: Any, start: Any, direction: Any, out: Any) -> None
         out[k] = total
 
 
-@njit(cache=True)
-def _place_of_depth(mu: Any, start: Any, direction: Any, depth: Any, out: Any) -> None:
-    """Where rays from outside have reached an optical depth, in voxels of edge 1; NaN if nowhere."""
-    shape = mu.shape
-    for k in range(len(start)):
-        first, last = 0.0, np.inf  # where the ray is within the volume
-        for a in range(3):
-            if direction[a] == 0:
-                if not 0 <= start[k, a] < shape[a]:
-                    last = -1.0
-                continue
-            one = -start[k, a] / direction[a]
-            two = (shape[a] - start[k, a]) / direction[a]
-            first, last = max(first, min(one, two)), min(last, max(one, two))
-        out[k] = np.nan
-        t, total = first, 0.0
-        while t < last:
-            # the voxel a little ahead, and where the ray leaves it
-            end = last
-            at = np.empty(3, np.int64)
-            for a in range(3):
-                at[a] = min(
-                    max(int(np.floor(start[k, a] + (t + 1e-9) * direction[a])), 0), shape[a] - 1
-                )
-                if direction[a] != 0:
-                    wall = at[a] + (1 if direction[a] > 0 else 0)
-                    end = min(end, (wall - start[k, a]) / direction[a])
-            end = max(end, t + 1e-9)
-            step = mu[at[0], at[1], at[2]] * (end - t)
-            if total + step >= depth[k]:
-                t += (depth[k] - total) / mu[at[0], at[1], at[2]]
-                for a in range(3):
-                    out[k, a] = start[k, a] + t * direction[a]
-                break
-            total += step
-            t = end
-
-
 def of_voxels(values: np.ndarray, mu: list[float], voxel: float = 1.0, **more: Any) -> Case:
     """Labels 0, 1 and 2 of NAMES in voxels of one edge, um."""
     labels = LabelVolume(values.astype(np.uint8), np.full(3, voxel), None, NAMES)
@@ -184,17 +142,8 @@ def of_voxels(values: np.ndarray, mu: list[float], voxel: float = 1.0, **more: A
         i, j, k = np.floor(points / voxel + middle).astype(int).T
         return values[i, j, k] == 2
 
-    def absorbed(places: FloatArray, to_source: FloatArray) -> tuple[FloatArray, Density]:
-        sideways = np.linalg.qr(np.column_stack([to_source, np.eye(3)]))[0][:, 1:3]
-        width = np.linalg.norm(high - low)  # of a square across the beam that holds the crystal
-        from_middle = (places[:, :2] - 0.5) @ sideways.T + to_source
-        start = (0.5 * (low + high) + width * from_middle) / voxel + middle
-        found = np.empty_like(start)
-        _place_of_depth(by_voxel, start, -to_source, -np.log1p(-places[:, 2]), found)
-        one_mu = by_voxel.max() / voxel
-        return (found - middle) * voxel, lambda depth: one_mu * np.exp(-depth) / width**2
-
     crystal = np.argwhere(values == 2)
+    own = (crystal - middle) * voxel if more.pop("strong", False) else None
     low = (crystal.min(axis=0) - middle) * voxel
     high = (crystal.max(axis=0) + 1 - middle) * voxel
     return Case(
@@ -202,8 +151,8 @@ def of_voxels(values: np.ndarray, mu: list[float], voxel: float = 1.0, **more: A
         depths,
         inside,
         (low, high - 1e-9),
-        absorbed=absorbed if more.pop("strong", False) else None,
-        volume_um3=len(crystal) * voxel**3,
+        voxels=own,
+        voxel_um=voxel,
         **more,
     )
 
@@ -360,35 +309,33 @@ def light(beam: BeamProfile | None, points: FloatArray, one: Directions) -> Floa
     return 2.0 ** (-4 * (u * u + v * v))
 
 
-def truth_of_strong(case: Case, one: Directions, volume: float, seed: int) -> float:
-    """The transmission of a reflection by points where the beams are absorbed, and anywhere."""
-    assert case.absorbed is not None
-    low, high = case.box
-    sequence = qmc.Sobol(3, rng=np.random.default_rng(seed))
-    places = [sequence.random(2**case.log2_points) for _ in range(3)]
-    to_source, exit = one.to_source[0], one.exit[0]
-    entered, density_in = case.absorbed(places[0], to_source)
-    left, density_out = case.absorbed(places[1], exit)
-    points = np.concatenate([entered, left, low + places[2] * (high - low)])
-    points = points[np.isfinite(points).all(axis=1)]
-    points = points[case.inside(points)]
-    depth_in, depth_out = case.depths(points, to_source), case.depths(points, exit)
-    density = density_in(depth_in) + density_out(depth_out) + 1 / (high - low).prod()
-    total = (np.exp(-depth_in - depth_out) / density).sum() / len(places[0])
-    return float(total / volume)
+def truth_by_voxels(case: Case, one: Directions, seed: int) -> float:
+    """The transmission of a reflection by points in each voxel, in proportion to its middle's part."""
+    assert case.voxels is not None
+
+    def passed(points: FloatArray) -> FloatArray:
+        depth = case.depths(points, one.to_source[0]) + case.depths(points, one.exit[0])
+        return np.exp(-depth)
+
+    part = passed(case.voxels + case.voxel_um / 2)
+    n = np.ceil(2**case.log2_points * part / part.sum()).astype(int)
+    of_voxel = np.repeat(np.arange(len(n)), n)
+    # consecutive points of the sequence, those of a voxel, are evenly spread
+    places = qmc.Sobol(3, rng=np.random.default_rng(seed)).random(len(of_voxel))
+    points = case.voxels[of_voxel] + case.voxel_um * places
+    means = np.bincount(of_voxel, passed(points)) / n
+    return float(means.mean())
 
 
 def truth(case: Case, directions: Directions, seed: int) -> FloatArray:
     """Transmissions (n,) by points of a Sobol sequence."""
+    if case.voxels is not None:
+        return np.array([truth_by_voxels(case, directions[k : k + 1], seed)
+                         for k in range(len(directions))])  # fmt: skip
     low, high = case.box
     sequence = qmc.Sobol(3, rng=np.random.default_rng(seed))
     sums = np.zeros((2, len(directions)))
     size = min(case.log2_points, 18)
-    if case.absorbed is not None:
-        return np.array([
-            truth_of_strong(case, directions[k : k + 1], case.volume_um3, seed)
-            for k in range(len(directions))
-        ])  # fmt: skip
     for _ in range(2 ** (case.log2_points - size)):
         points = low + sequence.random(2**size) * (high - low)
         points = points[case.inside(points)]
