@@ -145,3 +145,30 @@ def test_diffraction_data_have_the_orientation_of_the_crystal(offset: float, sen
     np.testing.assert_allclose(indices, np.round(indices), atol=1e-5)
     forms = {tuple(hkl) for hkl in HABITS["lysozyme"].faces()[0]}
     assert {tuple(hkl) for hkl in np.round(indices)} == forms
+
+
+def test_the_break_of_a_broken_crystal_is_no_lattice_plane() -> None:
+    """Of the planes in its labels one is the break, by its normal; all others have indices {1 0 1}."""
+    pytest.importorskip("dxtbx", reason="dxtbx is not there")
+    from anacor_dials.diffraction.reflections import Alignment
+    from anacor_dials.jobs.crystal_faces import find_faces, with_indices
+    from anacor_dials.simulation.diffraction_data import simulate_diffraction
+    from anacor_dials.simulation.diffraction_settings import DiffractionSettings, Sweep
+
+    sample = random_sample(
+        np.random.default_rng(1), 50.0, shape="thaumatin", film=False, wear="broken"
+    )
+    settings = DiffractionSettings(d_min=20.0, sweeps=[Sweep(0.0, 20.0, 0.5)], n_points=16)
+    experiments, _ = simulate_diffraction(sample, np.random.default_rng(1), settings)
+    (found,) = with_indices(find_faces(sample.label_volume(1.5)), experiments, Alignment())
+    assert found.indices is not None
+    is_plane = found.indices.is_lattice_plane
+    assert np.count_nonzero(~is_plane) == 1
+    indices = np.abs(found.indices.indices[is_plane])
+    assert {tuple(hkl) for hkl in indices} == {(1, 0, 1), (0, 1, 1)}
+    assert len(indices) >= 6
+    # the normal of the break in the tomo frame: the columns of the lattice are along the box's axes
+    assert sample.lattice is not None
+    box = sample.lattice.axes / np.linalg.norm(sample.lattice.axes, axis=0)
+    normal = box @ np.array(sample.parameters["broken"][:3])
+    assert found.planes.normals[~is_plane][0] @ normal > np.cos(np.radians(0.5))
