@@ -40,14 +40,14 @@ U = Rotation.from_rotvec([0.3, -0.8, 0.5])  # from the axes along x, y, z to the
 DISTANCES = np.array([22.0, 20.0, 21.0, 23.0, 24.0, 22.5, 21.5, 23.5, 22.0, 24.5, 23.0, 21.0])
 
 
-def true_normals() -> np.ndarray:
+def true_normals(u: Rotation = U) -> np.ndarray:
     """Normals (12, 3) in the tomo frame.
 
     The axis is +x of the lab and the beam flies along -z (dxtbx: sample to source +z). The datum
     frame is lab = R_x(omega) F datum; at omega = OFFSET the tomo axes are (s x, s y, z) of the lab.
     """
     vectors = np.array(HKL) / np.array([A, A, C])
-    datum = U.apply(vectors / np.linalg.norm(vectors, axis=1)[:, None])
+    datum = u.apply(vectors / np.linalg.norm(vectors, axis=1)[:, None])
     lab = Rotation.from_euler("x", OFFSET, degrees=True).apply(FIXED.apply(datum))
     return lab * np.array([SENSE, SENSE, 1.0])
 
@@ -61,10 +61,10 @@ def labels() -> LabelVolume:
     return LabelVolume((3 * inside).astype(np.uint8), 1.0)  # type: ignore[arg-type]
 
 
-def experiment() -> Experiment:
+def experiment(u: Rotation = U, identifier: str = "a") -> Experiment:
     goniometer = GoniometerFactory.known_axis((1.0, 0.0, 0.0))
     goniometer.set_fixed_rotation(tuple(FIXED.as_matrix().ravel()))
-    axes = U.apply(np.diag([A, A, C]))
+    axes = u.apply(np.diag([A, A, C]))
     return Experiment(
         beam=BeamFactory.simple(1.0),
         detector=DetectorFactory.simple(
@@ -73,7 +73,7 @@ def experiment() -> Experiment:
         goniometer=goniometer,
         scan=ScanFactory.make_scan((1, 90), 0.1, (0.0, 1.0), dict.fromkeys(range(1, 91), 0.0)),
         crystal=Crystal(*(tuple(v) for v in axes), "P 43 21 2"),
-        identifier="a",
+        identifier=identifier,
     )
 
 
@@ -161,6 +161,51 @@ def test_faces_are_compared_with_the_alignment_given(folder: Path) -> None:
     assert json.loads((folder / "anacor_absorption.json").read_text())["warnings"] == []
     run([*INPUT, "labels.find_faces=False"])
     assert json.loads((folder / "anacor_absorption.json").read_text())["faces"] is None
+
+
+def test_two_crystals_have_the_indices_of_their_own_lattices(folder: Path) -> None:
+    """Two crystals in one drop, each with an orientation matrix and a sweep of its own."""
+    second = Rotation.from_rotvec([-0.9, 0.4, 1.1])
+    line = np.arange(-32, 33.0)
+    x, y, z = np.meshgrid(np.arange(-62, 63.0), line, line, indexing="ij", sparse=True)
+    crystal = np.zeros((125, 65, 65), dtype=bool)
+    for u, middle in ((U, -30.0), (second, 30.0)):
+        inside = np.ones_like(crystal)
+        for (a, b, c), d in zip(true_normals(u), DISTANCES, strict=True):
+            inside &= a * (x - middle) + b * y + c * z < d
+        crystal |= inside
+    write_sample_file(
+        folder / "two.h5",
+        labels=LabelVolume((3 * crystal).astype(np.uint8), 1.0),  # type: ignore[arg-type]
+        mu_per_um=np.zeros(4),
+        energy_keV=12.398,
+    )
+    table = flex.reflection_table.from_file("observations.refl")
+    other = table.select(flex.bool(len(table), True))
+    other["id"] = flex.int(len(other), 1)
+    other.experiment_identifiers()[1] = "b"
+    del other.experiment_identifiers()[0]
+    table.extend(other)
+    table.as_file("both.refl")
+    ExperimentList([experiment(), experiment(second, "b")]).as_file("both.expt")
+    run(["both.expt", "both.refl", "two.h5",
+         f"alignment.angle_offset={OFFSET}", f"alignment.rotation_sense={SENSE}"])  # fmt: skip
+    found = json.loads((folder / "anacor_absorption.json").read_text())["faces"]["crystals"]
+    of_experiment = {one["experiment"]: one for one in found}
+    assert set(of_experiment) == {0, 1}
+    for one in found:
+        indices = {tuple(map(int, f["hkl"])) for f in one["faces"] if f["lattice_plane"]}
+        assert indices == set(HKL)
+    for number, middle in ((0, -30.0), (1, 30.0)):  # distances are from the middle of the volume
+        for face in of_experiment[number]["faces"]:
+            k = HKL.index(tuple(map(int, face["hkl"])))
+            u = (U, second)[number]
+            expected = DISTANCES[k] + middle * true_normals(u)[k, 0]
+            shift = np.dot(of_experiment[number]["origin_um"], true_normals(u)[k])
+            assert face["distance_um"] + shift == pytest.approx(expected, abs=0.3)
+    log = (folder / "anacor_absorption.log").read_text()
+    assert "Crystal 1, of" in log
+    assert "Crystal 2, of" in log
 
 
 def test_a_round_crystal_says_that_it_has_no_faces(folder: Path) -> None:
