@@ -179,7 +179,7 @@ def turned_box(rng: np.random.Generator, edges: tuple[float, ...], mu: float, **
 
 
 def strong(rng: np.random.Generator) -> Case:
-    return turned_box(rng, (46.0, 40.0, 52.0), 0.42, strong=True, n=60)
+    return turned_box(rng, (46.0, 40.0, 52.0), 0.42, strong=True, n=20)
 
 
 def hollow(rng: np.random.Generator) -> Case:
@@ -272,7 +272,7 @@ CASES: dict[str, Callable[[np.random.Generator], Case]] = {
     "cluster in its drop": lambda rng: drop(rng, "cluster"),
     "A of about 0.001": strong,
     "plate 50:1": lambda rng: turned_box(rng, (120.0, 120.0, 2.4), 0.02, log2_points=20),
-    "needle, mu R = 5": lambda rng: turned_box(rng, (8.0, 8.0, 90.0), 1.25, strong=True, n=60),
+    "needle, mu R = 5": lambda rng: turned_box(rng, (8.0, 8.0, 90.0), 1.25, strong=True, n=20),
     "hollow crystal": hollow,
     "slit of 60 x 8 um, two axes": lambda rng: in_beam(rng, BeamProfile("tophat", (60.0, 8.0))),
     "Gaussian of 20 x 12 um, two axes": lambda rng: in_beam(
@@ -321,7 +321,8 @@ def truth_by_voxels(case: Case, one: Directions, seed: int) -> float:
     n = np.ceil(2**case.log2_points * part / part.sum()).astype(int)
     of_voxel = np.repeat(np.arange(len(n)), n)
     # consecutive points of the sequence, those of a voxel, are evenly spread
-    places = qmc.Sobol(3, rng=np.random.default_rng(seed)).random(len(of_voxel))
+    sequence = qmc.Sobol(3, rng=np.random.default_rng(seed))
+    places = sequence.random_base2(int(np.ceil(np.log2(len(of_voxel)))))[: len(of_voxel)]
     points = case.voxels[of_voxel] + case.voxel_um * places
     means = np.bincount(of_voxel, passed(points)) / n
     return float(means.mean())
