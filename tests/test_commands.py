@@ -37,5 +37,7 @@ def test_a_program_that_there_is_not(tmp_path):
 def test_last_words():
     assert last_words("a\nSorry: this\n is why\n") == "this is why"
     assert last_words("a\nError: no images\nPlease send it to us\n") == "no images"
+    assert last_words("a\nError setting up xia2 environment: no\nSend it\nto us\n") == "no"
+    assert last_words('Integrating\nStatus: error "no images"\n') == "no images"
     assert last_words("Traceback\nKeyError: 'x'\n\n") == "KeyError: 'x'"
     assert last_words("") == "it printed nothing"

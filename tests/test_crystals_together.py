@@ -45,7 +45,7 @@ COMMAND = (
     *(f"{name}.{kind}" for kind in ("expt", "refl") for name in PLATES),
     *(f"tomography.{name}={name}.h5" for name in PLATES),
     f"scaling.strategies={'+'.join(STRATEGIES)}", "symmetry.space_group=P41212",
-    "scaling.full_matrix=False", "scaling.options=error_model=None", "nproc=1",
+    "scaling.full_matrix=False", "nproc=1",
 )  # fmt: skip
 
 pytestmark = pytest.mark.slow

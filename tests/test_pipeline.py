@@ -946,14 +946,21 @@ def test_crystals_of_one_name_are_refused(tmp_path: Path, mad: list, programs: P
     assert file_name("my crystal/1", "crystal") == "my_crystal_1"
 
 
-def test_images_need_xia2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("ccp4", [True, False])
+def test_images_need_xia2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ccp4: bool):
+    """Without CCP4, with whose program xia2 ends and whose name it asks for, xia2.integrate is run."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CCP4", raising=False)
+    if ccp4:
+        monkeypatch.setenv("CCP4", "there")
+        (tmp_path / "freerflag").touch()
+        (tmp_path / "freerflag").chmod(0o755)
     with pytest.raises(ValueError, match="there is no xia2 on PATH"):
         integration(["a_0001.cbf"], ())
-    program = tmp_path / "xia2"
+    program = tmp_path / ("xia2" if ccp4 else "xia2.integrate")
     program.write_text(
-        f"#!{sys.executable}\nimport sys\nfrom pathlib import Path\n"
-        "Path('xia2.json').write_text(' '.join(sys.argv[1:]))\n"
+        f"#!{sys.executable}\nimport os, sys\nfrom pathlib import Path\n"
+        "Path('xia2.json').write_text(' '.join([os.environ['CCP4'], *sys.argv[1:]]))\n"
     )
     program.chmod(0o755)
     with pytest.raises(ValueError, match=r"There is no image .*a_0001.cbf"):
@@ -962,5 +969,6 @@ def test_images_need_xia2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     step = integration([f"{tmp_path}/a_0001.cbf:1:900"], ("project=thau",), nproc=2)
     where = work_in(tmp_path).run(step).folder
     assert (where / "xia2.json").read_text() == (
-        f"pipeline=dials image={tmp_path}/a_0001.cbf:1:900 project=thau nproc=2"
+        f"{'there' if ccp4 else 'none'} pipeline=dials image={tmp_path}/a_0001.cbf:1:900 project=thau "
+        "nproc=2"
     )

@@ -312,10 +312,29 @@ def assert_faces_are_101(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def from_images(example, tmp_path_factory):
-    """A run from simulated images through DIALS to merged data, and {strategy: how it is judged}."""
+def images(example, tmp_path_factory):
+    """The folder of a run that has simulated images and scan, and done nothing with them."""
     run = tmp_path_factory.mktemp("from_images") / "run"
-    found = example.main([str(run), "--setting", "images", "--only-truth"])
+    (run / "logs").mkdir(parents=True)
+    given = example.arguments([str(run), "--setting", "images"])
+    example.run_step(example.steps_of(given, run)[0], run / "logs")
+    return run
+
+
+@pytest.fixture(scope="module")
+def from_images(example, images):
+    """A run from simulated images through DIALS to merged data, and {strategy: how it is judged}."""
+    found = example.main([str(images), "--setting", "images", "--only-truth"])
+    return images, {one.label: one for one in found}
+
+
+@pytest.fixture(scope="module")
+def by_xia2(example, request):
+    """The same run by xia2.anacor, from half of the images and the scan, and {strategy: ...}."""
+    if shutil.which("xia2") is None:
+        pytest.skip("Xia2 is not installed: there is no program xia2 on PATH.")
+    run = request.getfixturevalue("images")
+    found = example.main([str(run), "--setting", "images", "--xia2"])
     return run, {one.label: one for one in found}
 
 

@@ -675,7 +675,7 @@ def test_images_without_xia2(virtual_xia2: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_images_go_through_xia2(virtual_xia2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program called xia2 that leaves what the real one would; it is not run a second time."""
+    """A program that leaves what xia2.integrate would; it is not run a second time."""
     seen = []
 
     def process(crystals, settings, work, write_report) -> PipelineResult:
@@ -689,7 +689,7 @@ def test_images_go_through_xia2(virtual_xia2: Path, monkeypatch: pytest.MonkeyPa
     )
     program.chmod(0o755)
     (virtual_xia2 / "bin").mkdir()
-    program.rename(virtual_xia2 / "bin/xia2")
+    program.rename(virtual_xia2 / "bin/xia2.integrate")
     monkeypatch.setenv("PATH", str(virtual_xia2 / "bin"))
     Path("a_0001.cbf").touch()
     command = ["image=a_0001.cbf:1:90", "tomography=tomo.h5", "xia2.options=project=P", "nproc=2"]

@@ -19,6 +19,8 @@ MODULES = (
     ("dials.", "dials.command_line."),
 )
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# with what xia2 and xia2.integrate begin the line that says why they stopped
+ERRORS_OF_XIA2 = ("Error: ", "Error setting up xia2 environment: ", "Status: error ")
 
 
 def run_command(
@@ -67,11 +69,24 @@ def run_command(
             callback_stdout=keep,
             callback_stderr=keep,
             working_directory=folder,
-            environment_override={} if threads is None else dict.fromkeys(THREADS, str(threads)),
+            environment_override=_environment(program, threads),
             stdin=subprocess.DEVNULL,
         )
     printed: bytes = result.stdout + b"\n" + result.stderr
     return result.returncode, printed.decode("utf-8", "replace").strip()
+
+
+def _environment(program: str, threads: int | None) -> dict[str, str]:
+    """What is added to the environment of a command.
+
+    xia2 and xia2.integrate do not begin where CCP4 is not set (check_environment in
+    xia2.Applications.xia2_main), though integration by DIALS runs none of its programs. So a CCP4
+    that there is not is given a name.
+    """
+    added = {} if threads is None else dict.fromkeys(THREADS, str(threads))
+    if program in ("xia2", "xia2.integrate") and not os.environ.get("CCP4"):
+        added["CCP4"] = "none"
+    return added
 
 
 def program_versions() -> dict[str, str]:
@@ -85,13 +100,15 @@ def last_words(printed: str) -> str:
     """The reason among what a command printed: from "Sorry:" on, else its last line.
 
     After a minimisation that failed dials.scale goes on without a scale and ends with "No data
-    found", so the failure itself is added. xia2 goes on after a line that begins with "Error: ".
+    found", so the failure itself is added. After the line that says why (ERRORS_OF_XIA2) xia2 goes on
+    to say to whom its logs may be sent.
     """
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("Error: ")]
+    errors = [line for line in lines if line.startswith(ERRORS_OF_XIA2)]
     reason = lines[-1] if lines else "it printed nothing"
     if errors:
-        reason = errors[-1].removeprefix("Error: ")
+        mark = next(mark for mark in ERRORS_OF_XIA2 if errors[-1].startswith(mark))
+        reason = errors[-1].removeprefix(mark).strip('"')
     for mark in ("Usage error:", "Sorry:"):
         if mark in printed:
             reason = " ".join(printed.rpartition(mark)[2].split())

@@ -55,9 +55,13 @@ class Judged:
     peaks: np.ndarray
 
 
-def judge(folder: Path) -> tuple[list[Judged], dict[str, Any]]:
-    """Every strategy that was scaled, against the structure; and the content of anacor_compare.json."""
-    comparison = json.loads((folder / "anacor_compare.json").read_text(encoding="utf-8"))
+def judge(folder: Path, compared: Path | None = None) -> tuple[list[Judged], dict[str, Any]]:
+    """Every strategy that was scaled, against the structure; and the content of anacor_compare.json.
+
+    compared: that file, where it is not the run's own.
+    """
+    compared = compared or folder / "anacor_compare.json"
+    comparison = json.loads(compared.read_text(encoding="utf-8"))
     structure = read_structure(folder / "virtual_0001.pdb")
     sites = sites_of(structure, "S")
     d_min = comparison["d_min"] * (1 - RESOLUTION_TOLERANCE)
@@ -310,6 +314,23 @@ def nearness(judged: Sequence[Judged], sources: Sequence[str]) -> str:
         if found:
             sentences.append(f"Rmeas of {source} against that of the truth: {', '.join(found)}.")
     return " ".join(sentences)
+
+
+def results_of_pipeline(folder: Path, origin: str) -> tuple[list[Judged], str]:
+    """Every strategy of xia2.anacor judged, and the table as text; writes from_xia2.md.
+
+    origin: a sentence on how the figures were made.
+    """
+    judged, comparison = judge(folder, folder / "anacor/DEFAULT/compare/anacor_compare.json")
+    header, rows = [one.label for one in judged], table_rows(judged, comparison)
+    table = flex.reflection_table.from_file(str(folder / "anacor/DEFAULT/absorption/corrected.refl"))
+    factors, true = factors_and_truth(table, folder)
+    ratio = factors / true
+    error = f"Factors against true transmissions: {100 * ratio.std() / ratio.mean():.2f} % (rms after one scale)."
+    (folder / "from_xia2.md").write_text(
+        "\n\n".join([origin, markdown(header, rows), error, ""]), encoding="utf-8"
+    )
+    return judged, "\n".join([*plain_table(header, rows), "", error])
 
 
 def write_results(

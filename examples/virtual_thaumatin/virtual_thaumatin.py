@@ -6,9 +6,11 @@ what a user cannot do: the merged data held against the structure that diffracte
 
     tools/dials-env python examples/virtual_thaumatin/virtual_thaumatin.py [FOLDER]
     tools/dials-env python examples/virtual_thaumatin/virtual_thaumatin.py --setting images [FOLDER]
+    tools/dials-env python examples/virtual_thaumatin/virtual_thaumatin.py --setting images --xia2 [FOLDER]
 
 The setting "images" begins with rotation images, which DIALS indexes and integrates; the others begin with
-integrated reflections.
+integrated reflections. With --xia2 one command does all that follows: xia2.anacor, from half of the images and
+the scan.
 
 Every step is one command, shown as it is run; its output is kept in FOLDER/logs. A step is not repeated
 while its command is the same and its results are there and newer than what it reads.
@@ -29,7 +31,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from dials.util.version import dials_version
-from results import BEGIN, END, TRUTH, Judged, folder_name, write_results
+from results import BEGIN, END, TRUTH, Judged, folder_name, results_of_pipeline, write_results
 
 from anacor_dials.segmentation.inference import SHIPPED_WEIGHTS
 from anacor_dials.segmentation.training_record import commit_of_program
@@ -49,6 +51,7 @@ SIMULATION = (
 )
 BIPYRAMID = "sample.shape=thaumatin"  # of lattice planes {1 0 1}
 IMAGES_D_MIN = 4.5  # A; the resolution in the corners of the flat detector
+IMAGES_OF_XIA2 = "1:180"  # 90 degrees, which are complete in this space group
 SPACE_GROUP = "P 41 21 2"  # images cannot tell it from its enantiomorph; the structure's is known
 SETTINGS = {
     # minutes on two cores
@@ -182,6 +185,21 @@ def integration_steps(images: Path, folder: Path, nproc: int) -> list[Step]:
     ]  # fmt: skip
 
 
+def pipeline_step(images: Path, scan: Path, folder: Path, nproc: int) -> Step:
+    """xia2.anacor, from images and scan to merged data."""
+    command = (
+        "xia2.anacor",
+        f"image={images}:{IMAGES_OF_XIA2}",
+        f"tomography={scan}",
+        f"scaling.strategies={STRATEGIES_OF_IMAGES}",
+        "scaling.anomalous=True",
+        "scaling.full_matrix=False",
+        f"nproc={nproc}",
+    )
+    makes = (folder / "anacor" / "anacor.json", folder / "anacor" / "anacor.html")
+    return Step("xia2.anacor", command, folder, (images, scan), makes)
+
+
 def steps_of(given: argparse.Namespace, folder: Path) -> list[Step]:
     """All steps of a run in a folder, in order."""
     stem = folder / "virtual_0001"
@@ -203,6 +221,8 @@ def steps_of(given: argparse.Namespace, folder: Path) -> list[Step]:
         ),
         *integration,
     ]  # fmt: skip
+    if given.xia2:
+        return [steps[0], pipeline_step(images[0], scan, folder, given.nproc)]
     labels = {TRUTH: labels_true}
     for label, options in segmentations(given).items():
         place = folder / folder_name(label)
@@ -281,6 +301,8 @@ def arguments(args: Sequence[str] | None = None) -> argparse.Namespace:
                         help="weights of AnACorNet other than those that ship")  # fmt: skip
     parser.add_argument("--only-truth", action="store_true",
                         help="the true labels alone: nothing is segmented")  # fmt: skip
+    parser.add_argument("--xia2", action="store_true",
+                        help="with --setting images: by xia2.anacor, which needs xia2 on PATH")  # fmt: skip
     parser.add_argument("--sam2", metavar="CHECKPOINT", help="refine by SAM-2, too")
     parser.add_argument("--sam2-model", default="tiny", help="the checkpoint's model (tiny)")
     parser.add_argument(
@@ -291,6 +313,10 @@ def arguments(args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--docs", type=Path, help="a Markdown document whose figures are replaced")
     given = parser.parse_args(args)
+    if given.xia2 and given.setting != "images":
+        parser.error("--xia2 begins with images; give --setting images, too")
+    if given.xia2 and given.docs:
+        parser.error("--docs is for a run without --xia2, which leaves its table in from_xia2.md")
     if given.docs and END not in given.docs.read_text(encoding="utf-8"):
         parser.error(f"{given.docs} lacks the marks {BEGIN} and {END} between which figures go")
     if given.sam2 and Path(given.sam2).exists():
@@ -306,16 +332,19 @@ def main(args: Sequence[str] | None = None) -> list[Judged]:
     steps = steps_of(given, folder)
     for step in steps:
         run_step(step, folder / "logs")
-    judged, text = write_results(
-        folder,
-        list(segmentations(given)),
-        origin(given),
-        [shlex.join(step.command) for step in steps],
-        given.docs,
-    )
-    say(
-        f"\n{text}\n\nReport: {folder / 'virtual_thaumatin.html'}\nTook {time.perf_counter() - start:.0f} s"
-    )
+    if given.xia2:
+        report = folder / "anacor" / "anacor.html"
+        judged, text = results_of_pipeline(folder, origin(given))
+    else:
+        report = folder / "virtual_thaumatin.html"
+        judged, text = write_results(
+            folder,
+            list(segmentations(given)),
+            origin(given),
+            [shlex.join(step.command) for step in steps],
+            given.docs,
+        )
+    say(f"\n{text}\n\nReport: {report}\nTook {time.perf_counter() - start:.0f} s")
     return judged
 
 

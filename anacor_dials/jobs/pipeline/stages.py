@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -31,11 +32,18 @@ from anacor_dials.jobs.pipeline.wavelengths import by_wavelength, wavelength_nam
 from anacor_dials.sample.output_files import file_name
 from anacor_dials.sample.surface_files import SURFACE_SUFFIXES
 
+logger = logging.getLogger("dials.anacor_dials.jobs.pipeline.stages")
+
 WriteReport = Callable[[Comparison, Path], None]
+
+LAST_OF_XIA2 = "freerflag"  # the program of CCP4 that xia2 3.9 ends with, also by pipeline=dials
 
 
 def integration(images: Sequence[str], options: Sequence[str], nproc: int = 1) -> Step:
     """The step ``xia2 pipeline=dials`` on images; its folder is that of xia2.
+
+    After integration and scaling xia2 runs a program of CCP4. Where that is absent the step is
+    ``xia2.integrate pipeline=dials``, which ends with the integration; no more is used here.
 
     Parameters
     ----------
@@ -51,7 +59,8 @@ def integration(images: Sequence[str], options: Sequence[str], nproc: int = 1) -
     ValueError
         If there is no xia2, or no such image.
     """
-    if shutil.which("xia2") is None:
+    program = "xia2" if shutil.which(LAST_OF_XIA2) else "xia2.integrate"
+    if shutil.which(program) is None:
         raise ValueError(
             "Images were given and there is no xia2 on PATH to integrate them; install it, or integrate "
             "them by DIALS and give the integrated .expt and .refl files."
@@ -64,9 +73,15 @@ def integration(images: Sequence[str], options: Sequence[str], nproc: int = 1) -
         if not files[-1].is_file():
             raise ValueError(f"There is no image {path}.")
         named.append(f"image={files[-1]}{span}")
+    if program != "xia2":
+        logger.info(
+            "CCP4 is not set up (there is no %s on PATH), without which xia2 ends with an error after "
+            "scaling; so its images are integrated by xia2.integrate.",
+            LAST_OF_XIA2,
+        )
     return Step(
         "xia2",
-        ("xia2", "pipeline=dials", *named, *options),
+        (program, "pipeline=dials", *named, *options),
         tuple(files),
         ("xia2.json",),
         (f"nproc={nproc}",),
