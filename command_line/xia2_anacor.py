@@ -56,6 +56,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ from anacor_dials.phil.arguments import parse_arguments
 from anacor_dials.report import comparison
 from anacor_dials.report.crystals import rows_of, write_csv
 from anacor_dials.report.page import write_html, write_json
-from anacor_dials.report.pipeline import record, sections, table_text
+from anacor_dials.report.pipeline import limit_in_words, record, sections, table_text
 from anacor_dials.report.residual_pattern import hints_of_record
 from anacor_dials.sample.input_files import is_pickle, refuse_pickled_table
 from anacor_dials.sample.output_files import OutputFiles
@@ -161,6 +162,7 @@ def settings_from(params: Any, nproc: int) -> PipelineSettings:
         statistic=params.selection.statistic,
         margin=params.selection.margin / 100,
         d_min=params.d_min,
+        cc_half=params.cc_half,
         n_bins=params.merging.n_bins,
         model=choice(params.scaling.model),
         together=params.scaling.crystals == "together",
@@ -301,6 +303,9 @@ def log_result(result: PipelineResult) -> None:
             group.selection.strategy.label,
             group.selection.reason,
         )
+        for one in group.wavelengths:
+            if one.record.signal_limit:
+                logger.info("%s. %s", group.name, limit_in_words(one.record))
         if group.free_set:
             logger.info("%s. %s", group.name, group.free_set)
         if group.warning:
@@ -316,10 +321,7 @@ def log_result(result: PipelineResult) -> None:
 def run_watch(
     params: Any, settings: PipelineSettings, work: WorkingFolder, arguments: list[str], changed: str
 ) -> PipelineResult:
-    """Works on each crystal when its data are there, and keeps the report current.
-
-    SIGTERM ends it as Ctrl-C does: what runs is ended, and the next run goes on there.
-    """
+    """Works on each crystal when its data are there, and keeps the report current."""
     rule = watching.NamingRule(
         Path(params.watch.folder).absolute(), params.watch.xia2, params.watch.tomography
     )
@@ -331,14 +333,26 @@ def run_watch(
     def keep(result: PipelineResult) -> None:
         save(result, work, record(result, work, settings, arguments, changed), params.output)
 
+    return watching.watch(rule, patience, settings, work, comparison.write, keep)
+
+
+@contextmanager
+def stoppable(workers: Workers) -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, and with it the steps that run."""
+
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    is_main = threading.current_thread() is threading.main_thread()  # else there are no handlers
+    before = signal.signal(signal.SIGTERM, stop) if is_main else None
     try:
-        return watching.watch(rule, patience, settings, work, comparison.write, keep)
+        yield
+    except KeyboardInterrupt:
+        workers.stop()
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def start_of(params: Any, given: list[str]) -> Input:
@@ -413,7 +427,7 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
             work = WorkingFolder(
                 params.output.directory, versions, params.redo or (), logger.info, workers
             )
-            with work.locked():
+            with work.locked(), stoppable(workers):
                 if params.watch.folder is not None:
                     result = run_watch(params, settings, work, args, changed)
                 else:

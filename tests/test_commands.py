@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-pytest.importorskip("procrunner", reason="procrunner is not installed")
+pytest.importorskip("psutil", reason="psutil is not installed")
 
 from anacor_dials.diffraction import commands
-from anacor_dials.diffraction.commands import last_words, run_command
+from anacor_dials.diffraction.commands import end_commands, last_words, run_command
 
 
 def test_status_and_what_is_printed(tmp_path):
@@ -32,6 +34,22 @@ def test_dials_is_run_as_a_module_where_its_commands_are_not_on_the_path(monkeyp
 def test_a_program_that_there_is_not(tmp_path):
     with pytest.raises(ValueError, match="no program no_such_program on PATH"):
         run_command(("no_such_program",), tmp_path)
+
+
+def test_commands_are_ended_with_what_they_have_started(tmp_path):
+    """A shell and its child, of which both would go on for a minute."""
+    script = "trap 'echo ended; exit 7' TERM; sleep 60 & echo $!; wait"
+    log = tmp_path / "printed.log"
+    with ThreadPoolExecutor(1) as executor:
+        running = executor.submit(
+            run_command, (shutil.which("sh"), "-c", script), tmp_path, None, log
+        )
+        while not (log.is_file() and log.read_text().endswith("\n")):
+            time.sleep(0.01)
+        child = int(log.read_text())
+        end_commands()
+        assert running.result(30) == (7, f"{child}\nended")
+    assert not commands.psutil.pid_exists(child)
 
 
 def test_last_words():

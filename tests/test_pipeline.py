@@ -510,6 +510,7 @@ class Programs:
     def __init__(self) -> None:
         self.calls: list[tuple[str, ...]] = []
         self.failing: str | None = None
+        self.signal_limit: float | None = None  # of the comparison
 
     def models(self, command: Sequence[str]) -> list[tuple[str, float]]:
         return [
@@ -604,7 +605,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
         ]
         same = SameObservationsRecord(9, values)
         columns = [one.label for one in scaled]
-        content = ComparisonRecord(50.0, 2.0, 20, columns, [], same, strategies)
+        content = ComparisonRecord(50.0, 2.0, 20, columns, [], same, strategies, made.signal_limit)
         write_json(folder / "anacor_compare.json", content)
         write_report(None, folder)
 
@@ -925,6 +926,19 @@ def test_symmetry_left_alone_or_given_for_one_sweep(tmp_path: Path, mad: list, p
     given = PipelineSettings(strategies=("none",), space_group="P43212")
     process(mad[1:], given, work_in(tmp_path), write_report)
     assert "space_group=P43212" in programs.command("dials.reindex")
+
+
+@pytest.mark.parametrize(
+    ("d_min", "found", "merged_to"),
+    [(None, None, []), (None, 3.25, ["d_min=3.25"]), (2.5, None, ["d_min=2.5"])],
+)
+def test_merged_data_end_with_the_signal(
+    tmp_path: Path, mad: list, programs: Programs, d_min: float, found: float, merged_to: list
+):
+    programs.signal_limit = found
+    process(mad[1:], replace(SETTINGS, d_min=d_min), work_in(tmp_path), write_report)
+    command = programs.command("dials.merge")
+    assert [word for word in command if word.startswith("d_min=")] == merged_to
 
 
 def test_names_of_wavelengths(tmp_path: Path, mad: list):

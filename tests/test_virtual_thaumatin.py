@@ -8,7 +8,11 @@ import json
 import os
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -17,11 +21,12 @@ import pytest
 
 pytest.importorskip("dials", reason="the example needs DIALS")
 
+import iotbx.mtz
 from dials.array_family import flex
 from dxtbx.model import ExperimentList
 
-from anacor_dials.command_line import anacor_absorption, anacor_compare
-from anacor_dials.jobs.records import ComparisonRecord, read_record
+from anacor_dials.command_line import anacor_absorption, anacor_compare, xia2_anacor
+from anacor_dials.jobs.records import ComparisonRecord, pipeline_schema, read_record
 
 MODULES = {"import": "dials_import"}  # where a module is not called as its command
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "virtual_thaumatin"
@@ -408,3 +413,109 @@ def residual_pattern(folder):
     (pattern,) = [s.residual_pattern for s in record.strategies if s.strategy == "analytical"]
     texts = [(folder / f"anacor_compare.{kind}").read_text() for kind in ("log", "html")]
     return pattern, [" ".join(text.split()) for text in texts]
+
+
+# ---- by one command, with the real xia2 ------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_one_command_from_images_and_scan_to_merged_data(by_xia2, results, monkeypatch):
+    """xia2.anacor image=... tomography=...: xia2, segmentation and all that follows."""
+    run, judged = by_xia2
+    none, harmonics, analytical = (judged[name] for name in ("none", "SH high", "analytical"))
+    for one in (none, harmonics):
+        assert one.table_1["Rmeas(I)"][0] > analytical.table_1["Rmeas(I)"][0]
+        assert one.agreement.r_intensities > 2 * analytical.agreement.r_intensities
+        assert one.agreement.cc_anomalous < analytical.agreement.cc_anomalous
+    assert analytical.agreement.r_intensities < 0.02
+    assert (analytical.peaks > results.STRONG_PEAK).sum() > 12 > (none.peaks > 4).sum()
+    table = flex.reflection_table.from_file(str(run / "anacor/DEFAULT/absorption/corrected.refl"))
+    factors, true = results.factors_and_truth(table, run)
+    assert len(factors) > 5000
+    ratio = factors / true
+    assert ratio.std() / ratio.mean() < 0.015
+
+    content = validated(run / "anacor/anacor.json")
+    (row,), (group,) = content["overview"], content["groups"]
+    assert (row["crystal"], row["taken"]) == ("DEFAULT", "analytical")
+    assert row["space_group"] in ("P 41 21 2", "P 43 21 2")
+    # spots were simulated to 4.5 A, and integrated to the corners of the detector at 4.2 A
+    assert group["wavelengths"][0]["d_min"] == pytest.approx(4.5, abs=0.07)
+    merged = iotbx.mtz.object(group["wavelengths"][0]["files"]["merged MTZ"])
+    assert merged.max_min_resolution()[1] == pytest.approx(group["wavelengths"][0]["d_min"], 1e-3)
+    assert content["steps"][0]["name"] == "xia2"
+
+    monkeypatch.chdir(run)
+    xia2_anacor.run([*content["arguments"], "nproc=1"])  # nothing is done twice
+    assert not any(step["done_in_this_run"] for step in validated("anacor/anacor.json")["steps"])
+
+
+def validated(path):
+    """The content of anacor.json, which is as its schema says."""
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    content = json.loads(Path(path).read_text())
+    jsonschema.Draft202012Validator(pipeline_schema()).validate(content)
+    return content
+
+
+@pytest.mark.slow
+def test_a_watch_takes_what_xia2_left_and_goes_on_after_it_was_stopped(by_xia2, tmp_path):
+    """The real programs: SIGTERM in the middle of a step ends it at once, and nothing is half done."""
+    run, _ = by_xia2
+    (tmp_path / "visit/tomo").mkdir(parents=True)
+    shutil.copytree(run / "anacor/xia2", tmp_path / "visit/A/xia2")
+    shutil.copy(run / "virtual_0001_truth.h5", tmp_path / "visit/tomo/A.h5")
+    steps = tmp_path / "anacor/A"
+    with watching(tmp_path) as process:
+        until(lambda: any(steps.glob(".scale_*.running/*/.scaling-*")), process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) != 0
+    said = (tmp_path / "watch.log").read_text()
+    assert "Stopped; the same command goes on from here" in said
+    assert "Traceback" not in said
+    assert not any(steps.glob("*.failed.log"))
+    assert not any(steps.glob(".*"))
+    before = json.loads((tmp_path / "anacor/steps.json").read_text())["steps"]
+    assert "A/absorption" in before
+
+    with watching(tmp_path) as process:
+        until(lambda: (tmp_path / "anacor/anacor.csv").is_file(), process)
+        # a second crystal, of which the scan comes later
+        (tmp_path / "visit/B").mkdir()
+        (tmp_path / "visit/B/xia2").symlink_to(run / "anacor/xia2")
+        log = tmp_path / "watch.log"
+        until(lambda: "B: waiting; it has no scan yet" in log.read_text(), process)
+        shutil.copy(run / "virtual_0001_truth.h5", tmp_path / "visit/tomo/B.h5")
+        until(lambda: "2 crystals are done, 0 failed" in log.read_text(), process)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    content = validated(tmp_path / "anacor/anacor.json")
+    after = {step["name"]: step for step in content["steps"]}
+    assert after["A/absorption"]["finished"] == before["A/absorption"]["finished"]
+    rows = (tmp_path / "anacor/anacor.csv").read_text().splitlines()[1:]
+    assert sorted(row.split(",")[0] for row in rows) == ["A", "B"]
+    assert {row["taken"] for row in content["overview"]} == {"analytical"}
+
+
+@contextmanager
+def watching(folder):
+    """xia2.anacor as it watches a folder, started in another process and killed at the end."""
+    command = [
+        "xia2.anacor", "watch=visit", "watch.tomography=tomo/CRYSTAL.h5", "watch.settled=1",
+        "watch.every=0.5", "scaling.strategies=analytical", "scaling.full_matrix=False",
+        "scaling.anomalous=True", "nproc=1",
+    ]  # fmt: skip
+    with (folder / "watch.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def until(happened, process):
+    """Waits for something while a process runs."""
+    while not happened():
+        assert process.poll() is None, "the watch has ended"
+        time.sleep(0.05)

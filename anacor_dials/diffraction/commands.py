@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import RawIOBase
 from pathlib import Path
+from typing import IO
 
-import procrunner
+import psutil
 
 from anacor_dials import __version__
 
@@ -21,6 +25,8 @@ MODULES = (
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # with what xia2 and xia2.integrate begin the line that says why they stopped
 ERRORS_OF_XIA2 = ("Error: ", "Error setting up xia2 environment: ", "Status: error ")
+
+_running: set[subprocess.Popen[bytes]] = set()
 
 
 def run_command(
@@ -56,24 +62,52 @@ def run_command(
                 break
         else:
             raise ValueError(f"There is no program {program} on PATH")
-    with open(log or os.devnull, "w", encoding="utf-8", errors="replace") as file:
-
-        def keep(line: str) -> None:
-            file.write(line + "\n")
-            file.flush()
-
-        result = procrunner.run(
+    with (
+        open(log or os.devnull, "wb", buffering=0) as file,
+        subprocess.Popen(
             list(command),
-            print_stdout=False,
-            print_stderr=False,
-            callback_stdout=keep,
-            callback_stderr=keep,
-            working_directory=folder,
-            environment_override=_environment(program, threads),
+            cwd=folder,
+            env=os.environ | _environment(program, threads),
             stdin=subprocess.DEVNULL,
-        )
-    printed: bytes = result.stdout + b"\n" + result.stderr
-    return result.returncode, printed.decode("utf-8", "replace").strip()
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process,
+        ThreadPoolExecutor(2) as readers,
+    ):
+        _running.add(process)
+        try:
+            streams = [stream for stream in (process.stdout, process.stderr) if stream is not None]
+            printed = b"\n".join(readers.map(_copied, streams, [file] * 2))
+            status = process.wait()
+        except BaseException:
+            _end(process)
+            raise
+        finally:
+            _running.discard(process)
+    return status, printed.decode("utf-8", "replace").strip()
+
+
+def _copied(stream: IO[bytes], file: RawIOBase) -> bytes:
+    """All that comes from a stream; each line goes to the file at once."""
+    lines = []
+    for line in stream:
+        file.write(line)
+        lines.append(line)
+    return b"".join(lines)
+
+
+def end_commands() -> None:
+    """Ends the commands that run in threads of this process, with all that they have started."""
+    for process in list(_running):
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        command = psutil.Process(process.pid)
+        for one in [*command.children(recursive=True), command]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.terminate()
 
 
 def _environment(program: str, threads: int | None) -> dict[str, str]:
@@ -100,8 +134,8 @@ def last_words(printed: str) -> str:
     """The reason among what a command printed: from "Sorry:" on, else its last line.
 
     After a minimisation that failed dials.scale goes on without a scale and ends with "No data
-    found", so the failure itself is added. After the line that says why (ERRORS_OF_XIA2) xia2 goes on
-    to say to whom its logs may be sent.
+    found", so the failure itself is added. After the line that says why (ERRORS_OF_XIA2) xia2
+    says to whom its logs may be sent.
     """
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(ERRORS_OF_XIA2)]

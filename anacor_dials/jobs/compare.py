@@ -22,6 +22,7 @@ from dials.array_family import flex
 
 from anacor_dials.diffraction.merging import (
     MergingStatistics,
+    ScaledIntensities,
     block_width,
     common_resolution,
     in_one_cell,
@@ -29,6 +30,7 @@ from anacor_dials.diffraction.merging import (
     merging_statistics,
 )
 from anacor_dials.diffraction.residual_pattern import ResidualPattern, residual_pattern
+from anacor_dials.diffraction.resolution_limit import limit_of_signal
 from anacor_dials.diffraction.scaling import (
     FailedScaling,
     ScaledData,
@@ -69,6 +71,8 @@ class ComparisonSettings:
         The resolution limit, Angstrom; the finest that all data sets reach if not given.
     n_bins : int
         The number of resolution shells.
+    cc_half : float, optional
+        Where d_min is not given, the data end where CC1/2 of the best run falls below this.
 
     Raises
     ------
@@ -78,12 +82,15 @@ class ComparisonSettings:
 
     d_min: float | None = None
     n_bins: int = 20
+    cc_half: float | None = None
 
     def __post_init__(self) -> None:
         if self.n_bins < 1:
             raise ValueError(f"The number of shells is {self.n_bins}; it must be at least 1.")
         if self.d_min is not None and not self.d_min > 0:
             raise ValueError(f"d_min is {self.d_min} A; it must be positive.")
+        if self.cc_half is not None and not 0 < self.cc_half < 1:
+            raise ValueError(f"cc_half is {self.cc_half}; it must be above 0 and below 1.")
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,8 @@ class Comparison:
         Why there are none.
     patterns : mapping
         {label: what the analytical factors alone leave}.
+    signal_limit : float or None
+        The resolution limit, Angstrom, where it is that of the signal.
     """
 
     outcomes: tuple[ScaledData | FailedScaling, ...]
@@ -133,6 +142,7 @@ class Comparison:
     same: SameObservations | None = None
     why_not_same: str = ""
     patterns: Mapping[str, ResidualPattern] = field(default_factory=dict)
+    signal_limit: float | None = None
 
     @property
     def failed(self) -> dict[str, str]:
@@ -356,7 +366,8 @@ def compare(
             if isinstance(o, ScaledData)
         ]
     )
-    limits, width = common_resolution(scaled, settings.d_min), block_width(scaled)
+    end = None if settings.d_min else _end_of_signal(scaled, settings.cc_half)
+    limits, width = common_resolution(scaled, settings.d_min or end), block_width(scaled)
     statistics = []
     for one in scaled:
         try:
@@ -378,7 +389,16 @@ def compare(
         same=same,
         why_not_same=why_not,
         patterns=_patterns(outcomes),
+        signal_limit=end,
     )
+
+
+def _end_of_signal(scaled: Sequence[ScaledIntensities], cc_half: float | None) -> float | None:
+    """Where the signal of the data that reach furthest ends, Angstrom; None if nowhere."""
+    if cc_half is None:
+        return None
+    ends = [limit_of_signal(one.intensities, cc_half) for one in scaled]
+    return None if None in ends else min(end for end in ends if end is not None)
 
 
 def _patterns(outcomes: Sequence[ScaledData | FailedScaling]) -> dict[str, ResidualPattern]:

@@ -216,6 +216,7 @@ def record(comparison: Comparison) -> ComparisonRecord:
         if same is None
         else SameObservationsRecord(same.observations, same.values),
         strategies=_strategy_records(comparison),
+        signal_limit=comparison.signal_limit,
     )
 
 

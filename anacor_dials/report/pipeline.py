@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from anacor_dials.diffraction.statistics import STATISTICS
 from anacor_dials.jobs.pipeline.results import COMPARISON_HTML, FREE_SET
 from anacor_dials.jobs.records import (
+    ComparisonRecord,
     CrystalRecord,
     GroupRecord,
     PipelineRecord,
@@ -94,6 +95,19 @@ def sections(result: PipelineResult, work: WorkingFolder) -> list[Section]:
     ]
 
 
+def limit_in_words(record: ComparisonRecord) -> str:
+    """Where statistics and merged data end, and why.
+
+    Parameters
+    ----------
+    record : ComparisonRecord
+    """
+    return (
+        f"Statistics and merged data end at {record.d_min:.2f} A, where CC1/2 of the best strategy falls "
+        "below cc_half=; d_min= sets another limit, cc_half=None none. Unmerged data are complete."
+    )
+
+
 def _statistics_sections(result: PipelineResult, root: Path) -> list[Section]:
     """Merging statistics of every group, and the files that were made of it."""
     statistics: list[Item] = []
@@ -113,6 +127,8 @@ def _statistics_sections(result: PipelineResult, root: Path) -> list[Section]:
             statistics.append(Text(group.warning, "warning"))
         for one in group.wavelengths:
             statistics.append(main_table(group, one))
+            if one.record.signal_limit:
+                statistics.append(Text(limit_in_words(one.record)))
             statistics += [Text(said, "warning") for said in hints_of_record(one.record)]
             report = one.comparison.path(COMPARISON_HTML)
             shown = link(report, root, "Plots against resolution and image number")

@@ -55,16 +55,18 @@ class Judged:
     peaks: np.ndarray
 
 
-def judge(folder: Path, compared: Path | None = None) -> tuple[list[Judged], dict[str, Any]]:
+def judge(
+    folder: Path, compared: Path | None = None, finest: float = 0.0
+) -> tuple[list[Judged], dict[str, Any]]:
     """Every strategy that was scaled, against the structure; and the content of anacor_compare.json.
 
-    compared: that file, where it is not the run's own.
+    compared: that file, where it is not the run's own. finest: the spacing to which there is diffraction (A).
     """
     compared = compared or folder / "anacor_compare.json"
     comparison = json.loads(compared.read_text(encoding="utf-8"))
     structure = read_structure(folder / "virtual_0001.pdb")
     sites = sites_of(structure, "S")
-    d_min = comparison["d_min"] * (1 - RESOLUTION_TOLERANCE)
+    d_min = max(finest, comparison["d_min"]) * (1 - RESOLUTION_TOLERANCE)
     true = phased = None
     judged = []
     for one in comparison["strategies"]:
@@ -75,6 +77,9 @@ def judge(folder: Path, compared: Path | None = None) -> tuple[list[Judged], dic
             wavelength = scaled.info().wavelength
             true = abs(calculated_structure_factors(structure, wavelength, d_min))
             phased = calculated_structure_factors(structure, wavelength, d_min, anomalous=False)
+        # until absences were looked for, the screw axes are not known
+        scaled = scaled.customized_copy(space_group_info=structure.space_group_info())
+        scaled = scaled.remove_systematic_absences()
         merged = merged_friedel_apart(scaled.resolution_filter(d_min=d_min))
         heights = anomalous_peak_heights(amplitudes(merged), phased, sites)
         judged.append(Judged(one["label"], one["table_1"], agreement(merged, true), heights))
@@ -316,14 +321,17 @@ def nearness(judged: Sequence[Judged], sources: Sequence[str]) -> str:
     return " ".join(sentences)
 
 
-def results_of_pipeline(folder: Path, origin: str) -> tuple[list[Judged], str]:
+def results_of_pipeline(folder: Path, origin: str, finest: float) -> tuple[list[Judged], str]:
     """Every strategy of xia2.anacor judged, and the table as text; writes from_xia2.md.
 
-    origin: a sentence on how the figures were made.
+    origin: a sentence on how the figures were made; finest: see judge.
     """
-    judged, comparison = judge(folder, folder / "anacor/DEFAULT/compare/anacor_compare.json")
+    compared = folder / "anacor/DEFAULT/compare/anacor_compare.json"
+    judged, comparison = judge(folder, compared, finest)
     header, rows = [one.label for one in judged], table_rows(judged, comparison)
-    table = flex.reflection_table.from_file(str(folder / "anacor/DEFAULT/absorption/corrected.refl"))
+    table = flex.reflection_table.from_file(
+        str(folder / "anacor/DEFAULT/absorption/corrected.refl")
+    )
     factors, true = factors_and_truth(table, folder)
     ratio = factors / true
     error = f"Factors against true transmissions: {100 * ratio.std() / ratio.mean():.2f} % (rms after one scale)."

@@ -334,7 +334,7 @@ def main(args: Sequence[str] | None = None) -> list[Judged]:
         run_step(step, folder / "logs")
     if given.xia2:
         report = folder / "anacor" / "anacor.html"
-        judged, text = results_of_pipeline(folder, origin(given))
+        judged, text = results_of_pipeline(folder, origin(given), IMAGES_D_MIN)
     else:
         report = folder / "virtual_thaumatin.html"
         judged, text = write_results(

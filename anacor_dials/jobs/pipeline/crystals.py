@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +125,8 @@ def outcome_of(
         if settings.together:
             return corrected, None
         return corrected, reduce_group((corrected,), settings, work, write_report)
+    except CancelledError:  # the run was stopped
+        raise
     except ValueError as error:
         return FailedCrystal(crystal, str(error).rstrip("."), getattr(error, "log", None))
     except Exception as error:  # an error of the program, too, leaves the other crystals

@@ -20,7 +20,7 @@ from anacor_dials.diffraction.free_set import (
     read_free_set,
     write_free_set,
 )
-from anacor_dials.jobs.pipeline.results import FREE_SET, WavelengthResult
+from anacor_dials.jobs.pipeline.results import FREE_SET, WavelengthResult, signal_limit
 from anacor_dials.jobs.pipeline.settings import PipelineSettings
 from anacor_dials.jobs.pipeline.steps import PRINTED, RESULTS, FinishedStep, Step, WorkingFolder
 from anacor_dials.jobs.pipeline.wavelengths import by_wavelength
@@ -72,7 +72,10 @@ def merge_and_export(
     for (label, wavelength, comparison), part in zip(wavelengths, parts, strict=True):
         suffix = f"_{label}" if len(parts) > 1 else ""
         names = (f"output.crystal_names={crystal}", f"output.dataset_names={label}")
-        merging = work.run(merge_step(f"{name}/merge{suffix}", part, names, free, settings))
+        d_min = settings.d_min or signal_limit(comparison)
+        merging = work.run(
+            merge_step(f"{name}/merge{suffix}", part, names, free, d_min, settings.merging_options)
+        )
         exports = {
             kind: work.run(export_step(f"{name}/{step}{suffix}", part, kind, file))
             for kind, (step, file) in EXPORTS.items()
@@ -97,7 +100,8 @@ def merge_step(
     part: tuple[Path, Path],
     names: Sequence[str],
     free: FinishedStep | None,
-    settings: PipelineSettings,
+    d_min: float | None,
+    options: Sequence[str],
 ) -> Step:
     """The step ``dials.merge``.
 
@@ -110,14 +114,17 @@ def merge_step(
         Parameters: what crystal and data set are called.
     free : FinishedStep, optional
         Of :func:`make_free_set`.
-    settings : PipelineSettings
+    d_min : float, optional
+        Angstrom.
+    options : sequence of str
+        Further ones.
     """
-    limit = () if settings.d_min is None else (f"d_min={settings.d_min:g}",)
+    limit = () if d_min is None else (f"d_min={d_min:g}",)
     sets = () if free is None else (free.path(FREE_SET),)
     reference = tuple(f"r_free_flags.reference={path}" for path in sets)
     return Step(
         step_name,
-        ("dials.merge", *map(str, part), *names, *limit, *reference, *settings.merging_options),
+        ("dials.merge", *map(str, part), *names, *limit, *reference, *options),
         (*part, *sets),
         ("merged.mtz",),
     )
@@ -173,7 +180,7 @@ def make_free_set(
     return work.run(
         Step(
             f"{name}/free_set",
-            (f"free set {origin}", f"to {settings.d_min or 'the limit'} A"),
+            (f"free set {origin}", f"to {settings.d_min} A" if settings.d_min else "to the limit"),
             (*(path for part in parts for path in part), *([given] if given else [])),
             (FREE_SET,),
             perform=partial(_write_free_set, parts, settings, known, source),

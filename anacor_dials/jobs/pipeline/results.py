@@ -148,6 +148,11 @@ class PipelineResult:
     failed: tuple[FailedCrystal, ...] = ()
 
 
+def signal_limit(comparison: FinishedStep) -> float | None:
+    """The spacing (Angstrom) at which the signal ends; None where the data end before."""
+    return read_record(comparison.path(COMPARISON_JSON), ComparisonRecord).signal_limit
+
+
 def same_observations(comparison: FinishedStep) -> dict[str, Mapping[str, float | None]]:
     """{strategy: {statistic: overall value}} of the same observations, read from a comparison."""
     record = read_record(comparison.path(COMPARISON_JSON), ComparisonRecord)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from anacor_dials.diffraction.free_set import FRACTION
+from anacor_dials.diffraction.resolution_limit import CC_HALF
 from anacor_dials.diffraction.scaling import Strategy, strategy_called
 from anacor_dials.diffraction.statistics import STATISTICS
 from anacor_dials.jobs.pipeline.inputs import Crystal, files_of
@@ -28,6 +29,8 @@ class PipelineSettings:
         How the best is chosen: see :func:`anacor_dials.diffraction.selection.choose_strategy`.
     d_min : float, optional
         Resolution limit, Angstrom.
+    cc_half : float, optional
+        Where d_min is not given, statistics and merged data end where CC1/2 falls below this.
     n_bins : int
         Resolution shells of the statistics.
     model : str
@@ -65,6 +68,7 @@ class PipelineSettings:
     statistic: str = "r_meas"
     margin: float = 0.02
     d_min: float | None = None
+    cc_half: float | None = CC_HALF
     n_bins: int = 20
     model: str = "auto"
     together: bool = False

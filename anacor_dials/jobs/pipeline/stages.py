@@ -393,6 +393,9 @@ def compare_wavelengths(
         for part, (expt, refl) in zip(parts, files, strict=True):
             part.append(replace(outcome, experiments=expt, reflections=refl))
     result = []
+    limit = "the common limit" if settings.d_min is None else f"{settings.d_min:g} A"
+    if settings.d_min is None and settings.cc_half is not None:
+        limit = f"where CC1/2 falls below {settings.cc_half:g},"
     for label, wavelength, part in zip(labels, wavelengths, parts, strict=True):
         suffix = f"_{label}" if len(wavelengths) > 1 else ""
         scaled = [one for one in part if isinstance(one, ScaledData)]
@@ -403,7 +406,7 @@ def compare_wavelengths(
             f"{name}/compare{suffix}",
             (
                 f"statistics of {'; '.join(said)}",
-                f"to {settings.d_min or 'the common limit'} A in {settings.n_bins} shells",
+                f"to {limit} in {settings.n_bins} shells",
             ),
             tuple(path for one in scaled for path in (one.experiments, one.reflections)),
             (COMPARISON_JSON, COMPARISON_HTML),
@@ -420,7 +423,8 @@ def _compare(
     write_report: WriteReport,
     folder: Path,
 ) -> None:
-    comparison = compare(outcomes, ComparisonSettings(settings.d_min, settings.n_bins))
+    merged_by = ComparisonSettings(settings.d_min, settings.n_bins, settings.cc_half)
+    comparison = compare(outcomes, merged_by)
     if comparison.same is None:
         raise ValueError(comparison.why_not_same)
     write_report(comparison, folder)

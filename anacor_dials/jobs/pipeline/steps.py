@@ -34,7 +34,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-from anacor_dials.diffraction.commands import last_words, run_command
+from anacor_dials.diffraction.commands import end_commands, last_words, run_command
 from anacor_dials.sample.output_files import whole_file
 
 logger = logging.getLogger("dials.anacor_dials.jobs.pipeline.steps")
@@ -192,11 +192,17 @@ class CallingThread:
         """See :class:`Workers`."""
         if self._stopped.is_set():
             raise CancelledError
-        return attempt(step, folder)
+        try:
+            return attempt(step, folder)
+        except StepError:
+            if self._stopped.is_set():  # it did not fail by itself
+                raise CancelledError from None
+            raise
 
     def stop(self) -> None:
-        """No further step begins."""
+        """No further step begins, and the commands of those that run are ended."""
         self._stopped.set()
+        end_commands()
 
 
 def attempt(step: Step, folder: Path) -> Path:

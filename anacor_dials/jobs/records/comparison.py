@@ -151,6 +151,9 @@ class ComparisonRecord(Record):
     same_observations : SameObservationsRecord or null
     strategies : [StrategyRecord]
         All of them, also those that failed.
+    signal_limit : float or null
+        d_min where it was found by CC1/2; null where it was given, or the data have a signal to
+        their end.
     """
 
     VERSION = 2
@@ -161,6 +164,7 @@ class ComparisonRecord(Record):
     table: Sequence[TableRowRecord]
     same_observations: SameObservationsRecord | None
     strategies: Sequence[StrategyRecord] = field(default_factory=list)
+    signal_limit: float | None = None
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> ComparisonRecord:
@@ -174,6 +178,7 @@ class ComparisonRecord(Record):
             table=[made_of(TableRowRecord, row) for row in content["table"]],
             same_observations=None if same is None else made_of(SameObservationsRecord, same),
             strategies=[StrategyRecord.of(entry) for entry in content["strategies"]],
+            signal_limit=content.get("signal_limit"),
         )
 
     @property
