@@ -153,25 +153,33 @@ def test_the_record_of_a_real_run_is_what_the_schema_says(measured: Measured) ->
 
 
 @pytest.fixture(scope="module")
-def multiplexed(measured: Measured, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """The models that xia2.multiplex makes of the crystals, which were scaled one by one: {strategy: path}."""
+def multiplex() -> str:
+    """The path of the program xia2.multiplex."""
     program = shutil.which("xia2.multiplex")
     if program is None:
         pytest.skip("Xia2 is not installed: there is no program multiplex.")
+    return program
+
+
+@pytest.fixture(scope="module")
+def multiplexed(
+    multiplex: str, measured: Measured, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Path]:
+    """The models that xia2.multiplex makes of the crystals, which were scaled one by one: {strategy: path}."""
     made = {}
     for strategy in STRATEGIES:
         folder = tmp_path_factory.mktemp(f"multiplex_{strategy}")
         scaled = [measured.folder / f"anacor/{name}/scale_{strategy}/scaled" for name in PLATES]
         files = [str(one.with_suffix(kind)) for one in scaled for kind in (".expt", ".refl")]
         options = ("symmetry.space_group=P41212", f"resolution.d_min={D_MIN}")
-        command = [program, *files, *options, "nproc=1"]
+        command = [multiplex, *files, *options, "nproc=1"]
         subprocess.run(command, cwd=folder, check=True)
         (made[strategy],) = folder.rglob("scaled.expt")
     return made
 
 
 def test_multiplex_keeps_what_the_factors_gained(
-    measured: Measured, multiplexed: Mapping[str, Path]
+    multiplex: str, measured: Measured, multiplexed: Mapping[str, Path]
 ) -> None:
     """Three crystals by xia2.multiplex are nearer the truth than each alone, and than by harmonics."""
     terms = corrections(multiplexed["analytical"])
@@ -183,3 +191,5 @@ def test_multiplex_keeps_what_the_factors_gained(
         assert of["analytical"].cc_anomalous > measured.of[name]["analytical"].cc_anomalous
         assert of["analytical"].n_reflections > measured.of[name]["analytical"].n_reflections
     assert of["analytical"].r_intensities < 0.9 * of["sh_high"].r_intensities
+    # both make an error model; without one, scaling together gives 0.0063 where these have 0.0054
+    assert measured.r("all", "analytical") < 1.07 * of["analytical"].r_intensities

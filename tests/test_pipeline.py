@@ -477,6 +477,7 @@ def test_what_needs_no_segmentation(tmp_path: Path, sample_labels: LabelVolume):
         ({"strategies": ()}, "No strategy was asked for"),
         ({"strategies": ("sh_low",), "model": "KB"}, "model KB has none"),
         ({"statistic": "beauty"}, "The statistic beauty is not known; there are r_meas"),
+        ({"cc_half": 1.0}, "cc_half is 1.0; it must be above 0 and below 1"),
         ({"symmetry": "pointless"}, "No program for symmetry is called pointless"),
         ({"symmetry": "none", "space_group": "P1"}, "leave one of them out"),
         ({"absorption_options": {"X1": ("output.html=a", "output.log=b")}}, "option output.log=b"),

@@ -51,7 +51,9 @@ SIMULATION = (
 )
 BIPYRAMID = "sample.shape=thaumatin"  # of lattice planes {1 0 1}
 IMAGES_D_MIN = 4.5  # A; the resolution in the corners of the flat detector
-IMAGES_OF_XIA2 = "1:180"  # 90 degrees, which are complete in this space group
+IMAGES_OF_XIA2 = (
+    "1:180"  # 90 degrees: all that is seen at the edges of the detector, 95 % to its corners
+)
 SPACE_GROUP = "P 41 21 2"  # images cannot tell it from its enantiomorph; the structure's is known
 SETTINGS = {
     # minutes on two cores

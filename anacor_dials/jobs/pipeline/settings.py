@@ -104,6 +104,8 @@ class PipelineSettings:
                 f"The space group {self.space_group} was given with symmetry.program=none, which "
                 "leaves it as it is; leave one of them out."
             )
+        if self.cc_half is not None and not 0 < self.cc_half < 1:
+            raise ValueError(f"cc_half is {self.cc_half}; it must be above 0 and below 1, or None.")
         if not 0 < self.free_fraction < 0.5:
             raise ValueError(
                 f"The free set is to be a part of {self.free_fraction} of the reflections; it must be above "
