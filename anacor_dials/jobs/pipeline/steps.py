@@ -182,6 +182,7 @@ class CallingThread:
 
     def __init__(self) -> None:
         self._stopped = threading.Event()
+        self._at_work: list[Step] = []
 
     def share(self, n: int, cores: int, memory_bytes: float = 0.0) -> tuple[int, int]:
         """See :class:`Workers`."""
@@ -192,17 +193,26 @@ class CallingThread:
         """See :class:`Workers`."""
         if self._stopped.is_set():
             raise CancelledError
+        self._at_work.append(step)
         try:
             return attempt(step, folder)
         except StepError:
             if self._stopped.is_set():  # it did not fail by itself
                 raise CancelledError from None
             raise
+        finally:
+            self._at_work.pop()
 
     def stop(self) -> None:
-        """No further step begins, and the commands of those that run are ended."""
+        """No further step begins, and the commands of those that run are ended.
+
+        A step may be about to begin its command, so commands are ended until no step is at work.
+        """
         self._stopped.set()
         end_commands()
+        while self._at_work:
+            time.sleep(0.1)
+            end_commands()
 
 
 def attempt(step: Step, folder: Path) -> Path:
