@@ -589,7 +589,7 @@ def on_cpu(**changes):
     return LabellingSettings(InferenceSettings(device="cpu"), **changes)
 
 
-@pytest.mark.parametrize(("voxel", "scale"), [(1.2, 0.013), (0.6, 0.002)])
+@pytest.mark.parametrize(("voxel", "scale"), [(1.2, 0.013), (0.54, 0.002)])
 def test_a_tomogram_is_labelled(voxel, scale):
     labels, values = phantom(48)
     factor = round(1.2 / voxel)

@@ -23,7 +23,7 @@ FINEST_UM, COARSEST_UM = 0.9, 2.5  # voxels that the networks are trained on
 # A second pass sees finer voxels than those that the networks are trained on. It takes about twice
 # the time of slices across three axes.
 FINER_UM = 0.55
-FINER_UP_TO = 24_000_000
+FINER_UP_TO = 12_000_000
 WORKING_UM = 1.2  # blocks of finer voxels are made about as large: the middle of what is trained on
 SMOOTH_UM = 4.0  # wider than Fresnel fringes, sqrt(lambda z) = 1 to 3 um
 VOXELS_LOOKED_AT = 400_000  # medians of so many are exact to 0.2 % of the noise
