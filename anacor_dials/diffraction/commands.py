@@ -105,7 +105,8 @@ def end_commands() -> None:
 def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         command = psutil.Process(process.pid)
-        for one in [*command.children(recursive=True), command]:
+        # the command first: it is not to go on when a child of it ends
+        for one in [command, *command.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.terminate()
 
