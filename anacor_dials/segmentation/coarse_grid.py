@@ -36,6 +36,12 @@ def _blocks(values: NDArray[Any]) -> NDArray[np.float32]:
     return filled.reshape(cx, BIN, cy, BIN, cz, BIN)
 
 
+def block_means(values: NDArray[Any]) -> NDArray[np.float32]:
+    """The means (cx, cy, cz) of values (nx, ny, nz) over the blocks."""
+    means: NDArray[np.float32] = _blocks(values).mean(axis=(1, 3, 5))
+    return means
+
+
 def coarse_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """The shape (cx, cy, cz) of the coarse grid of a working grid (nx, ny, nz)."""
     x, y, z = (-(-n // BIN) for n in shape)
@@ -165,5 +171,5 @@ def class_shares(labels: NDArray[np.uint8], n_classes: int) -> NDArray[np.float1
     """The share (n_classes, cx, cy, cz) of each class in every block of labels (nx, ny, nz)."""
     out = np.empty((n_classes, *coarse_shape(labels.shape)), dtype=np.float16)
     for label in range(n_classes):
-        out[label] = _blocks(labels == label).mean(axis=(1, 3, 5))
+        out[label] = block_means(labels == label)
     return out

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from anacor_dials.sample.devices import chosen_device, require_device
 from anacor_dials.sample.memory import require_memory
 from anacor_dials.sample.progress import Progress
-from anacor_dials.segmentation.coarse_grid import BIN, coarse_shape
+from anacor_dials.segmentation.coarse_grid import BIN, block_means, coarse_shape
 from anacor_dials.segmentation.experts import best_explanation, planes_to_look_at
 from anacor_dials.segmentation.fringes import views
 
@@ -302,7 +302,15 @@ class _SliceLabeller:
         found: NDArray[np.float32] = torch.softmax(logits.float(), dim=1).cpu().numpy()
         return found
 
-    def looked_again(self, normals: str, progress: bool = False) -> NDArray[np.float16]:
+    def look(self, times: int, normals: str, progress: bool = False) -> None:
+        """Puts what slices find in the place of what the coarse pass found, some times over.
+
+        A network without a coarse pass does not look.
+        """
+        for _ in range(times if self.coarse is not None else 0):
+            self.coarse = self._found_in_slices(normals, progress)
+
+    def _found_in_slices(self, normals: str, progress: bool) -> NDArray[np.float16]:
         """Context (n_classes, cx, cy, cz) from slices through the middle of the coarse blocks.
 
         The slices are across all normals; their probabilities are averaged over the blocks.
@@ -336,18 +344,6 @@ class _SliceLabeller:
         return out
 
 
-def block_means(probabilities: NDArray[np.uint8]) -> NDArray[np.float16]:
-    """Means (n_classes, cx, cy, cz) over coarse blocks of probabilities (n_classes, nx, ny, nz)."""
-    shape = coarse_shape(probabilities.shape[1:])
-    out = np.empty((len(probabilities), *shape), dtype=np.float16)
-    for k, of_class in enumerate(probabilities):
-        filled = np.pad(of_class, [(0, -n % BIN) for n in of_class.shape], mode="edge")
-        cx, cy, cz = shape
-        blocks = filled.reshape(cx, BIN, cy, BIN, cz, BIN)
-        out[k] = blocks.mean(axis=(1, 3, 5), dtype=np.float32) / 255.0
-    return out
-
-
 def context_of(
     network: SliceNetwork, seen: NDArray[np.float16], looks: int = LOOKS
 ) -> NDArray[np.float16] | None:
@@ -365,8 +361,7 @@ def context_of(
     looks : int
     """
     labeller = _SliceLabeller.of(network, seen, InferenceSettings())
-    for _ in range(looks if labeller.coarse is not None else 0):
-        labeller.coarse = labeller.looked_again("xyz")
+    labeller.look(looks, "xyz")
     return labeller.coarse
 
 
@@ -437,15 +432,15 @@ def class_probabilities(
         labellers = [_SliceLabeller.of(one, seen, settings) for one in networks]
         looks = settings.looks if len(normals) > 1 else min(settings.looks, LOOKS_ACROSS_ONE_AXIS)
     else:
-        context = block_means(before[(slice(None), *box)])
+        means = np.stack([block_means(of_class[box]) for of_class in before])
+        context = (means / 255.0).astype(np.float16)
         labellers = [
             _SliceLabeller(one, seen, None if one.context is None else context, settings)
             for one in networks
         ]
         looks = 0
     for one in labellers:
-        for _ in range(looks if one.coarse is not None else 0):
-            one.coarse = one.looked_again(normals, progress)
+        one.look(looks, normals, progress)
     labeller = labellers[0] if len(labellers) == 1 else _best_of(labellers)
     total: NDArray[np.uint16] | None = None
     for axis in normals:
