@@ -15,6 +15,7 @@ from anacor_dials.simulation.wavefield import (  # noqa: E402
     detector_intensity,
     fast_length,
     incident_wave,
+    longest_step_um,
     propagated,
     require_sampling,
     sample_factor,
@@ -205,3 +206,16 @@ def test_impossible_distance(distance: float) -> None:
 def test_flat_of_another_size() -> None:
     with pytest.raises(ValueError, match="The flat has 5 x 6 pixels and the images 8 x 8"):
         WaveGrid.around((8, 8), 1.0, 2, ENERGY, 1.0).refined(np.ones((5, 6)))
+
+
+@pytest.mark.parametrize(
+    ("pixel_um", "energy_keV", "distance_mm", "expected"),
+    [
+        # delta of 0.45 electrons per cubic Angstrom at 4 keV, 1.94e-5; slope 32
+        (1.5, 4.0, 15.0, 3.0996e-4 / (2 * 1.94e-5 * 32)),
+        (0.3, 4.0, 15.0, 0.15),  # half a pixel is shorter
+        (1.5, 4.0, 0.0, 0.75),  # the phase does not matter
+    ],
+)
+def test_the_longest_step_of_the_wave(pixel_um, energy_keV, distance_mm, expected) -> None:
+    assert longest_step_um(pixel_um, energy_keV, distance_mm) == pytest.approx(expected, rel=5e-3)

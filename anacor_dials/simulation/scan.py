@@ -40,7 +40,9 @@ from anacor_dials.simulation.samples import Sample
 from anacor_dials.simulation.wavefield import (
     WaveGrid,
     detector_intensity,
+    enough_points,
     incident_wave,
+    longest_step_um,
     on_device,
     require_sampling,
     sample_factor,
@@ -49,6 +51,7 @@ from anacor_dials.simulation.wavefield import (
 
 logger = logging.getLogger("dials.anacor_dials.simulation.scan")
 
+COARSE = 1.5  # times the longest step of the wave that rims allow: fringes are visibly wrong
 N_BEAM_STATES = 4  # patterns of the incident beam that are propagated to the sample and kept
 
 
@@ -69,8 +72,9 @@ class ScanSettings:
         Directions in which column and row numbers grow, in the tomo frame at angle zero.
     axis_shift_px : float
         How far the rotation axis is from the middle of the image, along Y.
-    oversampling : int
-        Points of the wave per pixel and direction.
+    oversampling : int, optional
+        Points of the wave per pixel and direction; as many as rims need
+        (:func:`.wavefield.enough_points`) if not given.
     n_slices : int
         Layers that the sample is divided into along the beam; 1 is the projection approximation.
     propagator : str
@@ -92,7 +96,7 @@ class ScanSettings:
     fast_axis: tuple[float, float, float] = (0.0, 1.0, 0.0)
     slow_axis: tuple[float, float, float] = (1.0, 0.0, 0.0)
     axis_shift_px: float = 0.0
-    oversampling: int = 2
+    oversampling: int | None = None
     n_slices: int = 1
     propagator: str = "fresnel"
     precision: str = "single"
@@ -139,11 +143,16 @@ class ScanSettings:
     @property
     def grid(self) -> WaveGrid:
         """The grid of the wave. Raises ValueError if it is too coarse for the distance."""
-        step = self.pixel_size_um / max(self.oversampling, 1)
+        points = self.oversampling
+        if points is None:
+            points = enough_points(
+                self.upright_shape, self.pixel_size_um, self.energy_keV, self.distance_mm
+            )
+        step = self.pixel_size_um / max(points, 1)
         grid = WaveGrid.around(
             self.upright_shape,
             self.pixel_size_um,
-            self.oversampling,
+            points,
             self.energy_keV,
             self.distance_mm,
             max(8, self.detector.blur_points(step) + 1),
@@ -211,6 +220,17 @@ class VirtualScan:
 
     def __post_init__(self) -> None:
         require_in_view(self.sample, self.settings)
+        s, step = self.settings, self.grid.step_um
+        longest = longest_step_um(s.pixel_size_um, s.energy_keV, s.distance_mm)
+        if step > COARSE * longest:
+            logger.warning(
+                "The wave has a point every %.3g um, and rims of the sample need one every %.3g um at %g keV: "
+                "fringes there will be wrong. Take smaller or fewer pixels, or more points per pixel "
+                "(scan.oversampling=).",
+                step,
+                longest,
+                s.energy_keV,
+            )
 
     @cached_property
     def grid(self) -> WaveGrid:
