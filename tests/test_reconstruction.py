@@ -592,19 +592,42 @@ def test_stripes_are_medians_of_what_a_parabola_leaves_twice(n_angles):
 
 
 def test_zingers_are_found_at_borders_and_beside_each_other():
-    """Against the neighbourhood of every pixel, more than half of which is darker."""
+    """Against the neighbourhood of every pixel: more than half of it is darker, and no more than
+    four pixels in a wider one are bright.
+    """
     rng = np.random.default_rng(6)
-    images = rng.normal(1, 0.01, (3, 12, 14)).astype(np.float32)
-    images[rng.random(images.shape) < 0.2] += 1
+    images = rng.normal(1, 0.01, (3, 24, 28)).astype(np.float32)
+    images[rng.random(images.shape) < 0.1] += 1
     expected, count = images.copy(), 0
     for k, i, j in np.ndindex(images.shape):
         near = images[k, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
-        if np.mean(near < images[k, i, j] - 0.5) > 0.5:
+        wide = images[k, max(i - 2, 0) : i + 3, max(j - 2, 0) : j + 3]
+        bright = np.sum(wide > 0.75 * np.median(wide) + 0.25 * images[k, i, j])
+        if np.mean(near < images[k, i, j] - 0.5) > 0.5 and bright <= 4:
             expected[k, i, j] = np.median(near)
             count += 1
     result, found = remove_zingers(images, np.full(3, 0.5, np.float32))
     assert found == count > 50
     np.testing.assert_array_equal(result, expected)
+
+
+def test_fringes_are_no_zingers():
+    """The rim of a disk, brighter than air by a line one pixel wide, stays, and a zinger on it
+    goes."""
+    x, y = np.mgrid[:60, :64] - np.array([30.2, 31.4])[:, None, None]
+    radius = np.hypot(x, y)
+    image = np.where(radius < 20, 0.4, 1.0) + 1.5 * np.exp(-0.5 * ((radius - 20) / 0.5) ** 2)
+    images = image[None].astype(np.float32)
+    result, count = remove_zingers(images, np.array([0.2], np.float32))
+    assert count == 0
+    np.testing.assert_array_equal(result, images)
+    spoilt = images.copy()
+    on_rim, outside = (30, 51), (5, 5)
+    for place in (on_rim, outside):
+        spoilt[0][place] += 8.0
+    result, count = remove_zingers(spoilt, np.array([0.2], np.float32))
+    assert count == 2
+    assert result[0][outside] == pytest.approx(1.0, abs=1e-3)
 
 
 def test_strong_ring_removal_takes_wide_rings():

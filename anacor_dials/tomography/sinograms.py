@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from anacor_dials.sample.frames import FloatImages
 from anacor_dials.tomography.corrections import (
+    ZINGER_REACH,
     bridge_unusable,
     minus_log,
     paganin_length_um,
@@ -43,7 +44,7 @@ class Counts:
 
 def _halo(projections: Projections, settings: ReconstructionSettings) -> int:
     """How many rows on either side of a slab its corrections need."""
-    halo = 0 if settings.zinger_threshold is None else 1
+    halo = 0 if settings.zinger_threshold is None else ZINGER_REACH
     if settings.paganin_delta_beta is not None:
         halo += math.ceil(6 * _paganin_length(projections, settings) / projections.pixel_xy_um[0])
     return halo
@@ -150,15 +151,16 @@ def row_sinograms(
     shape = (len(rows), projections.n_angles, projections.ny)
     measured, clean = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
     # each row with its neighbours, which are needed to find zingers
-    trios = (rows[:, None] + np.array([-1, 0, 1])).clip(0, projections.nx - 1).ravel()
+    reach = np.arange(-ZINGER_REACH, ZINGER_REACH + 1)
+    around = (rows[:, None] + reach).clip(0, projections.nx - 1).ravel()
     for batch in _batches(projections, int(rows.max() - rows.min()) + 3):
-        images = projections.transmission(batch, trios)
+        images = projections.transmission(batch, around)
         bridge_unusable(images)
         for sinograms, zingers in ((measured, False), (clean, True)):
             if zingers and settings.zinger_threshold is not None:
                 threshold = zinger_threshold(images, settings.zinger_threshold)
                 images, _ = remove_zingers(images, threshold)
-            single = np.ascontiguousarray(images[:, 1::3])
+            single = np.ascontiguousarray(images[:, ZINGER_REACH :: len(reach)])
             minus_log(single, settings.least_transmission)
             sinograms[:, batch] = single.transpose(1, 0, 2)
     return measured, clean
