@@ -35,6 +35,7 @@ from anacor_dials.jobs.training_scans import ScanRanges, write_training_scans
 from anacor_dials.report.page import write_json
 from anacor_dials.sample.tomogram_files import read_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Tomogram
+from anacor_dials.segmentation.edges import EdgeSettings
 from anacor_dials.segmentation.evaluation import evaluate_samples, mean_scores, recall_of
 from anacor_dials.segmentation.inference import (
     SHIPPED_WEIGHTS,
@@ -75,7 +76,9 @@ def factor_error(found: LabelVolume, true: LabelVolume, mu: Any) -> dict[str, fl
     }
 
 
-def measured(found: Segmentation, tomogram: Tomogram, true: LabelVolume, mu: Any) -> dict[str, Any]:
+def measured(
+    found: Segmentation, tomogram: Tomogram, true: LabelVolume, mu: Any, edges: EdgeSettings
+) -> dict[str, Any]:
     """What the labels are worth in factors, what the program itself says of it, and its warnings."""
     grid = working_volume(tomogram, found.working[0], found.factors)
     said = label_uncertainty(
@@ -83,6 +86,7 @@ def measured(found: Segmentation, tomogram: Tomogram, true: LabelVolume, mu: Any
         grid,
         found.labels.names,
         found.mu_per_um,
+        surfaces_um=edges.uncertain_um,
         tracing=Tracing(1.5e-3, check_reflections=8, nproc=1, device="cpu"),
     )
     return {

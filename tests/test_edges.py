@@ -11,6 +11,7 @@ pytest.importorskip("torch", reason="torch is not installed")
 from anacor_dials.sample.materials import wavelength_from_energy
 from anacor_dials.segmentation.edges import (
     EdgeSettings,
+    DEEPEST_FRINGE,
     deepest_fringe,
     moved_to_edges,
     refraction_displacement_um,
@@ -112,20 +113,23 @@ def test_a_film_of_liquor_stays():
 
 
 def test_refraction_is_taken_off():
-    """Voxels of 1.25 um; half of it between crystal and liquor."""
+    """Voxels of 1.25 um; a quarter of it between crystal and liquor."""
     seen = refraction_displacement_um(10.0, 3.5) / 1.25
     assert seen == pytest.approx(1.1 * (10 / 3.5**2) ** 0.6 / 1.25)
     settings = EdgeSettings(None, 3.5, 10.0)
     p = probabilities_of(DROP, CRYSTAL)
     moved_to_edges(values_of(), p, NAMES, 1.25, settings)
     assert radius_of(p, "background")[0] == pytest.approx(DROP - seen, abs=0.15)
-    assert radius_of(p, "crystal")[0] == pytest.approx(CRYSTAL - 0.5 * seen, abs=0.15)
+    assert radius_of(p, "crystal")[0] == pytest.approx(CRYSTAL - 0.25 * seen, abs=0.15)
 
 
 def test_where_surfaces_are_moved(caplog):
     known = EdgeSettings(None, 4.0, 8.0)
     assert known.displacement_um(False) == refraction_displacement_um(8.0, 4.0)
-    assert known.displacement_um(True) == 0.0
+    assert known.displacement_um(True) == refraction_displacement_um(8.0, 4.0)  # it is a scan
+    assert known.uncertain_um == pytest.approx(0.2 * refraction_displacement_um(8.0, 4.0))
+    assert EdgeSettings().displacement_um(True) == 0.0
+    assert EdgeSettings().uncertain_um == 0.0
     assert EdgeSettings(None, 4.0).displacement_um(False) is None
     assert EdgeSettings(True, 4.0).displacement_um(False) == 0.0
     assert EdgeSettings(False, 4.0, 8.0).displacement_um(False) is None
@@ -138,8 +142,8 @@ def test_where_surfaces_are_moved(caplog):
     np.testing.assert_array_equal(p, before)
     assert "give projections.energy= (keV) and projections.distance= (mm)" in caplog.text
     # but for fringes that no transmission gives
-    strong = values_of(fringe=2.0)
-    assert deepest_fringe(strong, before) > 1.1
+    strong = values_of(fringe=4.0)
+    assert deepest_fringe(strong, before) > DEEPEST_FRINGE
     moved_to_edges(strong, p, NAMES, 1.0, EdgeSettings())
     assert radius_of(p, "background")[0] == pytest.approx(DROP, abs=0.15)
 

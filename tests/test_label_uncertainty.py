@@ -50,6 +50,23 @@ def test_sure_labels_leave_only_the_error_of_the_rays(caplog):
     np.testing.assert_allclose(found.crystal_volumes_um3, np.count_nonzero(labels == 3) * 1.5**3)
 
 
+def test_surfaces_that_may_lie_elsewhere_count_in_proportion():
+    """Labels that are sure, surfaces that are known to s: the uncertainty is proportional to s. A
+    ray crosses two surfaces of the drop, so that it changes by no more than about 2 mu s."""
+    labels = crystal_in_drop()
+
+    def uncertain(surfaces_um):
+        found = label_uncertainty(
+            probabilities_of(labels), grid_of(labels), DEFAULT_NAMES, MU, draws=1,
+            surfaces_um=surfaces_um, tracing=ONE_THREAD,
+        )  # fmt: skip
+        return found.rms
+
+    none, some, more = (uncertain(s) for s in (0.0, 0.6, 1.2))
+    assert some**2 - none**2 == pytest.approx((more**2 - none**2) / 4, rel=1e-6)
+    assert 0.1 < np.sqrt(some**2 - none**2) / (2 * MU[1] * 0.6) < 1.0
+
+
 def test_crystals_elsewhere_are_not_drawn():
     """As the clean-up leaves none; what grows out of the crystal, or shrinks, stays."""
     taken = crystal_in_drop()

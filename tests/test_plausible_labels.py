@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anacor_dials.segmentation.plausible_labels import SURE, plausible_labels, smooth_field
+from anacor_dials.segmentation.plausible_labels import (
+    FACES_UM,
+    SURE,
+    plausible_labels,
+    smooth_field,
+    with_surface_moved,
+)
 
 
 @pytest.mark.parametrize("scale", [2.0, 6.0])
@@ -60,3 +66,24 @@ def test_the_seed_decides():
     )
     np.testing.assert_array_equal(first, second)
     assert np.any(first != other)
+
+
+def test_a_surface_moves_by_a_voxel_far_places_apart():
+    """A plane in the middle: its height is normal with a standard deviation of a voxel, and
+    correlated by exp(-r^2 / 4 s^2)."""
+    labels = np.zeros((24, 6, 16), dtype=np.uint8)
+    labels[:, :, 8:] = 1
+    labels[:, :, 12:] = 3
+    rng = np.random.default_rng(5)
+    heights = []
+    for _ in range(300):
+        moved = with_surface_moved(labels, labels != 0, 4.0, rng)
+        heights.append((moved != 0).sum(axis=2))
+        assert set(np.unique(moved[:, :, :12])) <= {0, 1}  # what is won or lost is liquor or air
+        np.testing.assert_array_equal(moved[:, :, 12:], 3)
+    heights = np.array(heights, dtype=float)
+    assert heights.mean() == pytest.approx(8, abs=0.1)
+    assert heights.std() == pytest.approx(np.sqrt(1 + 1 / 12), abs=0.1)  # whole voxels
+    first, far = heights[:, 4, 3], heights[:, 16, 3]
+    expected = np.exp(-((12 * 4.0) ** 2) / (4 * FACES_UM**2)) / (1 + 1 / 12)
+    assert np.corrcoef(first, far)[0, 1] == pytest.approx(expected, abs=0.12)

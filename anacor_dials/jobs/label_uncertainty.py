@@ -3,12 +3,14 @@
 Label volumes that are as plausible as the one taken are drawn from the probabilities
 (:mod:`anacor_dials.segmentation.plausible_labels`). With each of them the factors of some hundred
 reflections are computed, and compared with those of the labels taken after one common scale, which
-dials.scale would find anyway.
+dials.scale would find anyway. Where refraction has displaced surfaces, it is not known exactly by
+how much: factors with surfaces moved by a smooth field are compared as well.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,11 +25,12 @@ from anacor_dials.sample.frames import FloatArray, scan_rotation, unit
 from anacor_dials.sample.progress import Progress
 from anacor_dials.sample.volumes import LabelVolume, Volume
 from anacor_dials.segmentation.clean_up import bodies_with
-from anacor_dials.segmentation.plausible_labels import plausible_labels
+from anacor_dials.segmentation.plausible_labels import plausible_labels, with_surface_moved
 from anacor_dials.segmentation.tiles import most_probable
 
 logger = logging.getLogger("dials.anacor_dials.jobs.label_uncertainty")
 
+MOVES = 3  # of each surface; their rms has an error of about 40 %
 DRAWS = 10  # their rms has an error of about 1 / sqrt(2 DRAWS), 22 %
 REFLECTIONS = 200  # their rms has an error of about 5 %, little beside that of the draws
 # Of the drawn labels, whose surfaces were moved to the edges: they are better than the
@@ -135,6 +138,7 @@ def label_uncertainty(
     *,
     directions: Directions | None = None,
     draws: int = DRAWS,
+    surfaces_um: float = 0.0,
     tracing: Tracing | None = None,
     progress: bool = False,
 ) -> LabelUncertainty | None:
@@ -156,6 +160,9 @@ def label_uncertainty(
         Of the reflections; some hundred random ones of a sweep about X if not given.
     draws : int
         How many plausible label volumes are drawn.
+    surfaces_um : float
+        How far the surfaces of sample and crystal may lie elsewhere than the probabilities say, as
+        a standard deviation: see :attr:`anacor_dials.segmentation.edges.EdgeSettings.uncertain_um`.
     tracing : Tracing, optional
         How factors are computed, and the seed of what is drawn; to 0.15 % if not given.
     progress : bool
@@ -194,24 +201,39 @@ def label_uncertainty(
     reference = factors(found)
     if reference is None:
         return None
+
+    def error(labels: NDArray[np.uint8]) -> float:
+        other = factors(labels)
+        return (
+            math.nan
+            if other is None
+            else float(np.std(other / reference) / np.mean(other / reference))
+        )
+
     size = float(np.cbrt(grid.voxel_volume_um3))
     errors, volumes = [], []
-    drawn = plausible_labels(inside, size, draws, rng, TEMPERATURE)
-    with Progress(draws, "Drawing labels", bar=progress) as bar:
-        for drawn_labels in drawn:
-            labels = without_further_bodies(drawn_labels, found, crystal)
-            other = factors(labels)
-            bar.update()
-            if other is None:
-                continue
-            ratio = other / reference
-            errors.append(float(np.std(ratio) / np.mean(ratio)))
+    bodies = (found != 0, found == crystal) if surfaces_um > 0 else ()
+    moved = []
+    with Progress(draws + MOVES * len(bodies), "Drawing labels", bar=progress) as bar:
+        for drawn in plausible_labels(inside, size, draws, rng, TEMPERATURE):
+            labels = without_further_bodies(drawn, found, crystal)
+            errors.append(error(labels))
             volumes.append(np.count_nonzero(labels == crystal) * grid.voxel_volume_um3)
-    if not errors:
+            bar.update()
+        for body in bodies:
+            for _ in range(MOVES):
+                moved.append(error(with_surface_moved(found, body, size, rng)))
+                bar.update()
+    there = np.isfinite(errors)
+    if not there.any():
         return None
+    by_draws = float(np.nanmean(np.square(errors)))
+    by_moves = float(np.nanmean(np.square(moved))) if np.isfinite(moved).any() else 0.0
+    # surfaces moved by a voxel here, and factors change in proportion
+    by_moves *= len(bodies) * (surfaces_um / size) ** 2
     return LabelUncertainty(
-        float(np.sqrt(np.mean(np.square(errors)))),
-        np.array(errors),
+        float(np.sqrt(by_draws + by_moves)),
+        np.array(errors)[there],
         float(np.std(reference) / np.mean(reference)),
-        np.array(volumes),
+        np.array(volumes)[there],
     )

@@ -285,14 +285,17 @@ def segment_tomogram(
     )
 
 
+def _edge_settings(source: Reconstruction, edges: bool | None) -> EdgeSettings:
+    return EdgeSettings(
+        edges, source.energy_keV, source.distance_mm, source.paganin_delta_beta is not None
+    )
+
+
 def _at_edges(
     source: Reconstruction, names: Sequence[str], edges: bool | None, refine: Refiner | None
 ) -> Refiner:
     """A step after the network (and SAM-2) that moves surfaces to the edges in the tomogram."""
-    known = EdgeSettings(
-        edges, source.energy_keV, source.distance_mm, source.paganin_delta_beta is not None
-    )
-    step = edge_step(source.tomogram, names, known)
+    step = edge_step(source.tomogram, names, _edge_settings(source, edges))
 
     def at_edges(
         values: NDArray[np.float32], probabilities: NDArray[np.uint8]
@@ -431,6 +434,7 @@ def _uncertainty(
         grid,
         segmentation.labels.names,
         segmentation.mu_per_um,
+        surfaces_um=_edge_settings(source, settings.edges).uncertain_um,
         tracing=Tracing(TOLERANCE, check_reflections=8, device=settings.inference.device),
         progress=settings.progress,
     )

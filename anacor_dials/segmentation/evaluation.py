@@ -218,7 +218,8 @@ def evaluate_samples(
     network: SliceNetwork | Sequence[SliceNetwork],
     tomograms: Sequence[Path],
     settings: InferenceSettings | None = None,
-    measure: Callable[[Segmentation, Volume, LabelVolume, Any], dict[str, Any]] | None = None,
+    measure: Callable[[Segmentation, Volume, LabelVolume, Any, EdgeSettings], dict[str, Any]]
+    | None = None,
     refine: Callable[[NDArray[np.float32], NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
 ) -> list[dict[str, Any]]:
     """Scores of samples NAME.tomo.h5 with NAME.truth.h5 beside them; the worst crystal comes first.
@@ -235,7 +236,7 @@ def evaluate_samples(
     settings : InferenceSettings, optional
     measure : callable, optional
         Returns further entries of the record, from (segmentation, tomogram, true labels, mu by
-        label).
+        label, how surfaces were moved to edges).
     refine : callable, optional
         A step after the network, as of :func:`.sam2_refinement.sam2_refiner`; then "classes" are
         the scores after it.
@@ -290,7 +291,7 @@ def evaluate_samples(
         }
         if measure is not None:
             true = LabelVolume(truth, tomogram.voxel_size_um, tomogram.centre, file.labels.names)
-            row |= measure(found, tomogram, true, file.mu_per_um)
+            row |= measure(found, tomogram, true, file.mu_per_um, edges)
         logger.info("%s: crystal Dice %.3f", name, row["cleaned"]["classes"]["crystal"]["dice"])
         rows.append(row)
     return sorted(rows, key=lambda row: row["cleaned"]["classes"]["crystal"]["dice"])
