@@ -10,8 +10,8 @@ pytest.importorskip("torch", reason="torch is not installed")
 
 from anacor_dials.sample.materials import wavelength_from_energy
 from anacor_dials.segmentation.edges import (
-    EdgeSettings,
     DEEPEST_FRINGE,
+    EdgeSettings,
     deepest_fringe,
     moved_to_edges,
     refraction_displacement_um,

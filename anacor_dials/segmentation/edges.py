@@ -15,8 +15,8 @@ scans by wave optics the steepest rise was outside of the true surface by 1.1 um
 (z/mm (E/keV)^-2)^0.6 for surfaces in air. Twenty later scans, whose waves have points enough at
 rims (5 to 24 mm, 3.3 to 4.6 keV), agree to within 0.26 um (rms); over the surface of a sample it
 varies by some tenths of a micrometre. It was outside by about a quarter of that between crystal and
-liquor, and not displaced at loops in liquor (``benchmarks/edges.py``). If energy and distance are known, surfaces are moved
-back by this displacement. Tomograms made by contrast transfer alone
+liquor, and not displaced at loops in liquor (``benchmarks/edges.py``). If energy and distance are
+known, surfaces are moved back by this displacement. Tomograms made by contrast transfer alone
 (:mod:`anacor_dials.simulation.virtual_tomograms`) do not show it. If energy and distance are not
 known, they are recognised by dark fringes deeper than -ln of a transmission ever gives.
 """
