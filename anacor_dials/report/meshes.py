@@ -163,7 +163,9 @@ def sections(correction: MeshCorrection, scale_command: str) -> list[Section]:
     ]
     if sum(len(surface.triangles) for surface in sample.surfaces) <= MOST_TRIANGLES:
         where = f"The meshes, in the frame of {FRAMES[correction.frame]}."
-        meshes.append(Figure(_views(correction), layout_of(("x", "y", "z")), where, height=460))
+        traces = _views(correction)
+        layout = layout_of(traces, ("x", "y", "z"))
+        meshes.append(Figure(traces, layout, where, height=460))
     else:
         meshes.append(Text(f"No picture is drawn of more than {MOST_TRIANGLES} triangles."))
     return [

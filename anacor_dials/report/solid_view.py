@@ -13,6 +13,13 @@ from anacor_dials.sample.frames import FloatArray
 FACE_COLOURS = ("#7fa8c9", "#c9a97f", "#8fbf8f", "#c98f9f", "#a89fc9", "#bfbf7f")
 NO_FACE = "#b0b0b0"
 TEXT_AWAY = 0.04  # of the size: how far a name stands off its face
+# The axes end so far beyond what is drawn, in sizes of it.
+BEYOND = 0.05
+# Plotly's camera sees 22.5 degrees to each side of the middle. This is filled by a ball around the
+# box of the axes, so many times larger for their numbers and titles.
+HALF_VIEW_DEG = 22.5
+ROOM = 1.15
+MOST_TICKS = 7  # of the longest axis; the others have fewer, as they are shorter
 
 
 def view_of_solid(
@@ -48,7 +55,8 @@ def view_of_solid(
         middle = solid.corners[corners].mean(axis=0)
         places.append(middle + TEXT_AWAY * solid.size_um[0] * solid.normals[face])
         shown.append(names[face])
-    return [surface, _texts(np.array(places), shown)], layout_of(axes)
+    traces = [surface, _texts(np.array(places), shown)]
+    return traces, layout_of(traces, axes)
 
 
 def view_of_points(
@@ -85,7 +93,8 @@ def view_of_points(
         },
         "hoverinfo": "skip",
     }
-    return [marks, _texts(places, names)], layout_of(axes)
+    traces = [marks, _texts(places, names)]
+    return traces, layout_of(traces, axes)
 
 
 def _texts(places: FloatArray, names: Sequence[str]) -> dict[str, Any]:
@@ -98,14 +107,39 @@ def colour_of(face: int) -> str:
     return FACE_COLOURS[int(face) % len(FACE_COLOURS)]
 
 
-def layout_of(axes: Sequence[str]) -> dict[str, Any]:
-    """The layout of a picture with equal scales along three axes of these names."""
-    titles = {
-        f"{place}axis": {"title": {"text": f"{name} (um)"}}
-        for place, name in zip(("x", "y", "z"), axes, strict=True)
+def layout_of(traces: Sequence[dict[str, Any]], axes: Sequence[str]) -> dict[str, Any]:
+    """The layout of a picture with equal scales along three axes, which is seen as a whole.
+
+    The diagonal of the box of the axes has one length for every shape, so that the numbers and
+    titles of a long crystal's axes are in the picture as those of a cube's are.
+
+    Parameters
+    ----------
+    traces : sequence of dict
+        What is drawn, with coordinates x, y and z.
+    axes : sequence of 3 str
+        What the axes are called.
+    """
+    points = np.column_stack([np.concatenate([t[place] for t in traces]) for place in "xyz"])
+    low, high = points.min(axis=0), points.max(axis=0)
+    beyond = BEYOND * float(np.linalg.norm(high - low))
+    low, high = low - beyond, high + beyond
+    ratio = np.sqrt(3) * (high - low) / np.linalg.norm(high - low)
+    away = 0.5 * np.sqrt(3) * ROOM / np.sin(np.radians(HALF_VIEW_DEG))
+    scene: dict[str, Any] = {
+        "aspectmode": "manual",
+        "aspectratio": dict(zip("xyz", np.round(ratio, 4).tolist(), strict=True)),
+        "camera": {"eye": dict.fromkeys("xyz", round(away / np.sqrt(3), 3))},
     }
+    ticks = np.maximum(np.round(MOST_TICKS * ratio / ratio.max()), 2).astype(int)
+    for place, name, most, *ends in zip("xyz", axes, ticks, low, high, strict=True):
+        scene[f"{place}axis"] = {
+            "title": {"text": f"{name} (um)"},
+            "range": np.round(ends, 3).tolist(),
+            "nticks": int(most),
+        }
     return {
-        "scene": {"aspectmode": "data", **titles},
+        "scene": scene,
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
         "showlegend": False,
     }

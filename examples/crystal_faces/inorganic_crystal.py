@@ -25,6 +25,7 @@ from cctbx import crystal, xray
 from dials.array_family import flex
 from iotbx import cif
 
+from anacor_dials.absorption.convex_solid import ConvexSolid
 from anacor_dials.diffraction.crystal_faces import CrystalFaces, faces_text
 from anacor_dials.diffraction.known_structure import (
     agreement,
@@ -72,7 +73,7 @@ def run(folder: Path, *command: str) -> None:
 
 
 def celestine(rng: np.random.Generator) -> tuple[Sample, CrystalFaces]:
-    """The crystal in the tomo frame with its lattice, and its faces."""
+    """The crystal in the tomo frame with its lattice, and its faces, without one that the others cut off."""
     lattice = Lattice(TURN @ np.diag(EDGES), SPACE_GROUP, {})
     indices, distances = [], []
     for hkl, distance in FORMS.items():
@@ -81,9 +82,10 @@ def celestine(rng: np.random.Generator) -> tuple[Sample, CrystalFaces]:
         distances += [distance] * len(members)
     far = np.array(distances) * rng.uniform(1 - SPREAD, 1 + SPREAD, len(distances))
     mesh = convex_polyhedron(lattice.normals(indices), far)
+    there = ConvexSolid(lattice.normals(indices), far).areas_um2 > 0
     composition = Composition.parse(FORMULA, DENSITY)
     sample = sample_from_meshes({"crystal": mesh}, {"crystal": composition})
-    return replace(sample, lattice=lattice), CrystalFaces(np.array(indices), far)
+    return replace(sample, lattice=lattice), CrystalFaces(np.array(indices)[there], far[there])
 
 
 SIGNS = [(i, j, k) for i in (1, -1) for j in (1, -1) for k in (1, -1)]  # the point group mmm
