@@ -30,7 +30,7 @@ import numpy as np
 
 from anacor_dials.absorption.factors import absorption_factors
 from anacor_dials.absorption.tracing import Tracing
-from anacor_dials.jobs.label_uncertainty import label_uncertainty, random_sweep
+from anacor_dials.jobs.label_uncertainty import Drawing, label_uncertainty, random_sweep
 from anacor_dials.jobs.training_scans import ScanRanges, write_training_scans
 from anacor_dials.report.page import write_json
 from anacor_dials.sample.tomogram_files import read_sample_file
@@ -86,7 +86,7 @@ def measured(
         grid,
         found.labels.names,
         found.mu_per_um,
-        surfaces_um=edges.uncertain_um,
+        Drawing(surfaces_um=edges.uncertain_um),
         tracing=Tracing(1.5e-3, check_reflections=8, nproc=1, device="cpu"),
     )
     return {

@@ -9,6 +9,7 @@ from anacor_dials.absorption.directions import Directions
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.jobs.label_uncertainty import (
     MOST_UNCERTAIN,
+    Drawing,
     LabelUncertainty,
     label_uncertainty,
     random_sweep,
@@ -42,7 +43,7 @@ def test_sure_labels_leave_only_the_error_of_the_rays(caplog):
     labels = crystal_in_drop()
     caplog.set_level("INFO")
     found = label_uncertainty(
-        probabilities_of(labels), grid_of(labels), DEFAULT_NAMES, MU, draws=3, tracing=ONE_THREAD
+        probabilities_of(labels), grid_of(labels), DEFAULT_NAMES, MU, Drawing(3), tracing=ONE_THREAD
     )
     assert found.rms < 0.002
     assert found.warnings == []
@@ -57,8 +58,8 @@ def test_surfaces_that_may_lie_elsewhere_count_in_proportion():
 
     def uncertain(surfaces_um):
         found = label_uncertainty(
-            probabilities_of(labels), grid_of(labels), DEFAULT_NAMES, MU, draws=1,
-            surfaces_um=surfaces_um, tracing=ONE_THREAD,
+            probabilities_of(labels), grid_of(labels), DEFAULT_NAMES, MU, Drawing(1, surfaces_um),
+            tracing=ONE_THREAD,
         )  # fmt: skip
         return found.rms
 
@@ -96,7 +97,7 @@ def test_a_slab_that_may_be_there_is_worth_its_absorption():
     up[30:, 2] = -1.0
     directions = Directions.of_one_sweep(up, up)
     found = label_uncertainty(
-        p, grid_of(labels), DEFAULT_NAMES, MU, directions=directions, draws=60, tracing=ONE_THREAD
+        p, grid_of(labels), DEFAULT_NAMES, MU, Drawing(60), directions=directions, tracing=ONE_THREAD
     )  # fmt: skip
     q = np.exp(-2 * MU[1] * 12 * 1.5)
     largest = (1 - q) / (1 + q)
@@ -125,8 +126,8 @@ def test_wider_doubt_is_worth_more():
 def test_no_crystal_no_uncertainty():
     labels = np.minimum(crystal_in_drop(), 1)
     arguments = (probabilities_of(labels), grid_of(labels), DEFAULT_NAMES)
-    assert label_uncertainty(*arguments, MU, draws=2) is None
-    assert label_uncertainty(*arguments, (0.0, np.nan, np.nan, np.nan), draws=2) is None
+    assert label_uncertainty(*arguments, MU, Drawing(2)) is None
+    assert label_uncertainty(*arguments, (0.0, np.nan, np.nan, np.nan), Drawing(2)) is None
 
 
 def test_the_sentence_says_what_was_found():

@@ -45,6 +45,7 @@ TOLERANCE = 1.5e-3  # of the factors; less than the uncertainty from the labels 
 # data.
 MOST_UNCERTAIN = 0.015
 MARGIN = 2  # voxels around the sample
+LEAST_CRYSTAL = 8  # voxels
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,17 +131,73 @@ def _accuracy_untold() -> Iterator[None]:
         about.setLevel(level)
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """Which labels are looked at.
+
+    Parameters
+    ----------
+    draws : int
+        How many plausible label volumes are drawn.
+    surfaces_um : float
+        How far the surfaces of sample and crystal may lie elsewhere than the probabilities say, as
+        a standard deviation: see :attr:`anacor_dials.segmentation.edges.EdgeSettings.uncertain_um`.
+    progress : bool
+        Whether to show a progress bar.
+    """
+
+    draws: int = DRAWS
+    surfaces_um: float = 0.0
+    progress: bool = False
+
+
+def _usable(mu_per_um: ArrayLike) -> FloatArray | None:
+    """mu by label, without gaps; None if no material's is known."""
+    mu = np.array(mu_per_um, dtype=np.float64)
+    mu[0] = 0.0 if not np.isfinite(mu[0]) else max(mu[0], 0.0)
+    mu[1:][mu[1:] < 0] = np.nan  # a median within a dark fringe
+    known = mu[1:][np.isfinite(mu[1:])]
+    if not known.size:
+        return None
+    mu[~np.isfinite(mu)] = known.mean()
+    return mu
+
+
+class _Factors:
+    """Factors of the same reflections with different labels; a crystal of a few voxels has none."""
+
+    def __init__(
+        self, grid: Volume, names: tuple[str, ...], mu: FloatArray, of: Directions, by: Tracing
+    ) -> None:
+        self.grid, self.names, self.mu, self.of, self.by = grid, names, mu, of, by
+        self.crystal = names.index("crystal")
+
+    def __call__(self, labels: NDArray[np.uint8]) -> FloatArray | None:
+        if np.count_nonzero(labels == self.crystal) < LEAST_CRYSTAL:
+            return None
+        volume = LabelVolume(labels, self.grid.voxel_size_um, self.grid.centre, self.names)
+        with _accuracy_untold():
+            found: FloatArray = absorption_factors(volume, self.mu, self.of, self.by).transmission
+        return found
+
+    def error(self, labels: NDArray[np.uint8], reference: FloatArray) -> float:
+        """The relative rms difference from the reference after one scale; NaN without a crystal."""
+        found = self(labels)
+        if found is None:
+            return math.nan
+        ratio = found / reference
+        return float(np.std(ratio) / np.mean(ratio))
+
+
 def label_uncertainty(
     probabilities: NDArray[np.uint8],
     grid: Volume,
     names: tuple[str, ...],
     mu_per_um: ArrayLike,
+    drawing: Drawing | None = None,
     *,
     directions: Directions | None = None,
-    draws: int = DRAWS,
-    surfaces_um: float = 0.0,
     tracing: Tracing | None = None,
-    progress: bool = False,
 ) -> LabelUncertainty | None:
     """The uncertainty of the factors from the labels; None where no draw, or not the labels taken,
     hold a crystal.
@@ -156,81 +213,53 @@ def label_uncertainty(
     mu_per_um : array (n_classes,)
         mu of each material, 1/um; where it is not a number, that of the liquor or the mean of the
         others is taken.
+    drawing : Drawing, optional
     directions : Directions, optional
         Of the reflections; some hundred random ones of a sweep about X if not given.
-    draws : int
-        How many plausible label volumes are drawn.
-    surfaces_um : float
-        How far the surfaces of sample and crystal may lie elsewhere than the probabilities say, as
-        a standard deviation: see :attr:`anacor_dials.segmentation.edges.EdgeSettings.uncertain_um`.
     tracing : Tracing, optional
         How factors are computed, and the seed of what is drawn; to 0.15 % if not given.
-    progress : bool
-        Whether to show a progress bar.
     """
+    drawing = drawing or Drawing()
     tracing = tracing or Tracing(TOLERANCE, check_reflections=8)
-    mu = np.array(mu_per_um, dtype=np.float64)
-    mu[0] = 0.0 if not np.isfinite(mu[0]) else max(mu[0], 0.0)
-    mu[1:][mu[1:] < 0] = np.nan  # a median within a dark fringe
-    known = mu[1:][np.isfinite(mu[1:])]
-    if not known.size:
-        return None
-    mu[~np.isfinite(mu)] = known.mean()
-    rng = np.random.default_rng(tracing.seed)
-    if directions is None:
-        directions = random_sweep(REFLECTIONS, rng)
+    mu = _usable(mu_per_um)
     where = np.argwhere(probabilities[0] < 250)
-    if not where.size:
+    if mu is None or not where.size:
         return None
+    rng = np.random.default_rng(tracing.seed)
+    directions = directions or random_sweep(REFLECTIONS, rng)
     low = np.maximum(where.min(axis=0) - MARGIN, 0)
     high = np.minimum(where.max(axis=0) + 1 + MARGIN, grid.shape)
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     inside = np.ascontiguousarray(probabilities[(slice(None), *box)])
-    crystal = names.index("crystal")
-    taken = directions
     found = most_probable(inside)
-
-    def factors(labels: NDArray[np.uint8]) -> FloatArray | None:
-        if np.count_nonzero(labels == crystal) < 8:
-            return None
-        volume = LabelVolume(labels, grid.voxel_size_um, grid.centre - low, names)
-        with _accuracy_untold():
-            transmission: FloatArray = absorption_factors(volume, mu, taken, tracing).transmission
-        return transmission
-
+    factors = _Factors(
+        Volume(found, grid.voxel_size_um, grid.centre - low), names, mu, directions, tracing
+    )
     reference = factors(found)
     if reference is None:
         return None
-
-    def error(labels: NDArray[np.uint8]) -> float:
-        other = factors(labels)
-        return (
-            math.nan
-            if other is None
-            else float(np.std(other / reference) / np.mean(other / reference))
-        )
-
     size = float(np.cbrt(grid.voxel_volume_um3))
-    errors, volumes = [], []
-    bodies = (found != 0, found == crystal) if surfaces_um > 0 else ()
-    moved = []
-    with Progress(draws + MOVES * len(bodies), "Drawing labels", bar=progress) as bar:
-        for drawn in plausible_labels(inside, size, draws, rng, TEMPERATURE):
-            labels = without_further_bodies(drawn, found, crystal)
-            errors.append(error(labels))
-            volumes.append(np.count_nonzero(labels == crystal) * grid.voxel_volume_um3)
+    bodies = (found != 0, found == factors.crystal) if drawing.surfaces_um > 0 else ()
+    errors, moved, volumes = [], [], []
+    todo = drawing.draws + MOVES * len(bodies)
+    with Progress(todo, "Drawing labels", bar=drawing.progress) as bar:
+        for drawn in plausible_labels(inside, size, drawing.draws, rng, TEMPERATURE):
+            labels = without_further_bodies(drawn, found, factors.crystal)
+            errors.append(factors.error(labels, reference))
+            volumes.append(np.count_nonzero(labels == factors.crystal) * grid.voxel_volume_um3)
             bar.update()
         for body in bodies:
             for _ in range(MOVES):
-                moved.append(error(with_surface_moved(found, body, size, rng)))
+                labels = with_surface_moved(found, body, size, rng)
+                moved.append(factors.error(labels, reference))
                 bar.update()
     there = np.isfinite(errors)
     if not there.any():
         return None
     by_draws = float(np.nanmean(np.square(errors)))
     by_moves = float(np.nanmean(np.square(moved))) if np.isfinite(moved).any() else 0.0
-    # surfaces moved by a voxel here, and factors change in proportion
-    by_moves *= len(bodies) * (surfaces_um / size) ** 2
+    # surfaces moved by about a voxel here, and factors change in proportion
+    by_moves *= len(bodies) * (drawing.surfaces_um / size) ** 2
     return LabelUncertainty(
         float(np.sqrt(by_draws + by_moves)),
         np.array(errors)[there],

@@ -14,7 +14,12 @@ from numpy.typing import NDArray
 
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.jobs.foreign_tomogram import load_foreign_tomogram
-from anacor_dials.jobs.label_uncertainty import TOLERANCE, LabelUncertainty, label_uncertainty
+from anacor_dials.jobs.label_uncertainty import (
+    TOLERANCE,
+    Drawing,
+    LabelUncertainty,
+    label_uncertainty,
+)
 from anacor_dials.jobs.learn import (
     LearningSettings,
     hand_made_of_file,
@@ -434,9 +439,11 @@ def _uncertainty(
         grid,
         segmentation.labels.names,
         segmentation.mu_per_um,
-        surfaces_um=_edge_settings(source, settings.edges).uncertain_um,
+        Drawing(
+            surfaces_um=_edge_settings(source, settings.edges).uncertain_um,
+            progress=settings.progress,
+        ),
         tracing=Tracing(TOLERANCE, check_reflections=8, device=settings.inference.device),
-        progress=settings.progress,
     )
 
 
