@@ -392,7 +392,7 @@ def process(
 @show_mail_handle_errors()
 def run(args: list[str] | None = None, phil: Any = None) -> None:
     """Run xia2.anacor as from the command line."""
-    args = sys.argv[1:] if args is None else args
+    typed = args = sys.argv[1:] if args is None else args
     # tomography= is short for tomography.scan=
     args = [re.sub(r"^tomography\s*=", "tomography.scan=", argument) for argument in args]
     # faces and meshes take the place of a scan
@@ -429,10 +429,10 @@ def run(args: list[str] | None = None, phil: Any = None) -> None:
             )
             with work.locked(), stoppable(workers):
                 if params.watch.folder is not None:
-                    result = run_watch(params, settings, work, args, changed)
+                    result = run_watch(params, settings, work, typed, changed)
                 else:
                     result = process(start, settings, work, integrate)
-                save(result, work, record(result, work, settings, args, changed), params.output)
+                save(result, work, record(result, work, settings, typed, changed), params.output)
     except ValueError as error:
         raise Sorry(error) from None
     except KeyboardInterrupt:

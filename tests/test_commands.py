@@ -5,12 +5,18 @@ from __future__ import annotations
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
 
 from anacor_dials.diffraction import commands
-from anacor_dials.diffraction.commands import end_commands, last_words, run_command
+from anacor_dials.diffraction.commands import (
+    end_commands,
+    last_words,
+    program_versions,
+    run_command,
+)
 
 
 def test_status_and_what_is_printed(tmp_path):
@@ -69,3 +75,15 @@ def test_last_words():
     assert last_words('Integrating\nStatus: error "no images"\n') == "no images"
     assert last_words("Traceback\nKeyError: 'x'\n\n") == "KeyError: 'x'"
     assert last_words("") == "it printed nothing"
+
+
+def test_versions_of_programs_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As xia2 says it, which on a line of its own names DIALS, too; else unknown."""
+    pytest.importorskip("dials", reason="DIALS is not installed (no dials to import)")
+    for name, said in (("xia2", "XIA2 3.9.dev262+g0cc0cb10\nDIALS 3.30"), ("mute", "DIALS 3.30")):
+        (tmp_path / name).write_text(f'#!/bin/sh\n[ "$1" = -version ] && printf "{said}"\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    found = program_versions("xia2", "mute", "absent")
+    assert found | {"xia2": "3.9.dev262+g0cc0cb10", "mute": "unknown", "absent": "unknown"} == found
+    assert set(program_versions()) == {"anacor_dials", "dials"}

@@ -37,7 +37,7 @@ from anacor_dials.jobs.pipeline.inputs import (
 )
 from anacor_dials.jobs.pipeline.settings import PipelineSettings
 from anacor_dials.jobs.pipeline.stages import integration
-from anacor_dials.jobs.pipeline.steps import Step, StepError, WorkingFolder
+from anacor_dials.jobs.pipeline.steps import FinishedStep, Step, StepError, WorkingFolder
 from anacor_dials.jobs.pipeline.wavelengths import wavelength_names
 from anacor_dials.jobs.records import ComparisonRecord, SameObservationsRecord, StrategyRecord
 from anacor_dials.report.page import write_json
@@ -972,18 +972,51 @@ def test_images_need_xia2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ccp4:
         (tmp_path / "freerflag").chmod(0o755)
     with pytest.raises(ValueError, match="there is no xia2 on PATH"):
         integration(["a_0001.cbf"], ())
-    program = tmp_path / ("xia2" if ccp4 else "xia2.integrate")
-    program.write_text(
-        f"#!{sys.executable}\nimport os, sys\nfrom pathlib import Path\n"
-        "Path('xia2.json').write_text(' '.join([os.environ['CCP4'], *sys.argv[1:]]))\n"
-    )
-    program.chmod(0o755)
+    write_virtual_xia2(tmp_path, "3.9")
     with pytest.raises(ValueError, match=r"There is no image .*a_0001.cbf"):
         integration([str(tmp_path / "a_0001.cbf")], ())
     (tmp_path / "a_0001.cbf").touch()
     step = integration([f"{tmp_path}/a_0001.cbf:1:900"], ("project=thau",), nproc=2)
     where = work_in(tmp_path).run(step).folder
     assert (where / "xia2.json").read_text() == (
-        f"{'there' if ccp4 else 'none'} pipeline=dials image={tmp_path}/a_0001.cbf:1:900 project=thau "
-        "nproc=2"
+        f"xia2{'' if ccp4 else '.integrate'} {'there' if ccp4 else 'none'} pipeline=dials "
+        f"image={tmp_path}/a_0001.cbf:1:900 project=thau nproc=2"
     )
+
+
+def write_virtual_xia2(folder: Path, version: str) -> None:
+    """xia2 and xia2.integrate, which tell in xia2.json how they were called."""
+    for name in ("xia2", "xia2.integrate"):
+        (folder / name).write_text(
+            f"#!{sys.executable}\nimport os, sys\nfrom pathlib import Path\n"
+            "if '-version' in sys.argv:\n"
+            f"    sys.exit('XIA2 {version}\\nDIALS 3.30')\n"
+            "called = [Path(sys.argv[0]).name, os.environ['CCP4'], *sys.argv[1:]]\n"
+            "Path('xia2.json').write_text(' '.join(called))\n"
+        )
+        (folder / name).chmod(0o755)
+
+
+def test_another_version_of_xia2_redoes_its_step_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The step has the version of xia2 in its record, other steps do not."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "a_0001.cbf").touch()
+    (tmp_path / "input.txt").touch()
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/bin")
+
+    def run(version: str) -> list[FinishedStep]:
+        write_virtual_xia2(tmp_path / "bin", version)
+        work = work_in(tmp_path)
+        work.run(integration([f"{tmp_path}/a_0001.cbf"], ()))
+        work.run(copying("other", tmp_path / "input.txt"))
+        return work.finished
+
+    assert [step.why for step in run("3.8.6")] == ["not done yet"] * 2
+    of_xia2, other = run("3.8.6")
+    assert (of_xia2.why, other.why) == (None, None)
+    assert (of_xia2.versions, other.versions) == (VERSIONS | {"xia2": "3.8.6"}, VERSIONS)
+    of_xia2, other = run("3.9.dev262+g0cc0cb10")
+    assert (of_xia2.why, other.why) == ("other program versions", None)
+    assert of_xia2.versions["xia2"] == "3.9.dev262+g0cc0cb10"

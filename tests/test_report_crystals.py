@@ -68,6 +68,7 @@ def absorption(uncertainty: float | None = None, warnings: tuple[str, ...] = ())
 
 
 def step(name: str, folder: Path) -> Any:
+    versions = {"dials": "3", "xia2": "3.9"}
     return SimpleNamespace(
         name=name,
         folder=folder / name,
@@ -77,11 +78,12 @@ def step(name: str, folder: Path) -> Any:
         inputs={"/in": SHA},
         seconds=1.0,
         finished="2026-01-01T00:00:00+00:00",
+        versions=versions,
         why=None,
         as_dict=lambda: {
             "command": ["run", name],
             "free": [],
-            "versions": {"dials": "3"},
+            "versions": versions,
             "inputs": {"/in": SHA},
             "outputs": {"out": SHA},
             "seconds": 1.0,
@@ -326,6 +328,7 @@ def test_the_schema_knows_every_key(content: dict[str, Any]):
     """A key that is added to the record is added to the schema."""
     schema = pipeline_schema()
     assert set(schema["properties"]) == set(content)
+    assert set(schema["properties"]["program"]["properties"]) == set(content["program"])
     assert set(schema["$defs"]["row"]["properties"]) == {f.name for f in fields(CrystalRow)}
     for name, key in (("crystal", "crystals"), ("group", "groups")):
         assert set(schema["$defs"][name]["properties"]) == set(content[key][0])

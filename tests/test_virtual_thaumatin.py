@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -444,6 +445,8 @@ def test_one_command_from_images_and_scan_to_merged_data(by_xia2, results, monke
     merged = iotbx.mtz.object(group["wavelengths"][0]["files"]["merged MTZ"])
     assert merged.max_min_resolution()[1] == pytest.approx(group["wavelengths"][0]["d_min"], 1e-3)
     assert content["steps"][0]["name"] == "xia2"
+    assert re.match(r"\d+\.\d+", content["program"]["xia2"])
+    assert content["steps"][0]["versions"]["xia2"] == content["program"]["xia2"]
 
     monkeypatch.chdir(run)
     xia2_anacor.run([*content["arguments"], "nproc=1"])  # nothing is done twice

@@ -85,7 +85,12 @@ def test_a_crystal_is_ready_when_both_are_complete(tmp_path: Path):
     write_xia2(tmp_path / "old/xia2")
     write(tmp_path / "old/scan.nxs")
     write_xia2(tmp_path / "runs/xia2", log="Processing\n")
+    write(tmp_path / "runs/xia2/DEFAULT/dials.integrate.log", when=now)
     write(tmp_path / "runs/scan.nxs")
+    write_xia2(tmp_path / "killed/xia2", log="Processing\n")
+    write(tmp_path / "killed/scan.nxs")
+    write_xia2(tmp_path / "failed/xia2", log="Processing\nError: no spots\nSend it to us\n")
+    write(tmp_path / "failed/scan.nxs")
     write_xia2(tmp_path / "written/xia2", log=good)
     write(tmp_path / "written/scan.nxs", when=now)
     write_xia2(tmp_path / "two/xia2", log=good)
@@ -102,7 +107,9 @@ def test_a_crystal_is_ready_when_both_are_complete(tmp_path: Path):
     # the crystal has the name of the rule, not xia2's DEFAULT
     assert [sweep.crystal for sweep in ready[0].sweeps] == ["done"]
     for name, reason in (
-        ("runs", "xia2 has not ended well"),
+        ("runs", "xia2 still runs in"),
+        ("killed", "before it was done, or hangs"),
+        ("failed", "(no spots); it is taken when xia2 has ended well there"),
         ("written", "written to 0 s ago"),
         ("two", "a.nxs and b.nxs fit the rule for its scan"),
         ("many", "holds several crystals and there is one scan"),

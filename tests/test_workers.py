@@ -357,8 +357,8 @@ def test_the_driver_may_die(folder: Path, one_by_one: dict[str, str], cluster):
     assert content(folder / "work") == one_by_one
 
 
-def versions_of_another_program() -> dict[str, str]:
-    return {"anacor_dials": "0.9"}
+def versions_of_another_program(*on_path: str) -> dict[str, str]:
+    return dict.fromkeys(on_path, "3.8") or {"anacor_dials": "0.9"}
 
 
 def test_workers_that_do_not_fit_are_refused(tmp_path: Path):
@@ -366,6 +366,9 @@ def test_workers_that_do_not_fit_are_refused(tmp_path: Path):
     step = Step("a", ("true",), (), ("b",))
     with pytest.raises(StepError, match=r"worker on .* has anacor_dials 0.9 and the driver has 1;"):
         workers._on_worker(step, tmp_path, VERSIONS, versions_of_another_program)
+    of_xia2 = replace(step, versions={"xia2": "3.9"})
+    with pytest.raises(StepError, match=r"worker on .* has xia2 3.8 and the driver has 3.9;"):
+        workers._on_worker(of_xia2, tmp_path, {}, versions_of_another_program)
     with pytest.raises(StepError, match=r"does not see the folder .*absent; .* same\s+paths"):
         workers._on_worker(step, tmp_path / "absent", VERSIONS, None)
 

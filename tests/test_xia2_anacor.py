@@ -690,6 +690,8 @@ def test_images_go_through_xia2(virtual_xia2: Path, monkeypatch: pytest.MonkeyPa
     program.chmod(0o755)
     (virtual_xia2 / "bin").mkdir()
     program.rename(virtual_xia2 / "bin/xia2.integrate")
+    (virtual_xia2 / "bin/xia2").write_text("#!/bin/sh\necho XIA2 3.9\n")
+    (virtual_xia2 / "bin/xia2").chmod(0o755)
     monkeypatch.setenv("PATH", str(virtual_xia2 / "bin"))
     Path("a_0001.cbf").touch()
     command = ["image=a_0001.cbf:1:90", "tomography=tomo.h5", "xia2.options=project=P", "nproc=2"]
@@ -702,6 +704,12 @@ def test_images_go_through_xia2(virtual_xia2: Path, monkeypatch: pytest.MonkeyPa
     assert Path("anacor/xia2/arguments.txt").read_text() == (
         f"pipeline=dials image={virtual_xia2}/a_0001.cbf:1:90 project=P nproc=2\n"
     )
+    content = json.loads(Path("anacor/anacor.json").read_text())
+    assert content["program"]["xia2"] == "3.9"
+    assert ["xia2" in step["versions"] for step in content["steps"]] == [
+        step["name"] == "xia2" for step in content["steps"]
+    ]
+    assert content["arguments"] == command  # as they were typed
 
 
 def test_a_step_that_fails_names_its_log(virtual_xia2: Path) -> None:

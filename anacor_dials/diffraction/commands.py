@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import RawIOBase
@@ -25,6 +27,7 @@ MODULES = (
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # with what xia2 and xia2.integrate begin the line that says why they stopped
 ERRORS_OF_XIA2 = ("Error: ", "Error setting up xia2 environment: ", "Status: error ")
+UNKNOWN = "unknown"
 
 _running: set[subprocess.Popen[bytes]] = set()
 
@@ -124,26 +127,51 @@ def _environment(program: str, threads: int | None) -> dict[str, str]:
     return added
 
 
-def program_versions() -> dict[str, str]:
-    """{program: version} of anacor_dials and DIALS in this process."""
+def program_versions(*on_path: str) -> dict[str, str]:
+    """{program: version} of anacor_dials and DIALS in this process, and of programs on PATH.
+
+    Parameters
+    ----------
+    on_path : str
+        Names of programs that say ``NAME VERSION`` where they are called with ``-version``, as xia2
+        does. The version is "unknown" where a program is absent or says something else.
+    """
     from dials.util.version import dials_version
 
-    return {"anacor_dials": __version__, "dials": dials_version()}
+    found = {"anacor_dials": __version__, "dials": dials_version()}
+    return found | {program: _said_version(program) for program in on_path}
+
+
+def _said_version(program: str) -> str:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _, printed = run_command((program, "-version"), folder)
+    except ValueError:
+        return UNKNOWN
+    said = re.search(rf"^{re.escape(program)}\s+(\S+)", printed, re.MULTILINE | re.IGNORECASE)
+    return said[1] if said else UNKNOWN
+
+
+def error_of_xia2(text: str) -> str | None:
+    """Why xia2 or xia2.integrate stopped, in what it printed or its log; None if it does not say.
+
+    After that line (ERRORS_OF_XIA2) xia2 says to whom its logs may be sent.
+    """
+    for line in reversed(text.splitlines()):
+        for mark in ERRORS_OF_XIA2:
+            if line.strip().startswith(mark):
+                return line.strip().removeprefix(mark).strip('"')
+    return None
 
 
 def last_words(printed: str) -> str:
     """The reason among what a command printed: from "Sorry:" on, else its last line.
 
     After a minimisation that failed dials.scale goes on without a scale and ends with "No data
-    found", so the failure itself is added. After the line that says why (ERRORS_OF_XIA2) xia2
-    says to whom its logs may be sent.
+    found", so the failure itself is added. Of xia2 it is that of :func:`error_of_xia2`.
     """
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith(ERRORS_OF_XIA2)]
-    reason = lines[-1] if lines else "it printed nothing"
-    if errors:
-        mark = next(mark for mark in ERRORS_OF_XIA2 if errors[-1].startswith(mark))
-        reason = errors[-1].removeprefix(mark).strip('"')
+    reason = error_of_xia2(printed) or (lines[-1] if lines else "it printed nothing")
     for mark in ("Usage error:", "Sorry:"):
         if mark in printed:
             reason = " ".join(printed.rpartition(mark)[2].split())

@@ -199,8 +199,9 @@ def record(
     changed : str
         The parameters that were changed, as PHIL.
     """
+    of_steps = {program: v for step in work.finished for program, v in step.versions.items()}
     return PipelineRecord(
-        program={"name": "xia2.anacor", **work.versions},
+        program={"name": "xia2.anacor", **of_steps, **work.versions},
         arguments=arguments,
         parameters=changed,
         inputs={

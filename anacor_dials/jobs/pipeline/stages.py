@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from anacor_dials.diffraction.commands import program_versions
 from anacor_dials.diffraction.crystal_faces import is_face_list
 from anacor_dials.diffraction.models import read_models
 from anacor_dials.diffraction.scaling import FailedScaling, ScaledData, ScalingJob, run_job
@@ -85,6 +86,7 @@ def integration(images: Sequence[str], options: Sequence[str], nproc: int = 1) -
         tuple(files),
         ("xia2.json",),
         (f"nproc={nproc}",),
+        versions={"xia2": program_versions("xia2")["xia2"]},
     )
 
 

@@ -77,6 +77,8 @@ class Step:
         the error has an attribute ``log``, that file is kept.
     by_hand : bool
         Whether the command can be repeated by hand. If not, it only says in words what is done.
+    versions : mapping
+        {program: version} of what this step alone runs, besides the programs of all steps.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Step:
     free: tuple[str, ...] = ()
     perform: Callable[[Path], None] | None = field(default=None, repr=False, compare=False)
     by_hand: bool = True
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.outputs:
@@ -242,7 +245,7 @@ class WorkingFolder:
     ----------
     path : path
     versions : mapping
-        {program: version}. A step that was made with other versions is made again.
+        {program: version} of all steps. A step that was made with other versions is made again.
     redo : sequence of str
         Names of steps that are made again in any case.
     tell : callable
@@ -414,7 +417,7 @@ class WorkingFolder:
             return "asked for"
         if record["command"] != list(step.command):
             return "other parameters"
-        if record["versions"] != self.versions:
+        if record["versions"] != self.versions | dict(step.versions):
             return "other program versions"
         if missing := [name for name in record["outputs"] if not (folder / name).is_file()]:
             return f"{missing[0]} is gone"
@@ -471,7 +474,7 @@ class WorkingFolder:
             folder=folder,
             command=step.command,
             free=step.free,
-            versions=self.versions,
+            versions=self.versions | dict(step.versions),
             inputs=dict(inputs),
             outputs={name: self._hash(folder / name) for name in step.outputs},
             seconds=round(time.monotonic() - start, 1),

@@ -22,13 +22,12 @@ from anacor_dials.jobs.pipeline.inputs import Crystal, files_of, sweeps_of_xia2
 from anacor_dials.jobs.pipeline.results import PipelineResult
 from anacor_dials.jobs.pipeline.settings import PipelineSettings
 from anacor_dials.jobs.pipeline.steps import WorkingFolder
+from anacor_dials.jobs.pipeline.xia2_runs import log_of_xia2, why_not_ended_well
 from anacor_dials.sample.output_files import file_name
 
 logger = logging.getLogger("dials.anacor_dials.jobs.pipeline.watching")
 
 NAME = "CRYSTAL"
-# the last line of xia2.txt where xia2 did not stop with an error
-XIA2_ENDED_WELL = "Status: normal termination"
 CORES_OF_A_CRYSTAL = 4  # crystals come one by one, so few are worked on at a time
 
 
@@ -103,9 +102,9 @@ class Patience:
 def ready_crystals(rule: NamingRule, settled_s: float) -> tuple[list[Crystal], dict[str, str]]:
     """(crystals whose data are complete, {name: why a crystal is waited for}).
 
-    A xia2 directory is complete when its xia2.txt says that xia2 ended well or, where it has no
-    xia2.txt, when its integrated files were not written to for a while. A scan is complete when it
-    was not written to for a while.
+    A xia2 directory is complete when its log says that xia2 ended well (:mod:`.xia2_runs`) or,
+    where it has no log, when its integrated files were not written to for a while. A scan is
+    complete when it was not written to for a while.
 
     Parameters
     ----------
@@ -135,16 +134,15 @@ def _crystal(name: str, directories: list[Path], scans: list[Path], settled_s: f
                 f"{' and '.join(p.name for p in paths)} fit the rule for its {what}; the rule must leave one"
             )
     (directory,), (scan,) = directories, scans
-    log = directory / "xia2.txt"
-    if log.is_file() and XIA2_ENDED_WELL not in log.read_text(encoding="utf-8", errors="replace"):
-        raise ValueError(f"xia2 has not ended well in {directory}")
+    if (reason := why_not_ended_well(directory)) is not None:
+        raise ValueError(reason)
     sweeps = sweeps_of_xia2(directory)
     if len({sweep.crystal for sweep in sweeps}) > 1:
         raise ValueError(
             f"{directory} holds several crystals and there is one scan; run xia2.anacor on it by itself"
         )
     written = [*files_of(scan)]
-    if not log.is_file():
+    if log_of_xia2(directory) is None:
         written += [file for sweep in sweeps for file in (sweep.experiments, sweep.reflections)]
     age = time.time() - max(file.stat().st_mtime for file in written)
     if age < settled_s:

@@ -31,7 +31,7 @@ LONGEST_DELAY_OF_FILES = 90.0  # seconds
 SCHEDULER_TIMEOUT = 20.0  # seconds
 MOST_CRYSTALS_OF_A_CLUSTER = 200  # each has a thread in the driver, which only waits
 
-Versions = Callable[[], Mapping[str, str]]
+Versions = Callable[..., Mapping[str, str]]
 
 
 class LocalWorkers(CallingThread):
@@ -52,8 +52,8 @@ class DaskWorkers:
     versions : mapping
         {program: version} of the driver.
     versions_of_worker : callable, optional
-        Returns the same of the process in which it is called. A worker with other versions is
-        refused. If not given, versions are not compared.
+        Returns the same of the process in which it is called, and of the programs that it is called
+        with. A worker with other versions is refused. If not given, versions are not compared.
     """
 
     def __init__(
@@ -126,8 +126,8 @@ def _on_worker(
             "paths on all machines"
         )
     if versions_of_worker is not None:
-        found = dict(versions_of_worker())
-        for program, version in versions.items():
+        found = dict(versions_of_worker(*step.versions))
+        for program, version in (dict(versions) | dict(step.versions)).items():
             if found.get(program) != version:
                 raise StepError(
                     f"{here} has {program} {found.get(program)} and the driver has {version}; start the "

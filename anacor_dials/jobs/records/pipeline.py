@@ -183,9 +183,10 @@ class PipelineRecord(Record):
 
     Attributes
     ----------
-    program : {"name", "anacor_dials", "dials"}
-        Versions.
+    program : {"name", "anacor_dials", "dials", "xia2"}
+        Versions; xia2 where it integrated the images.
     arguments : [str]
+        As typed.
     parameters : str
         Those that were changed, as PHIL.
     inputs : {path: SHA-256}
