@@ -130,11 +130,8 @@ def _environment(program: str, threads: int | None) -> dict[str, str]:
 def program_versions(*on_path: str) -> dict[str, str]:
     """{program: version} of anacor_dials and DIALS in this process, and of programs on PATH.
 
-    Parameters
-    ----------
-    on_path : str
-        Names of programs that say ``NAME VERSION`` where they are called with ``-version``, as xia2
-        does. The version is "unknown" where a program is absent or says something else.
+    The latter (on_path: their names) say ``NAME VERSION`` where they are called with ``-version``,
+    as xia2 does. The version is "unknown" where one is absent or says something else.
     """
     from dials.util.version import dials_version
 
@@ -153,9 +150,14 @@ def _said_version(program: str) -> str:
 
 
 def error_of_xia2(text: str) -> str | None:
-    """Why xia2 or xia2.integrate stopped, in what it printed or its log; None if it does not say.
+    """Why xia2 or xia2.integrate stopped; None if it does not say.
 
     After that line (ERRORS_OF_XIA2) xia2 says to whom its logs may be sent.
+
+    Parameters
+    ----------
+    text : str
+        What it printed, or its log.
     """
     for line in reversed(text.splitlines()):
         for mark in ERRORS_OF_XIA2:
