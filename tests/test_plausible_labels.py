@@ -8,9 +8,9 @@ import pytest
 from anacor_dials.segmentation.plausible_labels import (
     FACES_UM,
     SURE,
+    moved_surfaces,
     plausible_labels,
     smooth_field,
-    with_surface_moved,
 )
 
 
@@ -76,8 +76,7 @@ def test_a_surface_moves_by_a_voxel_far_places_apart():
     labels[:, :, 12:] = 3
     rng = np.random.default_rng(5)
     heights = []
-    for _ in range(300):
-        moved = with_surface_moved(labels, labels != 0, 4.0, rng)
+    for moved in moved_surfaces(labels, labels != 0, 4.0, 300, rng):
         heights.append((moved != 0).sum(axis=2))
         assert set(np.unique(moved[:, :, :12])) <= {0, 1}  # what is won or lost is liquor or air
         np.testing.assert_array_equal(moved[:, :, 12:], 3)

@@ -25,7 +25,7 @@ from anacor_dials.sample.frames import FloatArray, scan_rotation, unit
 from anacor_dials.sample.progress import Progress
 from anacor_dials.sample.volumes import LabelVolume, Volume
 from anacor_dials.segmentation.clean_up import bodies_with
-from anacor_dials.segmentation.plausible_labels import plausible_labels, with_surface_moved
+from anacor_dials.segmentation.plausible_labels import moved_surfaces, plausible_labels
 from anacor_dials.segmentation.tiles import most_probable
 
 logger = logging.getLogger("dials.anacor_dials.jobs.label_uncertainty")
@@ -249,8 +249,7 @@ def label_uncertainty(
             volumes.append(np.count_nonzero(labels == factors.crystal) * grid.voxel_volume_um3)
             bar.update()
         for body in bodies:
-            for _ in range(MOVES):
-                labels = with_surface_moved(found, body, size, rng)
+            for labels in moved_surfaces(found, body, size, MOVES, rng):
                 moved.append(factors.error(labels, reference))
                 bar.update()
     there = np.isfinite(errors)

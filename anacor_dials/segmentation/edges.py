@@ -80,7 +80,7 @@ CLEARLY = 1.3
 DISPLACEMENT_BETWEEN = {("crystal", "liquor"): 0.25, ("crystal", "loop"): 0.25}
 # of the displacement: how much it varies over a surface. In eight scans that were left out (seven
 # within a factor of two) the uncertainty of the factors was 1.2 times their error with it, and 0.8
-# without (five of eight)
+# without (four of eight)
 UNCERTAIN_SHARE = 0.2
 # the order in which the classes' surfaces are moved: the outer one first
 ORDER = ("background", "crystal", "loop")

@@ -129,14 +129,15 @@ def plausible_labels(
         yield drawn
 
 
-def with_surface_moved(
+def moved_surfaces(
     labels: NDArray[np.uint8],
     inside: NDArray[np.bool_],
     voxel_size_um: float,
+    n: int,
     rng: np.random.Generator,
-) -> NDArray[np.uint8]:
-    """Labels (nx, ny, nz) after the surface of a body has moved by about a voxel, here out and
-    there in.
+) -> Iterator[NDArray[np.uint8]]:
+    """Label volumes uint8 (nx, ny, nz) in which the surface of a body has moved by about a voxel,
+    here out and there in.
 
     How far is a field of standard deviation one voxel that varies over FACES_UM. What the body wins
     gets the label of its nearest voxel, and what it loses that of the nearest voxel outside.
@@ -148,21 +149,22 @@ def with_surface_moved(
         The body.
     voxel_size_um : float
         The edge of a voxel.
+    n : int
+        How many volumes.
     rng : Generator
     """
     nx, ny, nz = labels.shape
-    field = smooth_field((nx, ny, nz), voxel_size_um, FACES_UM, rng)
-    deep, out_of = scipy.ndimage.distance_transform_edt(inside, return_indices=True)
-    away, into = scipy.ndimage.distance_transform_edt(~inside, return_indices=True)
-    near = np.array(np.nonzero((deep < WIDEST_MOVE) & (away < WIDEST_MOVE)))
-    at = tuple(near)
-    depth = np.where(inside[at], deep[at] - 0.5, 0.5 - away[at])
-    moved = field(near) < depth
-    was = inside[at]
-    now = labels[at].copy()
-    for changed, nearest in ((was & ~moved, out_of), (~was & moved, into)):
-        there = tuple(near[:, changed])
-        now[changed] = labels[tuple(nearest[(slice(None), *there)])]
-    result = labels.copy()
-    result[at] = now
-    return result
+    places, depths, others = [], [], []
+    for part, sign in ((inside, 1.0), (~inside, -1.0)):
+        distance, nearest = scipy.ndimage.distance_transform_edt(part, return_indices=True)
+        near = np.array(np.nonzero(part & (distance < WIDEST_MOVE)))
+        places.append(near)
+        depths.append(sign * (distance[tuple(near)] - 0.5))
+        others.append(labels[tuple(nearest[(slice(None), *near)])])
+    at, depth, other = np.hstack(places), np.concatenate(depths), np.concatenate(others)
+    for _ in range(n):
+        field = smooth_field((nx, ny, nz), voxel_size_um, FACES_UM, rng)
+        changed = (field(at) < depth) != (depth > 0)
+        result = labels.copy()
+        result[tuple(at[:, changed])] = other[changed]
+        yield result
