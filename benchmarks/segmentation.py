@@ -45,7 +45,7 @@ from anacor_dials.segmentation.inference import (
     segment,
 )
 from anacor_dials.segmentation.sam2_refinement import Sam2Settings, refined, sam2_refiner
-from anacor_dials.segmentation.tiles import InferenceSettings, class_probabilities
+from anacor_dials.segmentation.tiles import InferenceSettings, find_classes
 from anacor_dials.segmentation.training_data import TOMO, TRUTH, labels_on_grid
 from anacor_dials.segmentation.weights_files import model_card_path
 from anacor_dials.segmentation.working_grid import working_volume
@@ -255,12 +255,10 @@ def measure_speed(given: argparse.Namespace) -> None:
     values += 0.1 * np.random.default_rng(0).standard_normal(values.shape).astype(np.float32)
     for weights in given.weights:
         network = load_network(weights)
-        class_probabilities(network, values[:2], InferenceSettings(device=given.device))
+        find_classes(network, values[:2], InferenceSettings(device=given.device))
         for batch in (1, 4):
             start, cpu = time.perf_counter(), time.process_time()
-            class_probabilities(
-                network, values, InferenceSettings(batch=batch, device=given.device)
-            )
+            find_classes(network, values, InferenceSettings(batch=batch, device=given.device))
             wall = (time.perf_counter() - start) / given.slices
             cpu = (time.process_time() - cpu) / given.slices
             print(

@@ -25,7 +25,7 @@ from anacor_dials.segmentation.adaptation import (
 )
 from anacor_dials.segmentation.fringes import N_VIEWS, views
 from anacor_dials.segmentation.network import NetworkSettings, SliceNetwork, build_network
-from anacor_dials.segmentation.tiles import InferenceSettings, class_probabilities
+from anacor_dials.segmentation.tiles import InferenceSettings, find_classes
 from anacor_dials.segmentation.training_data import TrainingVolume
 from anacor_dials.segmentation.working_grid import UNKNOWN, binned_known
 
@@ -167,7 +167,9 @@ def test_three_planes_teach_a_network_the_rest(seen, truth, context):
     values = LEVELS[truth].astype(np.float32)
 
     def share_right(which):
-        found = class_probabilities(which, values, InferenceSettings(device="cpu")).argmax(axis=0)
+        found = find_classes(which, values, InferenceSettings(device="cpu")).probabilities.argmax(
+            axis=0
+        )
         there = (seen.known == UNKNOWN) & (truth > 0)
         return np.mean(found[there] == truth[there])
 

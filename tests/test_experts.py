@@ -7,8 +7,11 @@ import pytest
 import scipy.ndimage
 
 from anacor_dials.segmentation.experts import (
+    CONTRADICTED,
     PLANES,
+    SURE,
     best_explanation,
+    contradicted,
     planes_to_look_at,
     smoothed_plane,
     unexplained,
@@ -65,6 +68,30 @@ def test_labels_without_a_crystal_are_taken_only_where_there_are_no_others():
     assert best_explanation(seen[:, planes], [loop, blurred], 4) == 0
     assert best_explanation(seen[:, planes], [loop, blurred], 4, needed=3) == 1
     assert best_explanation(seen[:, planes], [loop, loop], 4, needed=3) == 0
+
+
+def test_what_the_coarse_pass_contradicts_is_not_chosen_if_there_is_another():
+    labels, seen = sample(0.0)
+    planes = planes_to_look_at(labels.shape[0])
+    right = labels[planes]
+    exchanged = np.array([0, 3, 2, 1], dtype=np.uint8)[right]
+    near, no_crystal = np.roll(right, 1, axis=1), np.minimum(right, 1)
+    both = [exchanged, near]
+    # crystal and liquor explain alike in each other's place, so the right place decides
+    assert best_explanation(seen[:, planes], both, 4, 3) == 0
+    assert best_explanation(seen[:, planes], both, 4, 3, [CONTRADICTED + 0.01, 0.5]) == 1
+    assert best_explanation(seen[:, planes], both, 4, 3, [0.9, 0.8]) == 0
+    # a candidate without a crystal is not contradicted, and no way out
+    nothing = [exchanged, no_crystal]
+    assert best_explanation(seen[:, planes], nothing, 4, 3, [0.9, np.nan]) == 0
+
+
+def test_the_part_of_a_crystal_that_is_contradicted():
+    """Of four blocks: one in air, one where the coarse pass is sure of liquor, one where it is not, one of crystal."""
+    coarse = np.array([[0.9, 0, 0, 0], [0, SURE + 0.1, SURE - 0.1, 0], [0] * 4, [0.1, 0.2, 0.4, 1]])
+    shares = np.array([0.0, 0.5, 1.0, 1.0])
+    assert contradicted(coarse, shares, 3) == pytest.approx(0.5 / 2.5)
+    assert np.isnan(contradicted(coarse, 0 * shares, 3))
 
 
 def test_without_noise_and_fringes_all_is_explained():

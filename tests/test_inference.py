@@ -38,8 +38,8 @@ from anacor_dials.segmentation.tiles import (  # noqa: E402
     AIR_AROUND,
     InferenceSettings,
     _threads_apart,
-    class_probabilities,
     context_of,
+    find_classes,
     most_probable,
     sample_box,
     tile_starts,
@@ -96,18 +96,18 @@ def test_tiles_cover_everything(n, tile, overlap):
 
 def test_tiles_are_blended_without_a_trace():
     _, values = phantom(90)
-    whole = class_probabilities(ByValue(), values, InferenceSettings(device="cpu"))
+    whole = find_classes(ByValue(), values, InferenceSettings(device="cpu")).probabilities
     network = ByValue()
-    tiled = class_probabilities(
+    tiled = find_classes(
         network, values, InferenceSettings(tile=32, overlap=8, device="cpu")
-    )
+    ).probabilities
     assert max(max(shape[2:]) for shape in network.seen) == 32
     assert np.max(np.abs(whole.astype(int) - tiled.astype(int))) <= 1
 
 
 def test_labels_come_out_in_place():
     labels, values = phantom()
-    p = class_probabilities(ByValue(), values, InferenceSettings(device="cpu"))
+    p = find_classes(ByValue(), values, InferenceSettings(device="cpu")).probabilities
     assert p.dtype == np.uint8
     np.testing.assert_array_equal(most_probable(p), labels)
     assert int(uncertainty(p)[0, 0, 0]) == 0
@@ -146,7 +146,7 @@ def test_slices_see_the_coarse_pass_in_its_place(axes, tile):
     values = np.array(LEVELS, dtype=np.float32)[labels]
     network = ByCoarsePass()
     settings = InferenceSettings(axes=axes, tile=tile, overlap=8, looks=0, device="cpu")
-    found = most_probable(class_probabilities(network, values, settings))
+    found = most_probable(find_classes(network, values, settings).probabilities)
     assert network.context.n == 1  # the whole sample, once
     # interpolation rounds the edges off, and the faces are where they were
     crystal, true = found == 3, labels == 3
@@ -155,6 +155,40 @@ def test_slices_see_the_coarse_pass_in_its_place(axes, tile):
     low, high = np.argwhere(true).min(axis=0), np.argwhere(true).max(axis=0)
     assert len(missing)
     assert np.all(np.count_nonzero((missing == low) | (missing == high), axis=1) >= 2)
+
+
+class Exchanging(ByCoarsePass):
+    """A stand-in whose slices take crystal for liquor and liquor for crystal, and whose coarse pass is right."""
+
+    def forward(self, slices, context):
+        levels = torch.tensor(LEVELS)[:, None, None]
+        return (-200.0 * (slices[:, :1] - levels) ** 2)[:, [0, 3, 2, 1]]
+
+
+class Beside(ByValue):
+    """The same, one voxel beside the place."""
+
+    def forward(self, slices, context=None):
+        return torch.roll(super().forward(slices), 1, dims=3)
+
+
+def test_slices_that_exchange_crystal_and_liquor_are_contradicted():
+    """By the coarse pass: another network is taken, and where there is none it is said."""
+    labels, values = phantom(60)
+    settings = InferenceSettings(looks=0, device="cpu")
+    exchanged = find_classes(Exchanging(), values, settings)
+    assert exchanged.contradicted > 0.9
+    assert np.mean((exchanged.probabilities.argmax(axis=0) == 1)[labels == 3]) > 0.99
+    found = find_classes([Exchanging(), Beside()], values, settings)
+    assert np.mean((most_probable(found.probabilities) == 3)[labels == 3]) > 0.7
+    assert found.contradicted < 0.5  # blocks at the surface of a small crystal look like the loop
+    assert np.isnan(find_classes(ByValue(), values, settings).contradicted)
+    tomogram = Tomogram((0.01 * values).astype(np.float32), 1.2)
+    said = [
+        any("may be exchanged" in text for text in segment(tomogram, network, LabellingSettings(settings)).warnings)
+        for network in (Exchanging(), [Exchanging(), Beside()])
+    ]  # fmt: skip
+    assert said == [True, False]
 
 
 class Ignorant(torch.nn.Module):
@@ -205,11 +239,11 @@ def test_every_look_sees_what_the_last_one_found():
         assert np.all(context_of(network, seen, looks).argmax(axis=0) == looks)
     for looks in (0, 1, 2):
         settings = InferenceSettings(looks=looks, device="cpu")
-        p = class_probabilities(network, np.ones((40, 17, 18), np.float32), settings)
+        p = find_classes(network, np.ones((40, 17, 18), np.float32), settings).probabilities
         assert np.all(p.argmax(axis=0) == looks + 1)
-    across_one = class_probabilities(
+    across_one = find_classes(
         network, np.ones((40, 17, 18), np.float32), InferenceSettings(axes="x", device="cpu")
-    )
+    ).probabilities
     assert np.all(across_one.argmax(axis=0) == 2)  # where a look is dear there is one
     assert context_of(ByValue(), seen) is None
 
@@ -222,9 +256,9 @@ def test_probabilities_from_elsewhere_take_the_place_of_the_coarse_pass():
     before[0], before[3, 25:40, 30:45, 33:48] = 255, 255
     before[0, 25:40, 30:45, 33:48] = 0
     network = ByCoarsePass()
-    p = class_probabilities(
+    p = find_classes(
         network, values, InferenceSettings(axes="xyz", device="cpu"), before=before
-    )
+    ).probabilities
     assert network.context.n == 0
     crystal, true = p.argmax(axis=0) == 3, before[3] > 0
     assert np.count_nonzero(crystal & true) > 0.85 * np.count_nonzero(true)
@@ -272,7 +306,7 @@ def test_neighbours_run_along_the_slices_normal(axes):
     values = np.zeros((20, 22, 24), dtype=np.float32)
     values[6:15, 6:15, 6:15] = 1.0
     settings = InferenceSettings(axes=axes, device="cpu")
-    p = class_probabilities(ByValue(3, "mean"), values, settings)
+    p = find_classes(ByValue(3, "mean"), values, settings).probabilities
     liquor = p[1].astype(int)
     inside = {"x": liquor[6, 10, 10], "y": liquor[10, 6, 10], "z": liquor[10, 10, 6]}
     for axis, value in inside.items():
@@ -292,7 +326,7 @@ def test_all_axes_where_they_take_little_time():
         InferenceSettings(axes="xx", device="cpu")
     _, values = phantom()
     network = ByValue()
-    class_probabilities(network, values, auto)
+    find_classes(network, values, auto)
     assert len({shape[2:] for shape in network.seen}) >= 2
 
 
@@ -301,7 +335,7 @@ def test_nothing_but_the_sample_is_looked_at():
     far = np.zeros((80, 90, 100), dtype=np.float32)
     far[30:70, 20:66, 50:86] = values
     network = ByValue()
-    p = class_probabilities(network, far, InferenceSettings(axes="x", device="cpu"))
+    p = find_classes(network, far, InferenceSettings(axes="x", device="cpu")).probabilities
     # 28 voxels of sample each way, and the air around it that the edge of the volume leaves
     around = AIR_AROUND
     assert sum(shape[0] for shape in network.seen) == pytest.approx(28 + 2 * around, abs=6)
@@ -309,14 +343,14 @@ def test_nothing_but_the_sample_is_looked_at():
     assert bool(np.all(p[0, :10] == 255))
     box = sample_box(far)
     assert all(b.start <= s for b, s in zip(box, (36, 27, 54), strict=True))
-    assert class_probabilities(network, np.zeros((5, 6, 7), np.float32))[0].min() == 255
+    assert find_classes(network, np.zeros((5, 6, 7), np.float32)).probabilities[0].min() == 255
 
 
 def test_threads_share_the_slices_and_are_given_back(monkeypatch):
     _, values = phantom()
-    whole = class_probabilities(
+    whole = find_classes(
         ByValue(3, "mean"), values, InferenceSettings(axes="x", device="cpu")
-    )
+    ).probabilities
     changes, at_work = [], set()
 
     class Watched(ByValue):
@@ -328,9 +362,9 @@ def test_threads_share_the_slices_and_are_given_back(monkeypatch):
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(torch, "set_num_threads", changes.append)
-    shared = class_probabilities(
+    shared = find_classes(
         Watched(3, "mean"), values, InferenceSettings(axes="x", device="cpu")
-    )
+    ).probabilities
     np.testing.assert_array_equal(shared, whole)
     assert len(at_work) == 3
     assert changes == [1, 3]
@@ -338,7 +372,7 @@ def test_threads_share_the_slices_and_are_given_back(monkeypatch):
 
 def test_one_slice_will_do():
     labels, values = phantom()
-    p = class_probabilities(ByValue(3), values[20:21], InferenceSettings(device="cpu"))
+    p = find_classes(ByValue(3), values[20:21], InferenceSettings(device="cpu")).probabilities
     np.testing.assert_array_equal(most_probable(p)[0], labels[20])
 
 

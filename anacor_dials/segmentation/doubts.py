@@ -18,6 +18,7 @@ from anacor_dials.sample.materials import typical_composition
 from anacor_dials.sample.volumes import LabelVolume, Volume
 from anacor_dials.segmentation.clean_up import CROSS, bodies_with
 from anacor_dials.segmentation.expected_overlap import SAMPLES, OverlapForecast
+from anacor_dials.segmentation.experts import CONTRADICTED
 from anacor_dials.segmentation.tiles import most_probable
 from anacor_dials.segmentation.working_grid import COARSEST_UM, IntensityScale
 
@@ -81,6 +82,7 @@ def find_doubts(
     scale: IntensityScale,
     energy_keV: float | None,
     overlap: OverlapForecast | None = None,
+    contradicted: float = math.nan,
 ) -> Sequence[str]:
     """Sentences on what is doubtful about labels.
 
@@ -100,6 +102,9 @@ def find_doubts(
         Of the scan; None if unknown.
     overlap : OverlapForecast, optional
         Of the crystal's labels.
+    contradicted : float
+        The part of the crystal that the coarse pass surely takes for something else; NaN if
+        unknown.
     """
     crystal = labels.label("crystal")
     warnings = []
@@ -121,6 +126,12 @@ def find_doubts(
         )
     if "crystal" not in absent:
         warnings += _crystal_doubts(probabilities, grid, labels, crystal)
+    if contradicted > CONTRADICTED:
+        warnings.append(
+            f"Slices and the whole sample tell of different crystals: {100 * contradicted:.0f} % of what is "
+            "labelled as crystal looks like something else where the sample is seen as a whole. Crystal and "
+            "liquor may be exchanged. Look at the slices, and put the labels right (dials.anacor_edit)."
+        )
     if overlap is not None and overlap.chance_of_poor > LIKELY_POOR:
         warnings.append(
             f"The labels of the crystal may be poor: their overlap (Dice) with the true crystal is foretold to be "

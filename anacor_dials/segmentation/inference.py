@@ -29,7 +29,7 @@ from anacor_dials.segmentation.clean_up import CleaningSettings, CleaningStep, c
 from anacor_dials.segmentation.doubts import find_doubts
 from anacor_dials.segmentation.expected_overlap import OverlapForecast, mean_probability
 from anacor_dials.segmentation.fine_voxels import at_full_size, mean_mu
-from anacor_dials.segmentation.tiles import InferenceSettings, class_probabilities
+from anacor_dials.segmentation.tiles import InferenceSettings, find_classes
 from anacor_dials.segmentation.working_grid import (
     IntensityScale,
     bin_factors,
@@ -153,7 +153,9 @@ def _seen_finely(
 ) -> NDArray[np.uint8]:
     """Probabilities on a grid of half the voxels, by slices that see those of the first pass."""
     _, coarse = at_full_size(before, (2, 2, 2), values.shape, keep=True)
-    return class_probabilities(network, values, settings.inference, settings.progress, coarse)
+    return find_classes(
+        network, values, settings.inference, settings.progress, coarse
+    ).probabilities
 
 
 def segment(
@@ -206,7 +208,8 @@ def segment(
     )
     times["preparation"] = time.perf_counter() - start
     start = time.perf_counter()
-    probabilities = class_probabilities(network, values, settings.inference, settings.progress)
+    seen = find_classes(network, values, settings.inference, settings.progress)
+    probabilities = seen.probabilities
     finer = label_factors(tomogram.voxel_size_um, tomogram.shape)
     if finer != factors:
         values = binned_values(tomogram.values, finer, scale)
@@ -235,7 +238,9 @@ def segment(
     times["clean-up"] = time.perf_counter() - start
     sureness = mean_probability(probabilities, labels.label("crystal"))
     overlap = None if math.isnan(sureness) else OverlapForecast(sureness)
-    warnings = find_doubts(probabilities, grid, labels, mu, scale, energy_keV, overlap)
+    warnings = find_doubts(
+        probabilities, grid, labels, mu, scale, energy_keV, overlap, seen.contradicted
+    )
     return Segmentation(
         labels,
         fine,

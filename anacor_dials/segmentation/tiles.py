@@ -22,7 +22,7 @@ from anacor_dials.sample.devices import chosen_device, require_device
 from anacor_dials.sample.memory import require_memory
 from anacor_dials.sample.progress import Progress
 from anacor_dials.segmentation.coarse_grid import BIN, block_means, coarse_shape
-from anacor_dials.segmentation.experts import best_explanation, planes_to_look_at
+from anacor_dials.segmentation.experts import best_explanation, contradicted, planes_to_look_at
 from anacor_dials.segmentation.fringes import views
 
 if TYPE_CHECKING:
@@ -385,14 +385,31 @@ def _along_first_axis(labeller: _SliceLabeller, progress: bool, what: str) -> ND
     return out
 
 
-def class_probabilities(
+@dataclass(frozen=True, eq=False)
+class FoundClasses:
+    """What networks find in a tomogram.
+
+    Attributes
+    ----------
+    probabilities : array (n_classes, nx, ny, nz) of uint8
+        255 = 1.
+    contradicted : float
+        The part of the crystal that the coarse pass, or the coarser grid, surely takes for
+        something else (:func:`.experts.contradicted`). NaN if there is no crystal, or neither.
+    """
+
+    probabilities: NDArray[np.uint8]
+    contradicted: float = math.nan
+
+
+def find_classes(
     network: SliceNetwork | Sequence[SliceNetwork],
     values: NDArray[np.float32],
     settings: InferenceSettings | None = None,
     progress: bool = False,
     before: NDArray[np.uint8] | None = None,
-) -> NDArray[np.uint8]:
-    """Probabilities uint8 (n_classes, nx, ny, nz), 255 = 1, on the working grid.
+) -> FoundClasses:
+    """Probabilities of the classes on the working grid.
 
     Outside of the box around the sample everything is background. Volumes of one slice are allowed.
 
@@ -426,14 +443,16 @@ def class_probabilities(
     out = np.zeros((n, *values.shape), dtype=np.uint8)
     out[0] = 255
     if not inside.size:
-        return out
+        return FoundClasses(out)
     seen = views(inside, np.float16)
+    coarse_pass: NDArray[np.float16] | None = None
     if before is None:
         labellers = [_SliceLabeller.of(one, seen, settings) for one in networks]
+        coarse_pass = next((one.coarse for one in labellers if one.coarse is not None), None)
         looks = settings.looks if len(normals) > 1 else min(settings.looks, LOOKS_ACROSS_ONE_AXIS)
     else:
         means = np.stack([block_means(of_class[box]) for of_class in before])
-        context = (means / 255.0).astype(np.float16)
+        context = coarse_pass = (means / 255.0).astype(np.float16)
         labellers = [
             _SliceLabeller(one, seen, None if one.context is None else context, settings)
             for one in networks
@@ -441,7 +460,7 @@ def class_probabilities(
         looks = 0
     for one in labellers:
         one.look(looks, normals, progress)
-    labeller = labellers[0] if len(labellers) == 1 else _best_of(labellers)
+    labeller = labellers[0] if len(labellers) == 1 else _best_of(labellers, coarse_pass)
     total: NDArray[np.uint16] | None = None
     for axis in normals:
         order = ORDERS[axis]
@@ -451,15 +470,27 @@ def class_probabilities(
         ).transpose(0, *(1 + k for k in back))
         if len(normals) == 1:
             out[(slice(None), *box)] = p
-            return out
+            break
         total = p.astype(np.uint16) if total is None else total + p
-    assert total is not None
-    out[(slice(None), *box)] = np.rint(total / len(normals)).astype(np.uint8)
-    return out
+    if len(normals) > 1:
+        assert total is not None
+        out[(slice(None), *box)] = np.rint(total / len(normals)).astype(np.uint8)
+    if coarse_pass is None:
+        return FoundClasses(out)
+    crystal = networks[0].settings.names.index("crystal")
+    shares = block_means(out[crystal][box]) / 255.0
+    return FoundClasses(out, contradicted(coarse_pass, shares, crystal))
 
 
-def _best_of(labellers: Sequence[_SliceLabeller]) -> _SliceLabeller:
-    """The labeller whose labels of some planes explain the views best."""
+def _best_of(
+    labellers: Sequence[_SliceLabeller], coarse_pass: NDArray[np.float16] | None
+) -> _SliceLabeller:
+    """The labeller whose labels of some planes explain the views best.
+
+    coarse_pass: the probabilities that the coarse pass found, which slices should not contradict.
+    """
+    from anacor_dials.segmentation.context import at_plane
+
     seen = labellers[0].seen
     planes = planes_to_look_at(seen.shape[1])
     candidates = []
@@ -472,7 +503,13 @@ def _best_of(labellers: Sequence[_SliceLabeller]) -> _SliceLabeller:
         with _threads_apart(labeller.on_gpu) as pool:
             candidates.append(np.stack(list(pool.map(most_probable_in, range(len(planes))))))
     crystal = labellers[0].network.settings.names.index("crystal")
-    return labellers[best_explanation(seen[:, planes], candidates, labellers[0].n, crystal)]
+    contradictions = None
+    if coarse_pass is not None:
+        shape = (seen.shape[2], seen.shape[3])
+        coarse = np.stack([at_plane(coarse_pass, int(x), shape).numpy() for x in planes], axis=1)
+        contradictions = [contradicted(coarse, found == crystal, crystal) for found in candidates]
+    best = best_explanation(seen[:, planes], candidates, labellers[0].n, crystal, contradictions)
+    return labellers[best]
 
 
 def most_probable(probabilities: NDArray[np.uint8]) -> NDArray[np.uint8]:
