@@ -245,6 +245,23 @@ def test_what_is_left_of_the_doubt(path, editor, truth):
     assert read_sample_file(path).factors_uncertainty == 0.02
 
 
+def test_what_refraction_leaves_uncertain_is_left_where_all_is_by_hand(path, truth):
+    """Twice the distance to the power of 0.6 is how much more: surfaces lie elsewhere in proportion."""
+    uncertain = []
+    for distance in (5.0, 10.0):
+        with h5py.File(path, "r+") as file:
+            file["entry/reconstruction"].attrs["energy_keV"] = 3.5
+            file["entry/reconstruction"].attrs["distance_mm"] = distance
+        editor = LabelEditor(path)
+        for x in range(SHAPE[0]):
+            editor.paint(0, x, np.flatnonzero((truth[x] == 3) & (editor.labels[x] != 3)), 3)
+        editor.paint(0, 15, np.array([17 * 38 + 19]), 1)
+        editor.paint(0, 15, np.array([17 * 38 + 19]), 3)
+        uncertain.append(editor.effect().uncertainty_now)
+    assert uncertain[0] > 3e-4  # nothing else is doubtful
+    assert uncertain[1] / uncertain[0] == pytest.approx(2**0.6, rel=1e-3)
+
+
 def test_doubts_go_with_the_labels():
     p = np.array([[200, 55, 0], [150, 105, 0], [150, 100, 5]], dtype=np.uint8).T[:, :, None, None]
     labels = np.array([0, 1, 2], dtype=np.uint8)[:, None, None]

@@ -27,7 +27,12 @@ from anacor_dials.jobs.editing_effect import (
     factors_of_labels,
     uncertainty_of_labels,
 )
-from anacor_dials.jobs.segment import SegmentationSettings, load_source, segment_tomogram
+from anacor_dials.jobs.segment import (
+    SegmentationSettings,
+    edge_settings,
+    load_source,
+    segment_tomogram,
+)
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.hand_made import (
     EditingSession,
@@ -497,7 +502,8 @@ class LabelEditor:
         uncertainty = self.uncertainty_first
         if self.probabilities is not None and (self.done or self._learned):
             doubts = doubts_left(self.probabilities, now.values, self.session > 0)
-            uncertainty = uncertainty_of_labels(doubts, now, mu)
+            surfaces_um = edge_settings(self.source).uncertain_um
+            uncertainty = uncertainty_of_labels(doubts, now, mu, surfaces_um)
         if not np.array_equal(mu, self.mu, equal_nan=True) or uncertainty != self.uncertainty:
             with self.lock:
                 self.mu, self.uncertainty = mu, uncertainty

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from anacor_dials.absorption.factors import absorption_factors
 from anacor_dials.absorption.tracing import Tracing
-from anacor_dials.jobs.label_uncertainty import label_uncertainty, random_sweep
+from anacor_dials.jobs.label_uncertainty import Drawing, label_uncertainty, random_sweep
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.volumes import LabelVolume
 from anacor_dials.segmentation.working_grid import bin_factors, binned_labels, working_volume
@@ -116,7 +116,10 @@ def doubts_left(
 
 
 def uncertainty_of_labels(
-    probabilities: NDArray[np.uint8], labels: LabelVolume, mu_per_um: FloatArray
+    probabilities: NDArray[np.uint8],
+    labels: LabelVolume,
+    mu_per_um: FloatArray,
+    surfaces_um: float = 0.0,
 ) -> float | None:
     """The relative rms by which factors are uncertain because the labels are.
 
@@ -131,10 +134,13 @@ def uncertainty_of_labels(
         The voxels that they belong to.
     mu_per_um : array (n_classes,)
         1/um.
+    surfaces_um : float
+        How far refraction may have displaced surfaces, as a standard deviation.
     """
     step = max(1, -(-max(labels.shape) // TRACED_VOXELS))
     thin = (slice(None), *(slice(step // 2, None, step),) * 3)
     inside = np.ascontiguousarray(probabilities[thin])
     grid = working_volume(labels, inside[0], (step, step, step))
-    found = label_uncertainty(inside, grid, labels.names, mu_per_um, tracing=_tracing())
+    drawing = Drawing(surfaces_um=surfaces_um)
+    found = label_uncertainty(inside, grid, labels.names, mu_per_um, drawing, tracing=_tracing())
     return None if found is None else found.rms

@@ -290,7 +290,8 @@ def segment_tomogram(
     )
 
 
-def _edge_settings(source: Reconstruction, edges: bool | None) -> EdgeSettings:
+def edge_settings(source: Reconstruction, edges: bool | None = None) -> EdgeSettings:
+    """How surfaces are moved to the edges in a tomogram; edges: whether, None where it helps."""
     return EdgeSettings(
         edges, source.energy_keV, source.distance_mm, source.paganin_delta_beta is not None
     )
@@ -300,7 +301,7 @@ def _at_edges(
     source: Reconstruction, names: Sequence[str], edges: bool | None, refine: Refiner | None
 ) -> Refiner:
     """A step after the network (and SAM-2) that moves surfaces to the edges in the tomogram."""
-    step = edge_step(source.tomogram, names, _edge_settings(source, edges))
+    step = edge_step(source.tomogram, names, edge_settings(source, edges))
 
     def at_edges(
         values: NDArray[np.float32], probabilities: NDArray[np.uint8]
@@ -440,7 +441,7 @@ def _uncertainty(
         segmentation.labels.names,
         segmentation.mu_per_um,
         Drawing(
-            surfaces_um=_edge_settings(source, settings.edges).uncertain_um,
+            surfaces_um=edge_settings(source, settings.edges).uncertain_um,
             progress=settings.progress,
         ),
         tracing=Tracing(TOLERANCE, check_reflections=8, device=settings.inference.device),
