@@ -547,13 +547,15 @@ def twin(levels, turn, shape, choices, seed=1):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("distance", "fringes"), [(400.0, (0.9, 1.1)), (2500.0, (1.0, 1.8)), (8000.0, (1.0, 3.0))]
+    ("distance", "fringes", "alike"),
+    [(400.0, (0.9, 1.1), 0.999), (2500.0, (1.0, 1.8), 0.99), (8000.0, (1.0, 3.0), 0.95)],
 )
-def test_the_sample_looks_as_in_a_full_scan(tmp_path, distance, fringes, perfect_detector):
+def test_the_sample_looks_as_in_a_full_scan(tmp_path, distance, fringes, alike, perfect_detector):
     """Of -ln T of wave optics, back-projected, and of the model: the same levels, the same edges.
 
     fringes: how many times as strong those of the model may be in single voxels; -ln T saturates, and the
-    model does not.
+    model does not. alike: the least correlation; far from the sample refraction also shows its surface further
+    out (by 0.8 um at 8 mm), and the model does not.
     """
     detector = perfect_detector(50000.0, gain=0.8, psf_um=1.5)
     scan, levels, turn, settings = scanned(tmp_path, detector, distance, 180)
@@ -563,13 +565,13 @@ def test_the_sample_looks_as_in_a_full_scan(tmp_path, distance, fringes, perfect
     assert scan.shape == model.shape
     soft = [scipy.ndimage.gaussian_filter(v, 2.0 / PIXEL) for v in (scan, model)]
     there = scipy.ndimage.binary_dilation(labels > 0, iterations=3)
-    assert np.corrcoef(soft[0][there], soft[1][there])[0, 1] > 0.97
+    assert np.corrcoef(soft[0][there], soft[1][there])[0, 1] > alike
     # along lines from air through liquor and crystal, and within the sample alone
     at = np.rint(SHIFT / PIXEL + (np.array(scan.shape) - 1) / 2).astype(int)
     for axis in range(3):
         through = tuple(slice(None) if k == axis else at[k] for k in range(3))
         a, b = (v[through] for v in soft)
-        assert np.corrcoef(a, b)[0, 1] > 0.97
+        assert np.corrcoef(a, b)[0, 1] > alike
         inside = scipy.ndimage.binary_erosion(labels[through] > 0, iterations=4)
         if distance < 5000:
             assert np.corrcoef(a[inside], b[inside])[0, 1] > 0.97

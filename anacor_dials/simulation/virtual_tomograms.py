@@ -14,10 +14,11 @@ taken out of the spectrum by the density of the projections' lines in it,
 in projections, so that in slices across the rotation axis its power grows as |f|, and along the
 axis it is white. Rings, streaks, cupping and an offset are added.
 
-What the model lacks: that -ln saturates where fringes are strong (their steps are 1.1 to 1.2 times
-those of a scan at 1 mm and 2.0 to 2.3 times at 8 mm and 3.5 keV, voxels of 1 um; half of the
-random tomograms are bent for that), the streaks between very dense bodies, detectors'
-non-linearity. Training mixes it with full scans therefore.
+What the model lacks: that -ln saturates where fringes are strong (their steps are 1.0 times those
+of a scan at 0.4 mm, 1.4 times at 2.5 mm and 2.4 times at 8 mm; 3.5 keV, voxels of 1 um; half of the
+random tomograms are bent for that), that refraction shows surfaces further out and draws a shadow
+along the rim (:mod:`anacor_dials.segmentation.edges`), the streaks between very dense bodies,
+detectors' non-linearity. Training mixes it with full scans therefore.
 
 Everything is drawn wider than life, so that a network trained on it depends on none of it
 (SynthSeg: Billot et al., Med. Image Anal. 86 (2023) 102789).
