@@ -7,8 +7,15 @@ import pytest
 
 from anacor_dials.sample.materials import typical_composition
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Volume
-from anacor_dials.segmentation.doubts import WIDE_BORDER, doubtful_border, find_doubts
+from anacor_dials.segmentation.doubts import (
+    MOST_UNSEEN,
+    WIDE_BORDER,
+    Evidence,
+    doubtful_border,
+    find_doubts,
+)
 from anacor_dials.segmentation.expected_overlap import OverlapForecast
+from anacor_dials.segmentation.unseen_borders import BorderSeen
 from anacor_dials.segmentation.working_grid import IntensityScale
 
 SIZE = np.full(3, 1.2)
@@ -68,7 +75,7 @@ def test_labels_that_are_probably_poor(probability, n):
     labels = p.argmax(axis=0).astype(np.uint8)
     overlap = OverlapForecast(probability)
     volume = LabelVolume(labels, SIZE)
-    said = find_doubts(p, Volume(labels, SIZE), volume, MU, SCALE, None, overlap)
+    said = find_doubts(p, Volume(labels, SIZE), volume, MU, SCALE, None, Evidence(overlap))
     assert [str(overlap) in text for text in said if "may be poor" in text] == [True] * n
 
 
@@ -77,8 +84,19 @@ def test_a_crystal_that_the_coarse_pass_takes_for_something_else(part, n):
     p = ball_probabilities(1.5)
     labels = p.argmax(axis=0).astype(np.uint8)
     volume = LabelVolume(labels, SIZE)
-    said = find_doubts(p, Volume(labels, SIZE), volume, MU, SCALE, None, contradicted=part)
+    said = find_doubts(
+        p, Volume(labels, SIZE), volume, MU, SCALE, None, Evidence(contradicted=part)
+    )
     assert ["75 %" in text for text in said if "may be exchanged" in text] == [True] * n
+
+
+@pytest.mark.parametrize(("more", "n"), [(-0.01, 0), (0.01, 1)])
+def test_a_border_that_does_not_show(more, n):
+    p = ball_probabilities(1.5)
+    labels = p.argmax(axis=0).astype(np.uint8)
+    evidence = Evidence(border=BorderSeen(MOST_UNSEEN + more, 0.05))
+    said = find_doubts(p, Volume(labels, SIZE), LabelVolume(labels, SIZE), MU, SCALE, None, evidence)  # fmt: skip
+    assert ["13 % of the border" in text for text in said if "do not show" in text] == [True] * n
 
 
 def test_two_bodies_are_named_with_their_volumes():

@@ -204,7 +204,7 @@ def moved_to_edges(
     known = np.zeros(part.shape[1:], dtype=np.float32)  # how sure a surface is that passes nearby
     for name in (n for n in ORDER if n in names):
         label = list(names).index(name)
-        around = _around(part, label)
+        around = box_around(part, label)
         near = part[(slice(None), *around)]
         shift = 0.0
         for number in range(PASSES):
@@ -229,7 +229,7 @@ def moved_to_edges(
     return probabilities
 
 
-def _around(probabilities: NDArray[np.uint8], label: int) -> tuple[slice, slice, slice]:
+def box_around(probabilities: NDArray[np.uint8], label: int) -> tuple[slice, slice, slice]:
     """The box (three slices) of a class, with room for its surface to move."""
     there = probabilities[label] >= 64
     box = []

@@ -6,7 +6,8 @@ slices (:mod:`.tiles`) give probabilities; where the tomogram's own voxels are f
 are labelled once more on a grid of half the voxels, beside what was found. Labels that cannot be
 right are corrected (:mod:`.clean_up`). Labels on the voxels of the tomogram are interpolated
 (:mod:`.fine_voxels`). How far the crystal's labels probably are right is foretold
-(:mod:`.expected_overlap`), and what speaks against the result is said in words (:mod:`.doubts`).
+(:mod:`.expected_overlap`), how much of its border shows in the tomogram is looked at
+(:mod:`.unseen_borders`), and what speaks against the result is said in words (:mod:`.doubts`).
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from numpy.typing import NDArray
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.volumes import LabelVolume, Tomogram, Volume
 from anacor_dials.segmentation.clean_up import CleaningSettings, CleaningStep, clean
-from anacor_dials.segmentation.doubts import find_doubts
+from anacor_dials.segmentation.doubts import Evidence, find_doubts
 from anacor_dials.segmentation.expected_overlap import OverlapForecast, mean_probability
 from anacor_dials.segmentation.fine_voxels import at_full_size, mean_mu
 from anacor_dials.segmentation.tiles import InferenceSettings, find_classes
+from anacor_dials.segmentation.unseen_borders import border_seen
 from anacor_dials.segmentation.working_grid import (
     IntensityScale,
     bin_factors,
@@ -238,9 +240,8 @@ def segment(
     times["clean-up"] = time.perf_counter() - start
     sureness = mean_probability(probabilities, labels.label("crystal"))
     overlap = None if math.isnan(sureness) else OverlapForecast(sureness)
-    warnings = find_doubts(
-        probabilities, grid, labels, mu, scale, energy_keV, overlap, seen.contradicted
-    )
+    evidence = Evidence(overlap, seen.contradicted, border_seen(values, probabilities, names))
+    warnings = find_doubts(probabilities, grid, labels, mu, scale, energy_keV, evidence)
     return Segmentation(
         labels,
         fine,

@@ -1,0 +1,118 @@
+"""Whether the border between crystal and liquor shows in the tomogram, place by place.
+
+Where a network loses a crystal half-way, its border runs through one material, and there is nothing
+to be seen there. Elsewhere the border shows a step, or fringes. So the mean profile of the values
+across the border is found, and how far the profile at each place, with its neighbours, agrees with
+it: the coefficient is one where the border shows as it does on average, and zero where nothing is.
+The same at places deep inside the crystal, where there is nothing, says how much noise does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from anacor_dials.segmentation.edges import LEAST_SURFACE, Surface, box_around, surface_of
+
+Array = NDArray[np.float32]
+
+PLACES = np.arange(-4.0, 4.25, 0.5, dtype=np.float32)  # along the normal, voxels
+DEEP = 9.0  # voxels: profiles in the crystal, which show no border, are taken there
+TO_AIR = 7.0  # voxels: fringes of the sample's surface do not reach so far
+# how often coefficients are averaged over neighbours, to about three voxels around
+AVERAGES = 4
+UNSEEN = 0.35  # smaller coefficients are no border
+NOISIEST = 0.15  # coefficients are not believed if noise alone makes larger ones (rms)
+
+
+@dataclass(frozen=True)
+class BorderSeen:
+    """How much of the border between crystal and liquor shows.
+
+    Attributes
+    ----------
+    unseen : float
+        The part of it that does not.
+    noise : float
+        The rms of the coefficients where there is no border.
+    """
+
+    unseen: float
+    noise: float
+
+
+def border_seen(
+    values: Array, probabilities: NDArray[np.uint8], names: Sequence[str]
+) -> BorderSeen | None:
+    """How much of the border shows; None where there is too little border, or too much noise.
+
+    Parameters
+    ----------
+    values : array (nx, ny, nz)
+        Normalised: air is 0 and the sample 1.
+    probabilities : array (n, nx, ny, nz) of uint8
+        255 = 1.
+    names : sequence of str
+        Of the classes.
+    """
+    if "liquor" not in names:
+        return None
+    crystal, liquor = (list(names).index(name) for name in ("crystal", "liquor"))
+    around = box_around(probabilities, crystal)
+    near, seen = probabilities[(slice(None), *around)], np.clip(values[around], -1.0, 3.0)
+    surface = surface_of(near, crystal)
+    if surface is None:
+        return None
+
+    def likely(label: int, place: float) -> NDArray[np.bool_]:
+        at = np.rint(surface.points + place * surface.normals).astype(np.intp)
+        at = np.clip(at, 0, np.array(seen.shape) - 1)
+        found: NDArray[np.bool_] = near[(label, *at.T)] >= 128
+        return found
+
+    border = np.linalg.norm(surface.normals, axis=1) > 0
+    for place in np.arange(2.0, TO_AIR + 0.5):
+        border &= likely(liquor, -place)
+    inside = np.logical_and.reduce([likely(crystal, p) for p in np.arange(2.0, DEEP + 4.5)])
+    if min(np.count_nonzero(border), np.count_nonzero(inside)) < LEAST_SURFACE:
+        return None
+    across, within = _profiles(seen, surface, 0.0), _profiles(seen, surface, DEEP)
+    shown = border
+    for _ in range(3):
+        mean = across[shown].mean(axis=0)
+        power = float(mean @ mean)
+        if power <= 0:
+            return None
+        found = _averaged(surface, across @ mean / power, border)
+        shown = border & (found > 0.5)
+        if np.count_nonzero(shown) < LEAST_SURFACE:
+            return None
+    nothing = _averaged(surface, within @ mean / power, inside)
+    noise = math.sqrt(float(np.mean(nothing[inside] ** 2)))
+    if noise > NOISIEST:
+        return None
+    return BorderSeen(float(np.mean(found[border] < UNSEEN)), noise)
+
+
+def _profiles(values: Array, surface: Surface, shift: float) -> Array:
+    """Values (k, m) along the normals about points `shift` voxels inside, without their means."""
+    seen = np.empty((len(surface.points), len(PLACES)), dtype=np.float32)
+    for column, place in enumerate(PLACES):
+        at = surface.points + (shift + place) * surface.normals
+        seen[:, column] = scipy.ndimage.map_coordinates(values, at.T, order=1, mode="nearest")
+    return seen - seen.mean(axis=1, keepdims=True)
+
+
+def _averaged(surface: Surface, of: Array, where: NDArray[np.bool_]) -> Array:
+    """Means (k,) over neighbours, of places that count."""
+    weights = where.astype(np.float32)
+    mean: Array = of.astype(np.float32)
+    for _ in range(AVERAGES):
+        total, norm = surface.mean(mean[:, None], weights)
+        mean = total[:, 0] / np.maximum(norm, np.float32(1e-6))
+    return mean

@@ -1,0 +1,70 @@
+"""How much of the border between crystal and liquor shows: of a box whose border is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from anacor_dials.sample.volumes import DEFAULT_NAMES
+from anacor_dials.segmentation.unseen_borders import border_seen
+
+N, HALF = 80, np.array([16, 13, 18])
+
+
+def drop(contrast, fringes, noise, crystal=True):
+    """(normalised values, labels) of a box of crystal in a ball of liquor."""
+    x = np.indices((N, N, N)) - (N - 1) / 2
+    labels = np.zeros((N, N, N), dtype=np.uint8)
+    labels[(x**2).sum(axis=0) < 36**2] = 1
+    labels[np.all(np.abs(x) < HALF[:, None, None, None], axis=0)] = 3
+    seen = labels if crystal else np.minimum(labels, 1)
+    values = scipy.ndimage.gaussian_filter(np.array([0, 1, 1, 1 + contrast])[seen], 0.8)
+    density = scipy.ndimage.gaussian_filter(np.array([0, 1, 1, 1.1])[seen], 0.8)
+    values = values - fringes * scipy.ndimage.laplace(density)
+    values += noise * np.random.default_rng(1).standard_normal(values.shape)
+    return values.astype(np.float32), labels
+
+
+def certain(labels):
+    return np.stack([255 * (labels == k) for k in range(4)]).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("contrast", "fringes"), [(0.3, 0.0), (-0.3, 0.0), (0.0, 4.0), (0.1, 4.0)])
+def test_the_border_of_right_labels_shows(contrast, fringes):
+    values, labels = drop(contrast, fringes, 0.1)
+    found = border_seen(values, certain(labels), DEFAULT_NAMES)
+    assert found.unseen == pytest.approx(0, abs=0.01)
+    assert 0 < found.noise < 0.15
+
+
+@pytest.mark.parametrize("fringes", [0.0, 4.0])
+def test_where_a_crystal_is_cut_off_nothing_shows(fringes):
+    """Its last third is labelled as liquor: the new face does not show, as large as it is in the border."""
+    values, labels = drop(0.3, fringes, 0.1)
+    short = labels.copy()
+    end = (N - 1) // 2 + 8
+    short[end:][short[end:] == 3] = 1
+    found = border_seen(values, certain(short), DEFAULT_NAMES)
+    width = [np.count_nonzero((short == 3).any(axis=tuple(k for k in range(3) if k != a))) for a in range(3)]  # fmt: skip
+    face = width[1] * width[2]
+    whole = 2 * (face + width[0] * (width[1] + width[2]))
+    # its rim is near to edges that do show
+    assert 0.5 * face / whole < found.unseen < 1.1 * face / whole
+
+
+def test_nothing_is_said_without_a_border_or_with_much_noise():
+    values, labels = drop(0.3, 0.0, 0.1)
+    dry = np.where(labels == 1, 0, labels)
+    assert border_seen(np.where(labels == 1, 0, values), certain(dry), DEFAULT_NAMES) is None
+    assert border_seen(values, certain(np.minimum(labels, 1)), DEFAULT_NAMES) is None
+    assert border_seen(*[f(drop(0.02, 0.0, 0.3)[k]) for k, f in ((0, np.asarray), (1, certain))], DEFAULT_NAMES) is None  # fmt: skip
+    other = ("background", "oil", "loop", "crystal")
+    assert border_seen(values, certain(labels), other) is None
+
+
+def test_noise_alone_is_no_border():
+    """Labels of a crystal where there is none."""
+    values, labels = drop(0.3, 4.0, 0.1, crystal=False)
+    found = border_seen(values, certain(labels), DEFAULT_NAMES)
+    assert found is None or found.unseen > 0.5
