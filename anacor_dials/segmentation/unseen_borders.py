@@ -114,5 +114,5 @@ def _averaged(surface: Surface, of: Array, where: NDArray[np.bool_]) -> Array:
     mean: Array = of.astype(np.float32)
     for _ in range(AVERAGES):
         total, norm = surface.mean(mean[:, None], weights)
-        mean = total[:, 0] / np.maximum(norm, np.float32(1e-6))
+        mean = (total[:, 0] / np.maximum(norm, 1e-6)).astype(np.float32)
     return mean
