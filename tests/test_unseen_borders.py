@@ -51,6 +51,9 @@ def test_where_a_crystal_is_cut_off_nothing_shows(fringes):
     whole = 2 * (face + width[0] * (width[1] + width[2]))
     # its rim is near to edges that do show
     assert 0.5 * face / whole < found.unseen < 1.1 * face / whole
+    middle = np.array([end - 0.5, (N - 1) / 2, (N - 1) / 2])
+    assert abs(found.voxel[0] - middle[0]) <= 1
+    assert np.abs(found.voxel - middle).max() <= 8
 
 
 def test_nothing_is_said_without_a_border_or_with_much_noise():

@@ -57,7 +57,7 @@ class Evidence:
         The part of the crystal that the coarse pass surely takes for something else
         (:func:`.experts.contradicted`); NaN if unknown.
     border : BorderSeen or None
-        How much of the border between crystal and liquor shows in the tomogram.
+        How much of the border between crystal and liquor shows in the tomogram, in its voxels.
     """
 
     overlap: OverlapForecast | None = None
@@ -76,8 +76,9 @@ class Evidence:
         if self.border is not None and self.border.unseen > MOST_UNSEEN:
             found.append(
                 f"{100 * self.border.unseen:.0f} % of the border between crystal and liquor do not show in the tomogram, "
-                "and the rest does: the crystal may end elsewhere, or be incomplete. Look at the slices there; put the "
-                "labels right (dials.anacor_edit), and let the network learn it (labels.mode=learn)."
+                f"and the rest does: the crystal may end elsewhere, or be incomplete. Look at the slices around voxel "
+                f"{', '.join(map(str, self.border.voxel))} (of X, Y, Z, from 0); put the labels right "
+                "(dials.anacor_edit), and let the network learn it (labels.mode=learn)."
             )
         if self.overlap is not None and self.overlap.chance_of_poor > LIKELY_POOR:
             found.append(

@@ -16,7 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -240,7 +240,11 @@ def segment(
     times["clean-up"] = time.perf_counter() - start
     sureness = mean_probability(probabilities, labels.label("crystal"))
     overlap = None if math.isnan(sureness) else OverlapForecast(sureness)
-    evidence = Evidence(overlap, seen.contradicted, border_seen(values, probabilities, names))
+    border = border_seen(values, probabilities, names)
+    if border is not None:
+        x, y, z = (n * f + f // 2 for n, f in zip(border.voxel, factors, strict=True))
+        border = replace(border, voxel=(x, y, z))
+    evidence = Evidence(overlap, seen.contradicted, border)
     warnings = find_doubts(probabilities, grid, labels, mu, scale, energy_keV, evidence)
     return Segmentation(
         labels,

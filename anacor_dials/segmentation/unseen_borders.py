@@ -27,6 +27,7 @@ TO_AIR = 7.0  # voxels: fringes of the sample's surface do not reach so far
 # how often coefficients are averaged over neighbours, to about three voxels around
 AVERAGES = 4
 UNSEEN = 0.35  # smaller coefficients are no border
+AROUND = 5.0  # voxels: what does not show together
 NOISIEST = 0.15  # coefficients are not believed if noise alone makes larger ones (rms)
 
 
@@ -40,10 +41,13 @@ class BorderSeen:
         The part of it that does not.
     noise : float
         The rms of the coefficients where there is no border.
+    voxel : (int, int, int)
+        In the midst of the largest part of it that does not show.
     """
 
     unseen: float
     noise: float
+    voxel: tuple[int, int, int]
 
 
 def border_seen(
@@ -96,7 +100,19 @@ def border_seen(
     noise = math.sqrt(float(np.mean(nothing[inside] ** 2)))
     if noise > NOISIEST:
         return None
-    return BorderSeen(float(np.mean(found[border] < UNSEEN)), noise)
+    unseen = border & (found < UNSEEN)
+    low = np.array([part.start for part in around])
+    voxel = low + surface.cells[_midst(surface, unseen, seen.shape)]
+    share = float(np.count_nonzero(unseen) / np.count_nonzero(border))
+    return BorderSeen(share, noise, (int(voxel[0]), int(voxel[1]), int(voxel[2])))
+
+
+def _midst(surface: Surface, where: NDArray[np.bool_], shape: tuple[int, ...]) -> int:
+    """The number of the place with the most of some places around it."""
+    density = np.zeros(shape, dtype=np.float32)
+    density[tuple(surface.cells[where].T)] = 1.0
+    density = scipy.ndimage.gaussian_filter(density, AROUND)
+    return int(np.argmax(np.where(where, density[tuple(surface.cells.T)], -1.0)))
 
 
 def _profiles(values: Array, surface: Surface, shift: float) -> Array:
