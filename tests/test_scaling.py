@@ -253,11 +253,15 @@ def test_a_missing_column_is_refused_and_says_what_to_do(l_cysteine, tmp_path):
 
 
 class PretendedScaling:
-    """Stands for dials.scale: makes the models that its options ask for, or fails where told."""
+    """Stands for dials.scale: makes the models that its options ask for, or fails where told.
+
+    The first ones wait for each other until `together` of them run.
+    """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.Condition()
         self.running = self.most = 0
+        self.together = 1
         self.threads = set()
 
     def __call__(self, command, folder, threads):
@@ -265,7 +269,9 @@ class PretendedScaling:
             self.running += 1
             self.most = max(self.most, self.running)
             self.threads.add(threads)
-        time.sleep(0.05)
+            self.lock.notify_all()
+            self.lock.wait_for(lambda: self.most >= self.together, timeout=60)
+        time.sleep(0.05)  # one more than may run would begin meanwhile
         with self.lock:
             self.running -= 1
         if "fail=True" in command:
@@ -306,7 +312,7 @@ def pretended_jobs(folder, *options):
 @pytest.mark.parametrize(("nproc", "most", "threads"), [(1, 1, 1), (3, 3, 1), (13, 6, 2)])
 def test_no_more_than_nproc_run_at_a_time(pretended, tmp_path, nproc, most, threads):
     jobs = pretended_jobs(tmp_path)
-    seen = []
+    seen, pretended.together = [], most
     outcomes = scale_all(jobs, nproc, seen.append)
     assert pretended.most == most
     assert pretended.threads == {threads}
