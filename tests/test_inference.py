@@ -182,6 +182,9 @@ def test_slices_that_exchange_crystal_and_liquor_are_contradicted():
     found = find_classes([Exchanging(), Beside()], values, settings)
     assert np.mean((most_probable(found.probabilities) == 3)[labels == 3]) > 0.7
     assert found.contradicted < 0.5  # blocks at the surface of a small crystal look like the loop
+    before = np.stack([255 * (labels == k) for k in range(4)]).astype(np.uint8)
+    found = find_classes([Exchanging(), Beside()], values, settings, before=before)
+    assert np.mean((most_probable(found.probabilities) == 3)[labels == 3]) > 0.7
     assert np.isnan(find_classes(ByValue(), values, settings).contradicted)
     tomogram = Tomogram((0.01 * values).astype(np.float32), 1.2)
     said = [

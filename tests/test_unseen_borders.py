@@ -66,6 +66,33 @@ def test_nothing_is_said_without_a_border_or_with_much_noise():
     assert border_seen(values, certain(labels), other) is None
 
 
+def test_the_warning_names_a_voxel_of_the_tomogram():
+    """Whose voxels are half as long as those that are labelled."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    from anacor_dials.sample.volumes import Tomogram
+    from anacor_dials.segmentation.inference import segment
+    from anacor_dials.segmentation.network import NetworkSettings, SliceNetwork
+
+    class Nothing(SliceNetwork):
+        """A stand-in whose labels are replaced."""
+
+        def forward(self, slices, context=None):
+            return slices[:, :1].repeat(1, 4, 1, 1)
+
+    values, labels = drop(0.3, 0.0, 0.1)
+    end = (N - 1) // 2 + 8
+    labels[end:][labels[end:] == 3] = 1
+    tomogram = Tomogram(0.012 * np.kron(values, np.ones((2, 2, 2), dtype=np.float32)), 0.5)
+    network = Nothing(NetworkSettings("unet", n_slices=1, context=False))
+    found = segment(tomogram, network, refine=lambda seen, before: certain(labels))
+    assert found.factors == (2, 2, 2)
+    (said,) = [text for text in found.warnings if "do not show" in text]
+    voxel = [int(n) for n in said.split("around voxel ")[1].split(" (")[0].split(", ")]
+    middle = 2 * np.array([end - 0.5, (N - 1) / 2, (N - 1) / 2]) + 0.5
+    assert abs(voxel[0] - middle[0]) <= 2
+    assert np.abs(voxel - middle).max() <= 16
+
+
 def test_noise_alone_is_no_border():
     """Labels of a crystal where there is none."""
     values, labels = drop(0.3, 4.0, 0.1, crystal=False)

@@ -37,7 +37,7 @@ WIDE_BORDER = 3.0
 # probability of their voxels is below 0.905. Chosen on the 65 virtual samples left out of the
 # training, of which it finds 33 of the 38 poor ones and 8 of the 27 others.
 LIKELY_POOR = 0.4
-# Of the border between crystal and liquor. Of 13 full scans that were left out it was 0.002 at most
+# Of the border between crystal and liquor. Of 12 full scans that were left out it was 0.002 at most
 # where labels were right, and 0.32 where crystal and liquor were exchanged. Of the samples of the
 # stream it was 0.10 at most on five of six with a Dice above 0.95, and 0.14 and more on four of the
 # eight others.

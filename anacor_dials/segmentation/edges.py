@@ -283,6 +283,18 @@ class Surface:
     normals: Array
     index: NDArray[np.int32]
 
+    def profiles(self, values: Array, places: Array) -> Array:
+        """Values (k, m) along the normals, at places (m,) in voxels from the surface, positive
+        inside.
+
+        values: (nx, ny, nz), interpolated linearly; beyond their edge those at the edge.
+        """
+        seen = np.empty((len(self.points), len(places)), dtype=np.float32)
+        for column, place in enumerate(places):
+            at = self.points + place * self.normals
+            seen[:, column] = scipy.ndimage.map_coordinates(values, at.T, order=1, mode="nearest")
+        return seen
+
     def neighbours(self) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], Array]]:
         """(place, neighbour, weight) of all pairs of places within about NEAR, each place with
         itself."""
@@ -371,10 +383,7 @@ def _steps(
     """(how far each place on a surface is to move along its normal, in voxels; how sure that is,
     0 to 1), each (k,)."""
     places = np.arange(-REACH - 1, FAR_INSIDE + 1.5, STEP, dtype=np.float32)
-    seen = np.empty((len(surface.points), len(places)), dtype=np.float32)
-    for column, place in enumerate(places):
-        at = surface.points + place * surface.normals
-        seen[:, column] = scipy.ndimage.map_coordinates(values, at.T, order=1, mode="nearest")
+    seen = surface.profiles(values, places)
     half = round(0.5 / STEP)
     rises = seen[:, 2 * half :] - seen[:, : -2 * half]  # over one voxel
     middles = places[half:-half]

@@ -85,7 +85,9 @@ def border_seen(
     inside = np.logical_and.reduce([likely(crystal, p) for p in np.arange(2.0, DEEP + 4.5)])
     if min(np.count_nonzero(border), np.count_nonzero(inside)) < LEAST_SURFACE:
         return None
-    across, within = _profiles(seen, surface, 0.0), _profiles(seen, surface, DEEP)
+    across, within = (surface.profiles(seen, PLACES + np.float32(at)) for at in (0.0, DEEP))
+    across -= across.mean(axis=1, keepdims=True)
+    within -= within.mean(axis=1, keepdims=True)
     shown = border
     for _ in range(3):
         mean = across[shown].mean(axis=0)
@@ -113,15 +115,6 @@ def _midst(surface: Surface, where: NDArray[np.bool_], shape: tuple[int, ...]) -
     density[tuple(surface.cells[where].T)] = 1.0
     density = scipy.ndimage.gaussian_filter(density, AROUND)
     return int(np.argmax(np.where(where, density[tuple(surface.cells.T)], -1.0)))
-
-
-def _profiles(values: Array, surface: Surface, shift: float) -> Array:
-    """Values (k, m) along the normals about points `shift` voxels inside, without their means."""
-    seen = np.empty((len(surface.points), len(PLACES)), dtype=np.float32)
-    for column, place in enumerate(PLACES):
-        at = surface.points + (shift + place) * surface.normals
-        seen[:, column] = scipy.ndimage.map_coordinates(values, at.T, order=1, mode="nearest")
-    return seen - seen.mean(axis=1, keepdims=True)
 
 
 def _averaged(surface: Surface, of: Array, where: NDArray[np.bool_]) -> Array:
