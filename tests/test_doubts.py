@@ -94,7 +94,7 @@ def test_a_crystal_that_the_coarse_pass_takes_for_something_else(part, n):
 def test_a_border_that_does_not_show(more, n):
     p = ball_probabilities(1.5)
     labels = p.argmax(axis=0).astype(np.uint8)
-    evidence = Evidence(border=BorderSeen(MOST_UNSEEN + more, 0.05, (5, 60, 7)))
+    evidence = Evidence(border=BorderSeen(MOST_UNSEEN + more, 0.05, ((5, 60, 7),)))
     said = find_doubts(p, Volume(labels, SIZE), LabelVolume(labels, SIZE), MU, SCALE, None, evidence)  # fmt: skip
     assert [
         "13 % of the border" in text and "voxel 5, 60, 7 (" in text

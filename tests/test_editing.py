@@ -13,7 +13,11 @@ from anacor_dials.jobs import editing, editing_effect
 from anacor_dials.jobs.editing import EditingSettings, LabelEditor
 from anacor_dials.jobs.editing_effect import doubts_left
 from anacor_dials.sample.hand_made import read_hand_made
-from anacor_dials.sample.tomogram_files import read_sample_file, write_sample_file
+from anacor_dials.sample.tomogram_files import (
+    read_sample_file,
+    write_sample_file,
+    write_unseen_borders,
+)
 from anacor_dials.sample.volumes import LabelVolume, Tomogram
 
 LEVELS = 0.012 * np.array([0.0, 1.0, 0.6, 1.5])
@@ -175,6 +179,7 @@ def test_what_the_network_learns_spares_what_is_by_hand(path, editor, truth, mon
         class Found:
             labels = LabelVolume(truth, 1.2)
             probabilities = p
+            unseen_borders = ((3, 30, 10),)
 
         return Found()
 
@@ -185,7 +190,26 @@ def test_what_the_network_learns_spares_what_is_by_hand(path, editor, truth, mon
     np.testing.assert_array_equal(stored(path), expected)
     chances = read_sample_file(path, probabilities=True).probabilities
     np.testing.assert_array_equal(chances.argmax(axis=0), truth)
-    assert editor.places() == []
+    (place,) = editor.places()
+    assert place.unseen_border
+    assert LabelEditor(path).places() == [place]
+
+
+def test_borders_that_do_not_show_come_first(path):
+    """Until someone has drawn there."""
+    with h5py.File(path, "r+") as file:
+        write_unseen_borders(file["entry/segmentation"], ((15, 15, 22), (3, 30, 30)))
+    editor = LabelEditor(path)
+    first, second, *others = editor.places()
+    assert (first.voxel, second.voxel) == ((15, 15, 22), (3, 30, 30))
+    assert first.unseen_border
+    assert [editor.names[label] for label in first.materials] == ["crystal", "liquor"]
+    assert others
+    assert not any(place.unseen_border for place in others)
+    editor.paint(0, 13, np.array([14 * SHAPE[2] + 25]), 3)
+    assert [p.voxel for p in editor.places() if p.unseen_border] == [(3, 30, 30)]
+    editor.undo()
+    assert [p.voxel for p in editor.places() if p.unseen_border] == [(15, 15, 22), (3, 30, 30)]
 
 
 def test_doubtful_places_are_where_the_crystal_was_missed(editor):

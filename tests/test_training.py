@@ -236,6 +236,7 @@ def test_the_best_weights_are_kept(volumes, settings, tmp_path, monkeypatch, min
         return entropies[number], np.zeros(4)
 
     monkeypatch.setattr(training, "validation_scores", scores)
+    monkeypatch.setattr(training, "ENOUGH_TO_CHOOSE", 1)
     path, calls = tmp_path / "w.safetensors", 1
     checked = replace(settings, validate_every=2, minutes=minutes)
     while not train(volumes, checked, path)["training"]["finished"]:
@@ -250,6 +251,16 @@ def test_the_best_weights_are_kept(volumes, settings, tmp_path, monkeypatch, min
     measured = {k for k in weights if ".running_" in k or "num_batches" in k}
     assert all(torch.equal(weights[k], best[k]) for k in weights if k not in measured)
     assert not all(torch.equal(weights[k], best[k]) for k in measured)
+
+
+def test_few_samples_do_not_choose(volumes, settings, tmp_path, monkeypatch):
+    """One difficult sample left out may prefer weights in mid-course; then the last are kept."""
+    entropies = iter((0.2, 0.5, 0.9, 0.9))
+    monkeypatch.setattr(training, "validation_scores", lambda *_: (next(entropies), np.zeros(4)))
+    checked = replace(settings, validate_every=2)
+    assert checked.n_validation < training.ENOUGH_TO_CHOOSE
+    card = train(volumes, checked, tmp_path / "w.safetensors")
+    assert card["training"]["kept_step"] == 6
 
 
 def test_what_is_written(volumes, settings, tmp_path):

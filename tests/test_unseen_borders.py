@@ -7,6 +7,7 @@ import pytest
 import scipy.ndimage
 
 from anacor_dials.sample.volumes import DEFAULT_NAMES
+from anacor_dials.segmentation.edges import surface_of
 from anacor_dials.segmentation.unseen_borders import border_seen
 
 N, HALF = 80, np.array([16, 13, 18])
@@ -52,8 +53,36 @@ def test_where_a_crystal_is_cut_off_nothing_shows(fringes):
     # its rim is near to edges that do show
     assert 0.5 * face / whole < found.unseen < 1.1 * face / whole
     middle = np.array([end - 0.5, (N - 1) / 2, (N - 1) / 2])
-    assert abs(found.voxel[0] - middle[0]) <= 1
-    assert np.abs(found.voxel - middle).max() <= 8
+    assert abs(found.voxels[0][0] - middle[0]) <= 1
+    assert np.abs(found.voxels[0] - middle).max() <= 8
+
+
+def test_each_part_that_does_not_show_has_a_voxel():
+    """Both ends are labelled as liquor, one of them with a third of the section."""
+    values, labels = drop(0.3, 4.0, 0.1)
+    short, half = labels.copy(), (N - 1) // 2
+    short[half + 9 :][short[half + 9 :] == 3] = 1
+    short[: half - 8, :, : half - 4][short[: half - 8, :, : half - 4] == 3] = 1
+    found = border_seen(values, certain(short), DEFAULT_NAMES)
+    whole, part = found.voxels[:2]
+    assert abs(whole[0] - (half + 8.5)) <= 1
+    assert part[0] <= half
+    assert part[2] <= half
+    finer = found.at_full_size((2, 2, 3))
+    assert finer.voxels[0] == (2 * whole[0] + 1, 2 * whole[1] + 1, 3 * whole[2] + 1)
+    assert finer.unseen == found.unseen
+
+
+def test_the_averages_are_those_of_the_surface():
+    _, labels = drop(0.3, 0.0, 0.1)
+    surface = surface_of(certain(labels), 3)
+    rng = np.random.default_rng(4)
+    of = rng.normal(size=(len(surface.points), 1)).astype(np.float32)
+    weights = rng.random(len(of)).astype(np.float32)
+    total, norm = surface.mean(of, weights)
+    averaging = surface.averaging()
+    np.testing.assert_allclose(averaging @ weights, norm, rtol=1e-5)
+    np.testing.assert_allclose(averaging @ (weights * of[:, 0]), total[:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_is_said_without_a_border_or_with_much_noise():

@@ -43,10 +43,16 @@ from anacor_dials.sample.hand_made import (
 )
 from anacor_dials.sample.output_files import whole_file
 from anacor_dials.sample.previews import renew_labels
-from anacor_dials.sample.tomogram_files import read_sample_file
+from anacor_dials.sample.tomogram_files import read_sample_file, write_unseen_borders
 from anacor_dials.sample.volumes import LabelVolume
 from anacor_dials.segmentation.clean_up import CROSS
-from anacor_dials.segmentation.doubtful_places import DoubtfulPlace, doubt_of, doubtful_places
+from anacor_dials.segmentation.doubtful_places import (
+    DoubtfulPlace,
+    around,
+    doubt_of,
+    doubtful_places,
+    unseen_border,
+)
 from anacor_dials.segmentation.fine_voxels import mean_mu
 from anacor_dials.segmentation.propagation import PropagationSettings, followed, sam2_propagation
 from anacor_dials.segmentation.sam2_predictor import following_predictor
@@ -175,6 +181,7 @@ class LabelEditor:
         self._stamp = _stamp(self.path)
         self._probabilities_changed = self._learned = False
         self.uncertainty_first = self.uncertainty = sample.factors_uncertainty
+        self.unseen_borders = tuple(sample.unseen_borders)
 
     # ---- what can be seen ------------------------------------------------------------------------
 
@@ -210,12 +217,18 @@ class LabelEditor:
         )
 
     def places(self) -> list[DoubtfulPlace]:
-        """The doubtful places, the worst first; empty if the file holds no probabilities.
+        """The doubtful places: borders that do not show, and uncertain labels, the worst first.
 
-        In large volumes only every second, third ... voxel along each axis is looked at.
+        Of files without probabilities only borders are known. In large volumes only every second,
+        third ... voxel along each axis is looked at.
         """
+        borders = [
+            unseen_border(voxel, self.names)
+            for voxel in self.unseen_borders
+            if not self.session[around(voxel)].any()
+        ]
         if self.probabilities is None:
-            return []
+            return borders
         step = max(1, round((self.labels.size / VOXELS_LOOKED_AT) ** (1 / 3)))
         thin = (slice(step // 2, None, step),) * 3
         found = doubtful_places(
@@ -224,7 +237,8 @@ class LabelEditor:
             self.session[thin] > 0,
             step=step,
         )
-        return [dataclasses.replace(place, voxel=_full_size(place.voxel, step)) for place in found]
+        full = [dataclasses.replace(place, voxel=_full_size(place.voxel, step)) for place in found]
+        return borders + full
 
     def hand_made(self) -> HandMadeLabels:
         """The labels that are by hand now."""
@@ -357,6 +371,7 @@ class LabelEditor:
                 self.probabilities = found.probabilities
                 self._probabilities_changed = self._learned = True
             self.machine = found.labels.values.copy()
+            self.unseen_borders = found.unseen_borders
             return self._machine_labels("the network has learned", found.labels.values)
 
     def undo(self) -> str:
@@ -479,6 +494,7 @@ class LabelEditor:
             group["by_hand"][box] = self.session[box]
         if self._probabilities_changed and "probabilities" in group:
             group["probabilities"][...] = self.probabilities
+            write_unseen_borders(group, self.unseen_borders)
             self._probabilities_changed = False
         if "mu" in group:
             group["mu"][...] = self.mu
@@ -545,10 +561,9 @@ class LabelEditor:
         return mu
 
 
-def _full_size(voxel: tuple[int, int, int], step: int) -> tuple[int, int, int]:
+def _full_size(voxel: tuple[int, ...], step: int) -> tuple[int, ...]:
     """The voxel of a volume, of its indices in one of every `step` voxels along each axis."""
-    x, y, z = (step // 2 + step * v for v in voxel)
-    return x, y, z
+    return tuple(step // 2 + step * v for v in voxel)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -543,5 +543,6 @@ def write_segmented(
         sample.hand_made,
         source.energy_keV,
         source.distance_mm,
+        () if sample.segmentation is None else sample.segmentation.unseen_borders,
     )
     write_sample(path, contents, parameters)

@@ -21,6 +21,8 @@
     /entry/segmentation/probabilities    uint8 (n, nx, ny, nz), 255 = 1                  (optional)
     /entry/segmentation/@factors_uncertainty  float64  relative rms by which absorption factors are
                                          uncertain because the labels are                (optional)
+    /entry/segmentation/unseen_borders   int32 (k, 3)  voxels in the midst of where the border
+                                         between crystal and liquor does not show        (optional)
     /entry/segmentation/@projections     path of the scan that the labels belong to      (optional)
     /entry/segmentation/by_hand ...      which voxels people labelled                    (optional)
                                          (:mod:`.hand_made`)
@@ -29,7 +31,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -88,6 +90,8 @@ class SampleFile:
         :func:`anacor_dials.sample.hand_made.read_hand_made` reads them.
     scan_energy_keV, scan_distance_mm : float, optional
         Of the scan that the tomogram was made from.
+    unseen_borders : sequence of (int, int, int)
+        Voxels in the midst of where the border between crystal and liquor does not show.
     """
 
     path: Path
@@ -103,6 +107,7 @@ class SampleFile:
     hand_made: HandMadeLabels | None = None
     scan_energy_keV: float | None = None
     scan_distance_mm: float | None = None
+    unseen_borders: Sequence[tuple[int, ...]] = ()
 
 
 def is_sample_file(path: str | os.PathLike[str]) -> bool:
@@ -196,6 +201,7 @@ def read_sample_file(
         voxel_size = _read_voxel_size(file, path)
         centre = _read_centre(file)
         scan = scan_centre = paganin = scan_energy = scan_distance = None
+        unseen: tuple[tuple[int, ...], ...] = ()
         try:
             volume = None
             whole = file.get("entry/reconstruction")
@@ -238,6 +244,7 @@ def read_sample_file(
                     uncertainty = float(group.attrs["factors_uncertainty"])
                 if "projections" in group.attrs:
                     scan = (Path(path).parent / str(group.attrs["projections"])).resolve()
+                unseen = _read_voxels(file, "entry/segmentation/unseen_borders", values.shape)
                 chances_dataset = dataset_at(file, "entry/segmentation/probabilities")
                 if probabilities and chances_dataset is not None:
                     chances = whole_array(chances_dataset, np.uint8, "The probabilities")
@@ -256,7 +263,19 @@ def read_sample_file(
         uncertainty,
         scan_energy_keV=scan_energy,
         scan_distance_mm=scan_distance,
+        unseen_borders=unseen,
     )
+
+
+def _read_voxels(file: h5py.File, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Voxels of a volume; none if they are not there."""
+    dataset = dataset_at(file, name)
+    if dataset is None:
+        return ()
+    voxels = np.asarray(dataset[()])
+    if voxels.ndim != 2 or voxels.shape[1] != 3 or ((voxels < 0) | (voxels >= shape)).any():
+        raise ValueError(f"/{name} does not hold voxels of a volume of {shape}; delete it")
+    return tuple(tuple(int(v) for v in voxel) for voxel in voxels)
 
 
 def read_preview(path: str | os.PathLike[str]) -> SampleFile | None:
@@ -447,12 +466,28 @@ def _write_segmentation(
         group["mu"].attrs["energy_keV"] = float(sample.energy_keV)
     if sample.factors_uncertainty is not None:
         group.attrs["factors_uncertainty"] = float(sample.factors_uncertainty)
+    write_unseen_borders(group, sample.unseen_borders)
     if sample.probabilities is not None:
         _create(group, "probabilities", sample.probabilities)
     if sample.hand_made is not None and sample.hand_made.n_voxels:
         write_hand_made(group, sample.hand_made)
     if sample.projections is not None:
         group.attrs["projections"] = os.path.relpath(sample.projections, folder)
+
+
+def write_unseen_borders(group: h5py.Group, voxels: Sequence[tuple[int, ...]]) -> None:
+    """Writes where the border between crystal and liquor does not show, in place of what was there.
+
+    Parameters
+    ----------
+    group : h5py.Group
+        /entry/segmentation.
+    voxels : sequence of (int, int, int)
+    """
+    if "unseen_borders" in group:
+        del group["unseen_borders"]
+    if voxels:
+        group["unseen_borders"] = np.array(voxels, dtype=np.int32)
 
 
 def write_sample_file(

@@ -3,10 +3,13 @@
 The doubt of a voxel is one minus its largest probability. It counts fully where crystal is one of
 the two most probable materials, since the shape of the crystal matters most for the absorption
 factors, and by half elsewhere. Places are the maxima of the doubt averaged over a neighbourhood.
+Where the border between crystal and liquor does not show (:mod:`.unseen_borders`), a network may be
+sure of its labels and wrong; such places come first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +37,34 @@ class DoubtfulPlace:
         The mean around it, 0 to 1.
     materials : (int, int)
         The two most probable labels.
+    unseen_border : bool
+        Whether it lies on a border between the two that does not show in the tomogram. Then the
+        doubt is one.
     """
 
-    voxel: tuple[int, int, int]
+    voxel: tuple[int, ...]
     doubt: float
     materials: tuple[int, int]
+    unseen_border: bool = False
+
+
+def unseen_border(voxel: tuple[int, ...], names: Sequence[str]) -> DoubtfulPlace:
+    """A place where the border between crystal and liquor does not show.
+
+    Parameters
+    ----------
+    voxel : (int, int, int)
+    names : sequence of str
+        Of the labels.
+    """
+    materials = names.index("crystal"), names.index("liquor")
+    return DoubtfulPlace(voxel, 1.0, materials, unseen_border=True)
+
+
+def around(voxel: tuple[int, ...]) -> tuple[slice, ...]:
+    """The part of a volume about NEIGHBOURHOOD from a voxel."""
+    reach = round(NEIGHBOURHOOD)
+    return tuple(slice(max(0, v - reach), v + reach + 1) for v in voxel)
 
 
 def doubt_of(probabilities: NDArray[np.uint8], crystal: int) -> NDArray[np.uint8]:

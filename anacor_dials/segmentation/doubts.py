@@ -74,11 +74,14 @@ class Evidence:
                 "liquor may be exchanged. Look at the slices, and put the labels right (dials.anacor_edit)."
             )
         if self.border is not None and self.border.unseen > MOST_UNSEEN:
+            around = ""
+            if self.border.voxels:
+                voxel = ", ".join(map(str, self.border.voxels[0]))
+                around = f" around voxel {voxel} (of X, Y, Z, from 0)"
             found.append(
                 f"{100 * self.border.unseen:.0f} % of the border between crystal and liquor do not show in the tomogram, "
-                f"and the rest does: the crystal may end elsewhere, or be incomplete. Look at the slices around voxel "
-                f"{', '.join(map(str, self.border.voxel))} (of X, Y, Z, from 0); put the labels right "
-                "(dials.anacor_edit), and let the network learn it (labels.mode=learn)."
+                f"and the rest does: the crystal may end elsewhere, or be incomplete. Look at the slices{around}; "
+                "put the labels right (dials.anacor_edit), and let the network learn it (labels.mode=learn)."
             )
         if self.overlap is not None and self.overlap.chance_of_poor > LIKELY_POOR:
             found.append(

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.ndimage
+import scipy.sparse
 from numpy.typing import NDArray
 
 from anacor_dials.sample.volumes import Volume
@@ -312,6 +313,13 @@ class Surface:
             alike[first == second] = 1.0
             weight = np.exp(-2.0 * squares / NEAR**2) * alike**4
             yield first, second.astype(np.intp), weight.astype(np.float32)
+
+    def averaging(self) -> scipy.sparse.csr_matrix:
+        """The weights (k, k) of the neighbours, for many averages; some 20 in each row."""
+        pairs = list(self.neighbours())
+        first, second, weight = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        n = len(self.points)
+        return scipy.sparse.csr_matrix((weight, (first, second)), shape=(n, n), dtype=np.float32)
 
     def mean(self, of: Array, weights: Array | None = None) -> tuple[Array, Array]:
         """(weighted sums of rows (k, m) over the neighbours, sums of the weights (k,))."""

@@ -16,7 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,6 +133,9 @@ class Segmentation:
         How long each part took.
     overlap : OverlapForecast or None
         Of the labels of the crystal with the true crystal; None if no crystal was found.
+    unseen_borders : tuple of (int, int, int)
+        Voxels of the tomogram in the midst of where the border between crystal and liquor does not
+        show (:mod:`.unseen_borders`).
     """
 
     labels: LabelVolume
@@ -145,6 +148,7 @@ class Segmentation:
     warnings: Sequence[str] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     overlap: OverlapForecast | None = None
+    unseen_borders: tuple[tuple[int, ...], ...] = ()
 
 
 def _seen_finely(
@@ -242,8 +246,7 @@ def segment(
     overlap = None if math.isnan(sureness) else OverlapForecast(sureness)
     border = border_seen(values, probabilities, names)
     if border is not None:
-        x, y, z = (n * f + f // 2 for n, f in zip(border.voxel, factors, strict=True))
-        border = replace(border, voxel=(x, y, z))
+        border = border.at_full_size(factors)
     evidence = Evidence(overlap, seen.contradicted, border)
     warnings = find_doubts(probabilities, grid, labels, mu, scale, energy_keV, evidence)
     return Segmentation(
@@ -257,4 +260,5 @@ def segment(
         tuple(warnings),
         times,
         overlap,
+        () if border is None else border.voxels,
     )

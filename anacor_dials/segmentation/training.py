@@ -6,10 +6,11 @@ DIALS is not installed; ``dials.anacor_train`` elsewhere.
 The loss is class-weighted cross-entropy plus 1 - Dice (Milletari et al., 3DV 2016), averaged over
 the classes; auxiliary heads at 1/2 and 1/4 of the size contribute, too (deep supervision). The
 optimiser is AdamW with a warm-up and a cosine schedule. Validation uses an exponential moving
-average of the weights; the weights with the lowest loss on the samples left out of training are
-kept. On GPUs, and on CPUs with AMX, bfloat16 is used, but float32 for the deformable convolutions;
-on other CPUs float32, since bfloat16 is far slower there. The crops of a step depend on the seed
-and the step alone, so that a training that is continued sees the same crops.
+average of the weights; where enough samples are left out of training, the weights with the lowest
+loss on them are kept. On GPUs, and on CPUs with AMX, bfloat16 is used, but float32 for the
+deformable convolutions; on other CPUs float32, since bfloat16 is far slower there. The crops of a
+step depend on the seed and the step alone, so that a training that is continued sees the same
+crops.
 """
 
 from __future__ import annotations
@@ -74,6 +75,9 @@ from anacor_dials.segmentation.weights_files import load_weights, save_weights
 from anacor_dials.segmentation.whole_samples import WholeSample, without_their_air
 
 logger = logging.getLogger("dials.anacor_dials.segmentation.training")
+
+# of fewer samples, one difficult sample alone may prefer weights of a step in mid-course
+ENOUGH_TO_CHOOSE = 6
 
 STATISTICS_BATCHES = 40  # for the statistics of the final weights: some hundred crops
 
@@ -367,7 +371,7 @@ class _Trainer:
             names = self.settings.network.names
             entropy_v, dice_v = self.scores(self.averaged_network())
             loss_v = entropy_v + 1.0 - float(np.mean(dice_v))
-            if loss_v < self.best["loss"]:
+            if loss_v < self.best["loss"] or len(self.validation) < ENOUGH_TO_CHOOSE:
                 state = {k: v.clone() for k, v in self.average.state.items()}
                 self.best = {"step": self.step, "loss": loss_v, "state": state}
             row["validation_cross_entropy"] = round(entropy_v, 5)
@@ -465,7 +469,7 @@ def train(
 
     The weights are those of the validated step (kept_step in the card) with the lowest loss on the
     samples left out (cross-entropy without class weights, plus 1 - Dice); those of the last step if
-    no sample is left out.
+    fewer than ENOUGH_TO_CHOOSE samples are left out.
 
     Started by torch's launcher, the processes share the training (see :mod:`.processes`):
     settings.batch is the number of crops of each.

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.ndimage
+import scipy.sparse.csgraph
 from numpy.typing import NDArray
 
 from anacor_dials.segmentation.edges import LEAST_SURFACE, Surface, box_around, surface_of
@@ -28,6 +29,7 @@ TO_AIR = 7.0  # voxels: fringes of the sample's surface do not reach so far
 AVERAGES = 4
 UNSEEN = 0.35  # smaller coefficients are no border
 AROUND = 5.0  # voxels: what does not show together
+LEAST_PART = 0.02  # of the border: smaller parts that do not show are not listed
 NOISIEST = 0.15  # coefficients are not believed if noise alone makes larger ones (rms)
 
 
@@ -41,13 +43,22 @@ class BorderSeen:
         The part of it that does not.
     noise : float
         The rms of the coefficients where there is no border.
-    voxel : (int, int, int)
-        In the midst of the largest part of it that does not show.
+    voxels : tuple of (int, int, int)
+        One in the midst of each part that does not show, the largest part first. Parts of less than
+        LEAST_PART of the border have none.
     """
 
     unseen: float
     noise: float
-    voxel: tuple[int, int, int]
+    voxels: tuple[tuple[int, ...], ...]
+
+    def at_full_size(self, factors: Sequence[int]) -> BorderSeen:
+        """The same in a volume with so many voxels along X, Y and Z in place of each one here."""
+        voxels = (
+            tuple(n * f + f // 2 for n, f in zip(voxel, factors, strict=True))
+            for voxel in self.voxels
+        )
+        return replace(self, voxels=tuple(voxels))
 
 
 def border_seen(
@@ -88,25 +99,45 @@ def border_seen(
     across, within = (surface.profiles(seen, PLACES + np.float32(at)) for at in (0.0, DEEP))
     across -= across.mean(axis=1, keepdims=True)
     within -= within.mean(axis=1, keepdims=True)
+    averaging = surface.averaging()
     shown = border
     for _ in range(3):
         mean = across[shown].mean(axis=0)
         power = float(mean @ mean)
         if power <= 0:
             return None
-        found = _averaged(surface, across @ mean / power, border)
+        found = _averaged(averaging, across @ mean / power, border)
         shown = border & (found > 0.5)
         if np.count_nonzero(shown) < LEAST_SURFACE:
             return None
-    nothing = _averaged(surface, within @ mean / power, inside)
+    nothing = _averaged(averaging, within @ mean / power, inside)
     noise = math.sqrt(float(np.mean(nothing[inside] ** 2)))
     if noise > NOISIEST:
         return None
     unseen = border & (found < UNSEEN)
     low = np.array([part.start for part in around])
-    voxel = low + surface.cells[_midst(surface, unseen, seen.shape)]
-    share = float(np.count_nonzero(unseen) / np.count_nonzero(border))
-    return BorderSeen(share, noise, (int(voxel[0]), int(voxel[1]), int(voxel[2])))
+    n_border = np.count_nonzero(border)
+    voxels = [
+        tuple(int(v) for v in low + surface.cells[_midst(surface, part, seen.shape)])
+        for part in _parts(averaging, unseen, LEAST_PART * n_border)
+    ]
+    return BorderSeen(float(np.count_nonzero(unseen) / n_border), noise, tuple(voxels))
+
+
+def _parts(
+    averaging: scipy.sparse.csr_matrix, where: NDArray[np.bool_], least: float
+) -> list[NDArray[np.bool_]]:
+    """The connected parts of some places with more than so many, the largest first."""
+    chosen = np.flatnonzero(where)
+    near_by = averaging[chosen][:, chosen]
+    _, part = scipy.sparse.csgraph.connected_components(near_by, directed=False)
+    sizes = np.bincount(part)
+    found = []
+    for k in np.argsort(-sizes, kind="stable"):
+        if sizes[k] > least:
+            found.append(np.zeros_like(where))
+            found[-1][chosen[part == k]] = True
+    return found
 
 
 def _midst(surface: Surface, where: NDArray[np.bool_], shape: tuple[int, ...]) -> int:
@@ -117,11 +148,11 @@ def _midst(surface: Surface, where: NDArray[np.bool_], shape: tuple[int, ...]) -
     return int(np.argmax(np.where(where, density[tuple(surface.cells.T)], -1.0)))
 
 
-def _averaged(surface: Surface, of: Array, where: NDArray[np.bool_]) -> Array:
+def _averaged(averaging: scipy.sparse.csr_matrix, of: Array, where: NDArray[np.bool_]) -> Array:
     """Means (k,) over neighbours, of places that count."""
     weights = where.astype(np.float32)
+    norm = np.maximum(averaging @ weights, 1e-6)
     mean: Array = of.astype(np.float32)
     for _ in range(AVERAGES):
-        total, norm = surface.mean(mean[:, None], weights)
-        mean = (total[:, 0] / np.maximum(norm, 1e-6)).astype(np.float32)
+        mean = (averaging @ (weights * mean)) / norm
     return mean

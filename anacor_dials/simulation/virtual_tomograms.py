@@ -426,7 +426,7 @@ def random_levels(
         contrast = rng.choice([-1.0, 1.0]) * rng.uniform(0.05, 0.15)
     denser = rng.uniform(1.02, 1.14) if rng.random() < 0.9 else rng.uniform(0.96, 1.02)
     loop_mu, loop_delta = (0.84, 1.36) if loop_material == "polyimide" else (0.70, 1.16)
-    spread = rng.uniform(0.85, 1.2)
+    spread = rng.uniform(0.85, 1.35)  # liquor with much alcohol is nearly as bright as its loop
     salt = _log_uniform(rng, 3.0, 20.0)
     levels = {
         "background": (0.0, 0.0),

@@ -270,7 +270,9 @@ function showPlaces() {
   $("places").replaceChildren(...places.map((p, k) => {
     const item = document.createElement("li");
     const [a, b] = p.materials;
-    item.textContent = `${k + 1}. ${state.names[a]} or ${state.names[b]}: ${(100 * p.doubt).toFixed(0)} %`;
+    item.textContent = p.unseen_border
+      ? `${k + 1}. border of ${state.names[a]} and ${state.names[b]} does not show`
+      : `${k + 1}. ${state.names[a]} or ${state.names[b]}: ${(100 * p.doubt).toFixed(0)} %`;
     item.className = (k === place ? "on " : "") + (p.seen ? "seen" : "");
     item.onclick = () => goTo(k);
     return item;
