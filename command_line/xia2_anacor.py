@@ -29,7 +29,8 @@ of scaled data, and ignores it in others.
 
 Several crystals are worked on side by side, within nproc or by the workers of a Dask cluster
 (dask.scheduler=, or dask.cluster=slurm). One that fails leaves the others. anacor.html begins with
-a table of all crystals, those that need a look first; anacor.csv has it too.
+a table of all crystals, those that need a look first; anacor.csv has it too. Of crystals that are
+scaled together both say what each contributes, and which make the merged data worse.
 
 watch=FOLDER waits for xia2 directories and scans, and works on each crystal when both are there.
 
@@ -87,10 +88,10 @@ from anacor_dials.jobs.pipeline.workers import DaskSettings, LocalWorkers, dask_
 from anacor_dials.jobs.records import PipelineRecord
 from anacor_dials.phil import choice, parse_phil
 from anacor_dials.phil.arguments import parse_arguments
-from anacor_dials.report import comparison
+from anacor_dials.report import comparison, contributions
 from anacor_dials.report.crystals import rows_of, write_csv
 from anacor_dials.report.page import write_html, write_json
-from anacor_dials.report.pipeline import limit_in_words, record, sections, table_text
+from anacor_dials.report.pipeline import limit_in_words, main_table, record, sections, table_text
 from anacor_dials.report.residual_pattern import hints_of_record
 from anacor_dials.sample.input_files import is_pickle, refuse_pickled_table
 from anacor_dials.sample.output_files import OutputFiles
@@ -280,7 +281,9 @@ def save(result: PipelineResult, work: WorkingFolder, record: PipelineRecord, ou
     crystals = ", ".join([*names, *(one.crystal.name for one in result.failed)])
     with OutputFiles() as outputs:
         write_json(outputs.path(work.path / output.json), record)
-        write_csv(outputs.path(work.path / output.csv), rows_of(result))
+        write_csv(
+            outputs.path(work.path / output.csv), rows_of(result), contributions.columns_of(result)
+        )
         write_html(
             outputs.path(work.path / output.html),
             "Absorption correction by tomography",
@@ -293,7 +296,9 @@ def log_result(result: PipelineResult) -> None:
     """The main tables, what was taken and why, and the files that were written."""
     for group in result.groups:
         for one in group.wavelengths:
-            logger.info("\n%s, %.5f A\n%s", group.name, one.wavelength, table_text(group, one))
+            logger.info(
+                "\n%s, %.5f A\n%s", group.name, one.wavelength, table_text(main_table(group, one))
+            )
         for name, reason in group.failed.items():
             logger.warning("%s failed: %s", name, reason)
         logger.info(
@@ -306,6 +311,12 @@ def log_result(result: PipelineResult) -> None:
         for one in group.wavelengths:
             if one.record.signal_limit:
                 logger.info("%s. %s", group.name, limit_in_words(one.record))
+        for one in group.wavelengths:
+            if one.contributions is not None and one.contributions.merged is not None:
+                table = contributions.table(one.contributions, contributions.title_of(group, one))
+                logger.info("\nWhat each crystal contributes\n%s", table_text(table))
+            for said in contributions.sentences(one.contributions):
+                logger.warning("%s", said)
         if group.free_set:
             logger.info("%s. %s", group.name, group.free_set)
         if group.warning:

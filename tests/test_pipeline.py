@@ -22,8 +22,8 @@ import numpy as np
 from dxtbx.model import BeamFactory, Crystal, Experiment, ExperimentList
 
 from anacor_dials.jobs.load_sample import StackSettings, has_labels
+from anacor_dials.jobs.pipeline import contributions, inputs, merged_data, stages, steps
 from anacor_dials.jobs.pipeline import crystals as side_by_side
-from anacor_dials.jobs.pipeline import inputs, merged_data, stages, steps
 from anacor_dials.jobs.pipeline.crystals import process
 from anacor_dials.jobs.pipeline.inputs import (
     Crystal as CrystalFiles,
@@ -574,6 +574,16 @@ class Programs:
                 f"{name} {job.strategy.name} {self.content(list(map(str, job.reflections)))}"
             )
 
+    def weigh(self, part: object, models: dict, limits: tuple, folder: Path) -> None:
+        self.calls.append(("contributions", *models))
+        content = {
+            "version": 1,
+            "merged": None,
+            "crystals": [],
+            "why_not": f"{part[1].name} {limits}",
+        }
+        (folder / "contributions.json").write_text(json.dumps(content))
+
     def ran(self) -> list[str]:
         """The programs that ran since the last time, in order."""
         names = [" ".join(c[:2]) if c[0] == "dials.scale" else c[0] for c in self.calls]
@@ -613,6 +623,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
     monkeypatch.setattr(steps, "run_step_command", made)
     monkeypatch.setattr(stages, "run_job", made.scale)
     monkeypatch.setattr(stages, "_compare", compare)
+    monkeypatch.setattr(contributions, "_weigh", made.weigh)
     monkeypatch.setattr(
         merged_data,
         "_write_free_set",
@@ -891,8 +902,15 @@ def test_crystals_together(tmp_path: Path, mad: list, programs: Programs):
         ("X1", "absorption"), ("X2", "absorption"), ("X1", "absorption"), ("X2", "absorption"),
     ]  # fmt: skip
     assert "space_group=P41212" in cosym
+    # what each contributes is found at each wavelength, of the data that are merged there
+    assert programs.command("contributions") == ("contributions", "X1", "X2")
     assert "symmetry" not in programs.ran()  # no absences: the space group was given
     assert (tmp_path / "work/DataFiles/all_scaled_PEAK.mtz").is_file()
+    assert [one.contributions.why_not for one in group.wavelengths] == [
+        "split_0.refl (50.0, 2.0)", "split_1.refl (50.0, 2.0)",
+    ]  # fmt: skip
+    process(mad, settings, work_in(tmp_path), write_report)
+    assert programs.ran() == []
 
 
 def test_results_of_two_runs_are_not_mixed(tmp_path: Path, mad: list, programs: Programs):

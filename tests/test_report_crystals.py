@@ -27,18 +27,23 @@ from anacor_dials.jobs.records import (
     AbsorptionRecord,
     AlignmentRecord,
     ComparisonRecord,
+    ContributionRecord,
+    ContributionsRecord,
     CrystalRow,
     MaterialRecord,
+    MergedQualityRecord,
     PipelineRecord,
     ResidualPatternRecord,
     SameObservationsRecord,
     StrategyRecord,
     WavelengthFactorsRecord,
     pipeline_schema,
+    read_record,
 )
+from anacor_dials.report import contributions as of_contributions
 from anacor_dials.report.crystals import alignment_in_words, rows_of, section, write_csv
 from anacor_dials.report.page import html_of, plain, write_json
-from anacor_dials.report.pipeline import record
+from anacor_dials.report.pipeline import record, sections, table_text
 from anacor_dials.report.thumbnails import outlined, thumbnails
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume, Tomogram
@@ -109,6 +114,7 @@ def group(
     r_meas: dict[str, float],
     taken: str = "analytical",
     pattern: ResidualPatternRecord | None = None,
+    contributions: ContributionsRecord | None = None,
     **more: Any,
 ) -> Any:
     labels = {one: STRATEGIES[one].label for one in r_meas}
@@ -134,6 +140,7 @@ def group(
         record=comparison,
         comparison=step(f"{name}/compare", folder),
         files={"merged MTZ": folder / "merged.mtz"},
+        contributions=contributions,
     )
     made = {
         "name": name,
@@ -237,6 +244,102 @@ def test_the_page_has_links_and_pictures(result: PipelineResult, tmp_path: Path)
     assert html.count('<img src="data:image/png;base64,') == 10  # two of each that did not fail
 
 
+# ---- what each contributes ------------------------------------------------------------------------
+
+
+def quality(cc_half: float, r_meas: float, completeness: float) -> MergedQualityRecord:
+    return MergedQualityRecord(9000, 1500, completeness, 6.0, r_meas, r_meas / 3, cc_half, None)
+
+
+@pytest.fixture
+def weighed() -> ContributionsRecord:
+    """Of three crystals, the second of which spoils the data."""
+    bad = ContributionRecord(
+        "two", 3000, 0.25, True, quality(0.9985, 0.051, 0.971), 0.9912, -0.0073, 0.0004, None, None, None
+    )  # fmt: skip
+    others = (
+        ContributionRecord(
+            name, 3000, 0.01, False, quality(0.98, 0.097, 0.96), 0.9905, 0.0105, 0.0005, 0.5, 0.1, 0.02
+        )
+        for name in ("good", "one")
+    )  # fmt: skip
+    return ContributionsRecord(quality(0.991, 0.094, 0.998), [bad, *others])
+
+
+@pytest.fixture
+def together(
+    result: PipelineResult, weighed: ContributionsRecord, tmp_path: Path
+) -> PipelineResult:
+    names = ("good", "one", "two")
+    (of_all,) = (group("all", tmp_path, GOOD, contributions=weighed, crystals=names),)
+    return replace(result, corrections=result.corrections[:3], groups=(of_all,))
+
+
+SAID = (
+    "two makes the merged data worse: without it CC1/2 would be 0.99850 in place of 0.99120, Rmeas 0.0510 "
+    "in place of 0.0940, completeness 97.1 % in place of 99.8 %. It was not left out"
+)
+
+
+def test_a_crystal_that_makes_the_data_worse_is_said_and_comes_first(together: PipelineResult):
+    rows = rows_of(together)
+    row = {one.crystal: one for one in rows}
+    assert rows[1].crystal == "two"  # after the one that failed
+    assert row["two"].warnings[0].startswith(SAID)
+    assert (row["two"].delta_cc_half, row["two"].delta_cc_half_error) == (-0.0073, 0.0004)
+    assert (row["good"].state, row["good"].delta_cc_half) == ("good", 0.0105)
+    (item, table) = of_contributions.section(together).items
+    assert item.level == "warning"
+    assert item.text.startswith(SAID)
+    assert [one[0] for one in table.rows] == ["-", "two", "good", "one"]
+    assert table.rows[1][1:6] == ("3000", "25.0 %", "0.99120", "0.99850", "-0.00730 ± 0.00040")
+    assert table.rows[1][6:9] == ("-", "-", "-")
+    assert table.rows[2][8:] == ("+0.10000 ± 0.02000", "0.0970", "0.0323", "96.0 %", "6.00")
+    assert table.marked == {(1, 5)}
+    assert "-0.00730 ± 0.00040*" in table_text(table)
+
+
+def test_the_page_says_what_crystals_contribute(
+    together: PipelineResult, result: PipelineResult, tmp_path: Path
+):
+    work = SimpleNamespace(path=tmp_path, finished=[])
+    titles = [one.title for one in sections(together, work)]
+    assert titles[:2] == ["Crystals", "What each crystal contributes"]
+    assert "What each crystal contributes" not in [one.title for one in sections(result, work)]
+
+
+def test_contributions_that_are_not_known(result: PipelineResult, tmp_path: Path):
+    """The reason is said, and the crystals have no difference."""
+    none = ContributionsRecord(None, (), "fewer than two crystals have observations")
+    one = group("all", tmp_path, GOOD, contributions=none, crystals=("good", "one"))
+    unknown = replace(result, corrections=result.corrections[:2], groups=(one,), failed=())
+    (said,) = of_contributions.section(unknown).items
+    assert said.text == "all: not known, because fewer than two crystals have observations."
+    assert of_contributions.columns_of(unknown) == {}
+    assert all(row.delta_cc_half is None for row in rows_of(unknown))
+
+
+def test_contributions_stand_in_the_csv(together: PipelineResult, tmp_path: Path):
+    write_csv(tmp_path / "a.csv", rows_of(together), of_contributions.columns_of(together))
+    with open(tmp_path / "a.csv", newline="") as file:
+        read = {one["crystal"]: one for one in csv.DictReader(file)}
+    two = read["two"]
+    assert float(two["delta_cc_half"]) == -0.0073
+    assert float(two["cc_half_with_crystal"]) == 0.9912
+    assert float(two["cc_half_without_crystal"]) == 0.9985
+    assert float(two["r_meas_with_crystal"]) == 0.094
+    assert float(two["r_meas_without_crystal"]) == 0.051
+    assert float(two["completeness_without_crystal"]) == 0.971
+    assert float(two["rejected"]) == 0.25
+    assert two["cc_anomalous_without_crystal"] == ""
+    assert read["F"]["rejected"] == ""  # the crystal that failed has a row, too
+
+
+def test_contributions_are_read_as_they_were_written(weighed: ContributionsRecord, tmp_path: Path):
+    write_json(tmp_path / "a.json", weighed)
+    assert read_record(tmp_path / "a.json", ContributionsRecord) == weighed
+
+
 def alignment(moved: bool, reason: str | None) -> AlignmentRecord:
     absent: dict[str, Any] = dict.fromkeys(f.name for f in fields(AlignmentRecord))
     return AlignmentRecord(
@@ -322,6 +425,53 @@ def content(result: PipelineResult, tmp_path: Path) -> dict[str, Any]:
 def test_the_record_is_what_the_schema_says(validator: Any, content: dict[str, Any]):
     validator.validate(content)
     assert content["version"] == PipelineRecord.VERSION
+
+
+@pytest.fixture
+def content_together(together: PipelineResult, tmp_path: Path) -> dict[str, Any]:
+    """anacor.json of three crystals that were scaled together, and one that failed."""
+    work = SimpleNamespace(
+        path=tmp_path, versions={"anacor_dials": "1", "dials": "3"}, finished=[step("a", tmp_path)]
+    )
+    made = record(together, work, SimpleNamespace(margin=0.02), [], "")
+    write_json(tmp_path / "anacor.json", made)
+    return json.loads((tmp_path / "anacor.json").read_text())
+
+
+def test_contributions_are_what_the_schema_says(validator: Any, content_together: dict[str, Any]):
+    validator.validate(content_together)
+    (of_wavelength,) = content_together["groups"][0]["wavelengths"]
+    found = of_wavelength["contributions"]
+    assert [one["crystal"] for one in found["crystals"]] == ["two", "good", "one"]
+    defs = pipeline_schema()["$defs"]
+    assert set(defs["wavelength"]["properties"]) == set(of_wavelength)
+    assert set(defs["contribution"]["properties"]) == set(found["crystals"][0])
+    assert set(defs["merged_quality"]["properties"]) == set(found["merged"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: c.pop("why_not"),
+        lambda c: c["merged"].update(completeness=97.1),
+        lambda c: c["crystals"][0].update(makes_worse="yes"),
+        lambda c: c["crystals"][0].pop("delta_cc_half"),
+        lambda c: c["crystals"][0]["without"].pop("r_pim"),
+    ],
+)
+def test_the_schema_refuses_other_contributions(
+    validator: Any, content_together: dict[str, Any], damage: Any
+):
+    damage(content_together["groups"][0]["wavelengths"][0]["contributions"])
+    assert not validator.is_valid(content_together)
+
+
+def test_records_of_earlier_versions_are_still_valid(validator: Any, content: dict[str, Any]):
+    """Without the keys that came later, as version 1 promises."""
+    del content["groups"][0]["wavelengths"][0]["contributions"]
+    for row in content["overview"]:
+        del row["delta_cc_half"], row["delta_cc_half_error"]
+    validator.validate(content)
 
 
 def test_the_schema_knows_every_key(content: dict[str, Any]):

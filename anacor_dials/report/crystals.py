@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from anacor_dials.jobs.pipeline.results import COMPARISON_HTML
 from anacor_dials.jobs.records import CrystalRow
+from anacor_dials.report.contributions import contribution_of, sentences
 from anacor_dials.report.links import link
 from anacor_dials.report.page import Section, Table, Text
 from anacor_dials.report.residual_pattern import hints_of_record
@@ -89,9 +90,12 @@ def _row(
             0, f"The labels leave an uncertainty of {100 * uncertainty:.1f} % in the factors"
         )
     r_meas: dict[str, float | None] = {}
+    contribution = None
     if group is not None and of is not None:
         r_meas = _r_meas(of)
+        contribution = contribution_of(of.contributions, corrected.crystal.name)
         warnings = [*_warnings_of_group(group), *hints_of_record(of.record), *warnings]
+        warnings = [*sentences(of.contributions, corrected.crystal.name), *warnings]
     materials = {m.name: m for m in _materials(summary, of)}
     crystal = materials.get("crystal")
     return CrystalRow(
@@ -109,6 +113,8 @@ def _row(
         factors_uncertainty=uncertainty,
         alignment=alignment_in_words(summary.alignment),
         warnings=tuple(warnings),
+        delta_cc_half=None if contribution is None else contribution.delta_cc_half,
+        delta_cc_half_error=None if contribution is None else contribution.delta_cc_half_error,
     )
 
 
@@ -216,17 +222,33 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def write_csv(path: Path, rows: Sequence[CrystalRow]) -> None:
+def write_csv(
+    path: Path,
+    rows: Sequence[CrystalRow],
+    more: Mapping[tuple[str, float | None], Mapping[str, object]] | None = None,
+) -> None:
     """Writes the table as CSV, with the field names of CrystalRow as its first line.
 
     Values that are not known are empty; mu is "NAME VALUE" for each material, in 1/mm.
+
+    Parameters
+    ----------
+    path : Path
+    rows : sequence of CrystalRow
+    more : mapping, optional
+        {(crystal, wavelength): {further column: value}}, of
+        :func:`anacor_dials.report.contributions.columns_of`.
     """
+    more = more or {}
+    further = list(dict.fromkeys(name for one in more.values() for name in one))
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         names = [f.name for f in fields(CrystalRow)]
-        writer.writerow(names)
+        writer.writerow([*names, *further])
         for row in rows:
-            writer.writerow([_csv_cell(getattr(row, name)) for name in names])
+            known = more.get((row.crystal, row.wavelength_angstrom), {})
+            values = [*(getattr(row, name) for name in names), *map(known.get, further)]
+            writer.writerow([_csv_cell(value) for value in values])
 
 
 def _csv_cell(value: object) -> object:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anacor_dials.diffraction.statistics import STATISTICS
-from anacor_dials.jobs.pipeline.results import COMPARISON_HTML, FREE_SET
+from anacor_dials.jobs.pipeline.results import COMPARISON_HTML, CONTRIBUTIONS, FREE_SET
 from anacor_dials.jobs.records import (
     ComparisonRecord,
     CrystalRecord,
@@ -15,7 +15,7 @@ from anacor_dials.jobs.records import (
     SelectionRecord,
     WavelengthRecord,
 )
-from anacor_dials.report import crystals
+from anacor_dials.report import contributions, crystals
 from anacor_dials.report.links import link, links
 from anacor_dials.report.page import Item, Section, Table, Text
 from anacor_dials.report.residual_pattern import hints_of_record
@@ -84,10 +84,12 @@ def sections(result: PipelineResult, work: WorkingFolder) -> list[Section]:
     commands = [
         Text(f"{step.name}:\n{step.command_line}")
         for step in work.finished
-        if not {COMPARISON_HTML, FREE_SET} & set(step.outputs)
+        if not {COMPARISON_HTML, CONTRIBUTIONS, FREE_SET} & set(step.outputs)
     ]
+    contributed = contributions.section(result)
     return [
         overview,
+        *([contributed] if contributed else []),
         *_statistics_sections(result, root),
         Section("Absorption factors", _factor_items(result, root)),
         Section("Steps", [Table(steps, ("step", "time", "finished (UTC)", "reports and logs"))]),
@@ -281,12 +283,12 @@ def _wavelength_record(one: WavelengthResult) -> WavelengthRecord:
         table=record.table,
         same_observations=record.same_observations,
         table_1={of.strategy: of.table_1 for of in record.strategies if of.succeeded},
+        contributions=one.contributions,
     )
 
 
-def table_text(group: GroupResult, of: WavelengthResult) -> str:
-    """The main table as plain text, an asterisk at the best values."""
-    table = main_table(group, of)
+def table_text(table: Table) -> str:
+    """A table as plain text, an asterisk at what is marked."""
     texts = [list(map(str, table.header))] + [
         [str(cell) + ("*" if (i, j) in table.marked else " ") for j, cell in enumerate(row)]
         for i, row in enumerate(table.rows)

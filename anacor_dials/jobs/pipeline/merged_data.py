@@ -20,7 +20,13 @@ from anacor_dials.diffraction.free_set import (
     read_free_set,
     write_free_set,
 )
-from anacor_dials.jobs.pipeline.results import FREE_SET, WavelengthResult, signal_limit
+from anacor_dials.jobs.pipeline.contributions import weigh_crystals
+from anacor_dials.jobs.pipeline.results import (
+    FREE_SET,
+    CorrectedCrystal,
+    WavelengthResult,
+    signal_limit,
+)
 from anacor_dials.jobs.pipeline.settings import PipelineSettings
 from anacor_dials.jobs.pipeline.steps import PRINTED, RESULTS, FinishedStep, Step, WorkingFolder
 from anacor_dials.jobs.pipeline.wavelengths import by_wavelength
@@ -41,7 +47,7 @@ logger = logging.getLogger("dials.anacor_dials.jobs.pipeline.merged_data")
 
 def merge_and_export(
     name: str,
-    crystals: Sequence[str],
+    corrections: Sequence[CorrectedCrystal],
     files: tuple[Path, Path],
     wavelengths: Sequence[tuple[str, float, FinishedStep]],
     settings: PipelineSettings,
@@ -55,8 +61,8 @@ def merge_and_export(
     ----------
     name : str
         Of the group.
-    crystals : sequence of str
-        The names of its crystals.
+    corrections : sequence of CorrectedCrystal
+        Its crystals.
     files : (Path, Path)
         The scaled experiments and reflections.
     wavelengths : sequence of (str, float, FinishedStep)
@@ -65,7 +71,8 @@ def merge_and_export(
     work : WorkingFolder
         It runs the steps.
     """
-    crystal = file_name(crystals[0], "crystal") if len(crystals) == 1 else "ALL"
+    several = len(corrections) > 1
+    crystal = "ALL" if several else file_name(corrections[0].crystal.name, "crystal")
     parts = by_wavelength(f"{name}/split", files, work)
     free = make_free_set(name, parts, settings, work)
     results = []
@@ -90,7 +97,12 @@ def merge_and_export(
                 for kind, done in exports.items()
             },
         }
-        results.append(WavelengthResult(label, wavelength, comparison, merging, published))
+        contributing = weigh_crystals(
+            f"{name}/contributions{suffix}", part, corrections, comparison, work
+        )
+        results.append(
+            WavelengthResult(label, wavelength, comparison, merging, published, contributing)
+        )
     said = None if free is None or free.log is None else free.log.read_text(encoding="utf-8")
     return tuple(results), said
 

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 
 from anacor_dials.jobs.pipeline.inputs import Crystal
 from anacor_dials.jobs.pipeline.steps import FinishedStep
-from anacor_dials.jobs.records import AbsorptionRecord, ComparisonRecord, read_record
+from anacor_dials.jobs.records import (
+    AbsorptionRecord,
+    ComparisonRecord,
+    ContributionsRecord,
+    read_record,
+)
 
 if TYPE_CHECKING:
     from anacor_dials.diffraction.selection import Selection
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
 COMPARISON_JSON = "anacor_compare.json"
 COMPARISON_HTML = "anacor_compare.html"
 FREE_SET = "free_set.mtz"
+CONTRIBUTIONS = "contributions.json"
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class WavelengthResult:
     comparison, merging : FinishedStep
     files : mapping
         {what it is: path}.
+    contributing : FinishedStep or None
+        The step that found what each crystal contributes; None where there is only one.
     """
 
     name: str
@@ -64,6 +72,14 @@ class WavelengthResult:
     comparison: FinishedStep
     merging: FinishedStep
     files: Mapping[str, Path]
+    contributing: FinishedStep | None = None
+
+    @property
+    def contributions(self) -> ContributionsRecord | None:
+        """What each crystal contributes to the merged data; None where there is only one."""
+        if self.contributing is None:
+            return None
+        return read_record(self.contributing.path(CONTRIBUTIONS), ContributionsRecord)
 
     @property
     def record(self) -> ComparisonRecord:

@@ -206,7 +206,9 @@ def reduce_group(
         )
         final = (absences.path("symmetrized.expt"), absences.path("symmetrized.refl"))
     models = read_models(final[0])
-    wavelengths, free_set = merge_and_export(name, crystals, final, per_wavelength, settings, work)
+    wavelengths, free_set = merge_and_export(
+        name, corrections, final, per_wavelength, settings, work
+    )
     return GroupResult(
         name=name,
         crystals=crystals,

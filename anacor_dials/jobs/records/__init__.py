@@ -21,6 +21,11 @@ from anacor_dials.jobs.records.comparison import (
     StrategyRecord,
     TableRowRecord,
 )
+from anacor_dials.jobs.records.contributions import (
+    ContributionRecord,
+    ContributionsRecord,
+    MergedQualityRecord,
+)
 from anacor_dials.jobs.records.likeness import LikenessRecord
 from anacor_dials.jobs.records.pipeline import (
     CrystalRecord,
@@ -40,12 +45,15 @@ __all__ = [
     "AlignmentRecord",
     "CoefficientsRecord",
     "ComparisonRecord",
+    "ContributionRecord",
+    "ContributionsRecord",
     "CrystalRecord",
     "CrystalRow",
     "FacesRecord",
     "GroupRecord",
     "LikenessRecord",
     "MaterialRecord",
+    "MergedQualityRecord",
     "PipelineRecord",
     "ReconstructionRecord",
     "Record",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anacor_dials.jobs.records.comparison import SameObservationsRecord, TableRowRecord
+from anacor_dials.jobs.records.contributions import ContributionsRecord
 from anacor_dials.jobs.records.record import Record
 
 
@@ -81,6 +82,8 @@ class WavelengthRecord:
     table : [TableRowRecord]
     same_observations : SameObservationsRecord or null
     table_1 : {strategy: {name: [overall, inner shell, outer shell]}}
+    contributions : ContributionsRecord or null
+        What each crystal contributes, where several are scaled together.
     """
 
     name: str
@@ -91,6 +94,7 @@ class WavelengthRecord:
     table: Sequence[TableRowRecord]
     same_observations: SameObservationsRecord | None
     table_1: Mapping[str, Any]
+    contributions: ContributionsRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,9 @@ class CrystalRow:
         What became of the angle between tomography and diffraction, in words.
     warnings : [str]
         The most important first. Of a crystal that failed: the reason.
+    delta_cc_half, delta_cc_half_error : float or null
+        CC1/2 of the merged data with this crystal minus that without it, and its standard error;
+        where several are scaled together.
     """
 
     crystal: str
@@ -175,6 +182,8 @@ class CrystalRow:
     factors_uncertainty: float | None = None
     alignment: str | None = None
     warnings: Sequence[str] = ()
+    delta_cc_half: float | None = None
+    delta_cc_half_error: float | None = None
 
 
 @dataclass(frozen=True)

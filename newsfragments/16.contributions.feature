@@ -1,0 +1,1 @@
+With ``scaling.crystals=together`` the report of ``xia2.anacor``, ``anacor.csv`` and ``anacor.json`` say what each crystal contributes: CC1/2, the correlation of anomalous differences, Rmeas, Rpim, completeness and multiplicity of the merged data with and without it. Crystals that make the data worse come first and are named in a sentence; none is left out by itself.
