@@ -244,6 +244,27 @@ def test_a_spoilt_crystal_comes_first(change: Change, n: int):
     assert each[0].delta_cc_half == pytest.approx(each[0].cc_half_with - each[0].without.cc_half)
 
 
+def test_wrong_anomalous_differences_are_found_where_means_stay():
+    """Of one crystal whose mates are exchanged, as by an inverted index: CC1/2 hardly sees it."""
+
+    def exchanged(
+        observed: np.ndarray, indices: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        return observed * np.exp(-2 * 0.05 * sign[tuple(indices.T)])
+
+    true = true_intensities(9)
+    sign = np.zeros((101, 101, 101))
+    pairs = true.customized_copy(sigmas=flex.double(true.size(), 1.0)).anomalous_differences()
+    sums = true.customized_copy(sigmas=flex.double(true.size(), 1.0)).average_bijvoet_mates()
+    ratios = pairs.customized_copy(data=pairs.data() / sums.common_set(pairs).data() / 0.05)
+    for (h, k, l), ratio in zip(ratios.indices(), ratios.data(), strict=True):
+        sign[h, k, l], sign[-h, -k, -l] = ratio, -ratio
+    _, each = found(crystals(9, 4, changes={1: exchanged}))
+    assert each[0].crystal == "X1"
+    assert "cc_anomalous" in each[0].makes_worse
+    assert not any(one.makes_worse for one in each[1:])
+
+
 @pytest.mark.parametrize("n", [2, 3, 20])
 def test_of_good_crystals_none_makes_the_data_worse(n: int):
     for seed in range(3):

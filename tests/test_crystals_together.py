@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -14,8 +15,10 @@ import pytest
 
 pytest.importorskip("dials", reason="DIALS is not installed (no dials to import)")
 
+import iotbx.merging_statistics
 import iotbx.mtz
 from cctbx import miller
+from dials.array_family import flex
 
 from anacor_dials.command_line.xia2_anacor import run
 from anacor_dials.diffraction.known_structure import (
@@ -26,7 +29,7 @@ from anacor_dials.diffraction.known_structure import (
 )
 from anacor_dials.diffraction.merging import load_scaled
 from anacor_dials.diffraction.scaling import corrections
-from anacor_dials.jobs.records import pipeline_schema
+from anacor_dials.jobs.records import ContributionsRecord, pipeline_schema
 from anacor_dials.sample.materials import energy_from_wavelength
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.simulation.diffraction_data import (
@@ -53,11 +56,16 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Measured:
-    """The folder of a run, and how its scaled data stand to the structure: {group: {strategy: ...}}."""
+    """The folder of a run, and how its scaled data stand to the structure: {group: {strategy: ...}}.
+
+    contributions: of the three together; wrong: the same where X2 had the labels of X3.
+    """
 
     folder: Path
     true: miller.array
     of: Mapping[str, Mapping[str, Agreement]]
+    contributions: ContributionsRecord
+    wrong: ContributionsRecord
 
     def r(self, group: str, strategy: str) -> float:
         return self.of[group][strategy].r_intensities
@@ -86,14 +94,27 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
                 mu_per_um=sample.mu_per_um(energy),
                 energy_keV=energy,
             )
-        for crystals in ("together", "separate"):
-            run([*COMMAND, f"scaling.crystals={crystals}"])
+        labels = ["tomography.X2=X3.h5" if one == "tomography.X2=X2.h5" else one for one in COMMAND]
+        run([*labels, "scaling.crystals=together", "selection.strategy=analytical"])
+        wrong = contributions_in(folder)
+        run([*COMMAND, "scaling.crystals=together"])
+        right = contributions_in(folder)
+        run([*COMMAND, "scaling.crystals=separate"])
     true = abs(calculated_structure_factors(structure, WAVELENGTH, D_MIN))
     of = {
         group: {s: against(folder / f"anacor/{group}/scale_{s}", true) for s in STRATEGIES}
         for group in ("all", *PLATES)
     }
-    return Measured(folder, true, of)
+    return Measured(folder, true, of, right, wrong)
+
+
+def contributions_in(folder: Path) -> ContributionsRecord:
+    """What anacor.json says of the crystals that were scaled together."""
+    content = json.loads((folder / "anacor/anacor.json").read_text())
+    (group,) = content["groups"]
+    (wavelength,) = group["wavelengths"]
+    assert (group["name"], group["selection"]["strategy"]) == ("all", "analytical")
+    return ContributionsRecord.of(wavelength["contributions"])
 
 
 def against(folder: Path, true: miller.array) -> Agreement:
@@ -114,6 +135,44 @@ def test_crystals_together_are_nearer_the_truth(measured: Measured) -> None:
     assert together < 0.9 * measured.r("all", "sh_high")
     anomalous = {s: one.cc_anomalous for s, one in measured.of["all"].items()}
     assert anomalous["analytical"] > anomalous["sh_high"]
+
+
+def test_each_good_crystal_contributes(measured: Measured) -> None:
+    """The figures are those of iotbx, of the unmerged MTZ without the images of the crystal."""
+    record = measured.contributions
+    assert {one.crystal for one in record.crystals} == set(PLATES)
+    unmerged = iotbx.mtz.object(str(measured.folder / "anacor/all/export/scaled_unmerged.mtz"))
+    arrays = {
+        array.info().labels[0]: array
+        for array in unmerged.as_miller_arrays(merge_equivalents=False)
+    }
+    # each sweep of 375 images begins at a batch of its own, in the order of the crystals
+    batches = np.array(arrays["BATCH"].data())
+    starts = [batches.min(), *(b for a, b in itertools.pairwise(np.unique(batches)) if b - a > 100)]
+    number = np.searchsorted(starts, batches, side="right") - 1
+    assert len(starts) == 3
+    for one in record.crystals:
+        assert not one.makes_worse
+        assert one.delta_cc_half > 3 * one.delta_cc_half_error
+        assert one.delta_cc_anomalous > 3 * one.delta_cc_anomalous_error
+        left = arrays["I"].select(flex.bool(number != list(PLATES).index(one.crystal)))
+        theirs = iotbx.merging_statistics.dataset_statistics(
+            left, n_bins=1, sigma_filtering=None, use_internal_variance=False
+        ).overall
+        assert one.without.observations == pytest.approx(theirs.n_obs, rel=0.01)
+        assert one.without.r_meas == pytest.approx(theirs.r_meas, rel=0.01)
+        assert one.without.r_pim == pytest.approx(theirs.r_pim, rel=0.01)
+        assert one.without.multiplicity == pytest.approx(theirs.mean_redundancy, rel=0.01)
+        assert one.without.completeness == pytest.approx(theirs.completeness, abs=0.01)
+
+
+def test_a_crystal_with_labels_of_another_makes_the_data_worse(measured: Measured) -> None:
+    """X2 with the labels of X3: Rmeas and the anomalous differences are better without it."""
+    first, *others = measured.wrong.crystals
+    assert first.crystal == "X2"
+    assert "cc_anomalous" in first.makes_worse
+    assert first.without.r_meas < measured.wrong.merged.r_meas
+    assert not any(one.makes_worse for one in others)
 
 
 def free_set(folder: Path, name: str) -> dict[tuple[int, int, int], int]:

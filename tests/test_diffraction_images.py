@@ -251,6 +251,26 @@ def test_counts_are_poisson_distributed():
     assert part.var() == pytest.approx(expected, rel=0.1)
 
 
+def test_180_degrees_on_the_flat_detector_stay_below_500_mb(tmp_path: Path):
+    """360 times one of 8 images with spots and background: all have as many of them."""
+    settings = DiffractionSettings(WAVELENGTH, background=1.0, detector="flat_1m")
+    background, experiment = background_of(
+        sample_from_meshes({"crystal": box((9, 9, 9))}), settings
+    )
+    detector = image_detector(experiment.detector)
+    table = reflections_on_images(experiment, 4.0)
+    spots = spots_of(experiment, table, np.full(len(table), 20_000.0), detector)
+    rng = np.random.default_rng(4)
+    with new_image_file(tmp_path / "a.nxs", detector, scan_of(experiment), 1.0, "") as images:
+        for i in range(8):
+            images[i] = draw_image(i, spots, background, detector, rng)
+        assert images[7].max() > 1000
+        assert 0.5 < images[7][detector.mask].mean() < 20
+    with h5py.File(tmp_path / "a.nxs") as file:
+        written = file["entry/data/data"].id.get_storage_size()
+    assert written / 8 * 360 < 500e6
+
+
 # ---- DIALS ----------------------------------------------------------------------------------------
 
 

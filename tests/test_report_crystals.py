@@ -255,11 +255,11 @@ def quality(cc_half: float, r_meas: float, completeness: float) -> MergedQuality
 def weighed() -> ContributionsRecord:
     """Of three crystals, the second of which spoils the data."""
     bad = ContributionRecord(
-        "two", 3000, 0.25, True, quality(0.9985, 0.051, 0.971), 0.9912, -0.0073, 0.0004, None, None, None
+        "two", 3000, 0.25, ["cc_half"], quality(0.9985, 0.051, 0.971), 0.9912, -0.0073, 0.0004, None, None, None
     )  # fmt: skip
     others = (
         ContributionRecord(
-            name, 3000, 0.01, False, quality(0.98, 0.097, 0.96), 0.9905, 0.0105, 0.0005, 0.5, 0.1, 0.02
+            name, 3000, 0.01, [], quality(0.98, 0.097, 0.96), 0.9905, 0.0105, 0.0005, 0.5, 0.1, 0.02
         )
         for name in ("good", "one")
     )  # fmt: skip
@@ -297,6 +297,20 @@ def test_a_crystal_that_makes_the_data_worse_is_said_and_comes_first(together: P
     assert table.rows[2][8:] == ("+0.10000 ± 0.02000", "0.0970", "0.0323", "96.0 %", "6.00")
     assert table.marked == {(1, 5)}
     assert "-0.00730 ± 0.00040*" in table_text(table)
+
+
+def test_a_crystal_may_spoil_the_anomalous_differences_alone(weighed: ContributionsRecord):
+    bad = replace(
+        weighed.crystals[1],
+        makes_worse=["cc_anomalous"],
+        without=replace(weighed.crystals[1].without, cc_anomalous=0.96),
+    )
+    (said,) = of_contributions.sentences(replace(weighed, crystals=[bad]))
+    assert "without it CC anomalous would be 0.96000 in place of 0.50000, Rmeas 0.0970" in said
+    assert "CC1/2" not in said
+    table = of_contributions.table(replace(weighed, crystals=[bad]), "all")
+    assert table.marked == {(1, 8)}
+    assert table.rows[1][8] == "+0.10000 ± 0.02000"
 
 
 def test_the_page_says_what_crystals_contribute(
@@ -454,7 +468,7 @@ def test_contributions_are_what_the_schema_says(validator: Any, content_together
     [
         lambda c: c.pop("why_not"),
         lambda c: c["merged"].update(completeness=97.1),
-        lambda c: c["crystals"][0].update(makes_worse="yes"),
+        lambda c: c["crystals"][0].update(makes_worse=["r_meas"]),
         lambda c: c["crystals"][0].pop("delta_cc_half"),
         lambda c: c["crystals"][0]["without"].pop("r_pim"),
     ],

@@ -97,9 +97,13 @@ class Contribution:
     delta_cc_anomalous_error: float
 
     @property
-    def makes_worse(self) -> bool:
-        """Whether CC1/2 is surely higher without the crystal."""
-        return self.delta_cc_half + SURE * self.delta_cc_half_error < 0
+    def makes_worse(self) -> tuple[str, ...]:
+        """Which of "cc_half" and "cc_anomalous" is surely higher without the crystal."""
+        differences = {
+            "cc_half": (self.delta_cc_half, self.delta_cc_half_error),
+            "cc_anomalous": (self.delta_cc_anomalous, self.delta_cc_anomalous_error),
+        }
+        return tuple(name for name, (d, error) in differences.items() if d + SURE * error < 0)
 
 
 def contributions(

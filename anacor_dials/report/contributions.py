@@ -52,12 +52,22 @@ def sentences(record: ContributionsRecord | None, crystal: str | None = None) ->
 
 
 def _sentence(one: ContributionRecord, merged: MergedQualityRecord) -> str:
+    correlations = {
+        "cc_half": ("CC1/2", one.without.cc_half, one.cc_half_with),
+        "cc_anomalous": ("CC anomalous", one.without.cc_anomalous, one.cc_anomalous_with),
+    }
+    said = [
+        *(
+            f"{name} would be {_cc(without)} in place of {_cc(with_it)}"
+            for what, (name, without, with_it) in correlations.items()
+            if what in one.makes_worse
+        ),
+        f"Rmeas {_r(one.without.r_meas)} in place of {_r(merged.r_meas)}",
+        f"completeness {_percent(one.without.completeness)} in place of {_percent(merged.completeness)}",
+    ]
     return (
-        f"{one.crystal} makes the merged data worse: without it CC1/2 would be {_cc(one.without.cc_half)} in "
-        f"place of {_cc(one.cc_half_with)}, Rmeas {_r(one.without.r_meas)} in place of {_r(merged.r_meas)}, "
-        f"completeness {_percent(one.without.completeness)} in place of {_percent(merged.completeness)}. It "
-        "was not left out; look at its labels, mu, alignment and indexing, and run again without it if it "
-        "stays so."
+        f"{one.crystal} makes the merged data worse: without it {', '.join(said)}. It was not left out; look "
+        "at its labels, mu, alignment and indexing, and run again without it if it stays so."
     )
 
 
@@ -92,7 +102,10 @@ def table(record: ContributionsRecord, title: str) -> Table:
         )
         for one in record.crystals
     ]
-    marked = frozenset((1 + i, 5) for i, one in enumerate(record.crystals) if one.makes_worse)
+    column = {"cc_half": 5, "cc_anomalous": 8}
+    marked = frozenset(
+        (1 + i, column[what]) for i, one in enumerate(record.crystals) for what in one.makes_worse
+    )
     return Table(rows, HEADER, f"{title}. {CAPTION}", marked)
 
 

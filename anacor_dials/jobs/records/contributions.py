@@ -47,8 +47,8 @@ class ContributionRecord:
         Of this crystal, among those that are merged.
     rejected : float or null
         The share of its observations that scaling rejected, 0 to 1.
-    makes_worse : bool
-        Whether CC1/2 is surely higher without it.
+    makes_worse : [str]
+        Which of "cc_half" and "cc_anomalous" are surely higher without it.
     without : MergedQualityRecord
         Of the data without it; the others keep their scales.
     cc_half_with, cc_anomalous_with : float or null
@@ -62,7 +62,7 @@ class ContributionRecord:
     crystal: str
     observations: int
     rejected: float | None
-    makes_worse: bool
+    makes_worse: Sequence[str]
     without: MergedQualityRecord
     cc_half_with: float | None
     delta_cc_half: float | None
