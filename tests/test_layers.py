@@ -29,6 +29,7 @@ WITH_DIALS = (
     "anacor_dials.jobs.correct",
     "anacor_dials.jobs.crystal_faces",
     "anacor_dials.jobs.labels_by_faces",
+    "anacor_dials.jobs.pipeline.contributions",
     "anacor_dials.jobs.pipeline.crystals",
     "anacor_dials.jobs.pipeline.merged_data",
     "anacor_dials.jobs.pipeline.settings",
