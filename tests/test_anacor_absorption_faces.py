@@ -26,6 +26,9 @@ from dxtbx.model import (
 from scipy.spatial.transform import Rotation
 
 from anacor_dials.command_line.anacor_absorption import run
+from anacor_dials.diffraction.alignment import AlignmentFit
+from anacor_dials.diffraction.reflections import Alignment
+from anacor_dials.jobs import correct_alignment
 from anacor_dials.jobs.records import AbsorptionRecord, read_record
 from anacor_dials.sample.tomogram_files import write_sample_file
 from anacor_dials.sample.volumes import LabelVolume
@@ -161,6 +164,39 @@ def test_faces_are_compared_with_the_alignment_given(folder: Path) -> None:
     assert json.loads((folder / "anacor_absorption.json").read_text())["warnings"] == []
     run([*INPUT, "labels.find_faces=False"])
     assert json.loads((folder / "anacor_absorption.json").read_text())["faces"] is None
+
+
+def by_intensities(monkeypatch: pytest.MonkeyPatch, offset_deg: float, sense: int) -> None:
+    """Makes the intensities say this offset, with a standard error of 1 deg."""
+
+    def refine(data: None, experiments: ExperimentList, *rest: object) -> AlignmentFit:
+        after = Alignment(offset_deg, sense)
+        return AlignmentFit(
+            ("offset", "sense"), Alignment(), after, 1.0, "", offset_deg, 1.0, sense
+        )
+
+    monkeypatch.setattr(correct_alignment, "equivalents", lambda *_: None)
+    monkeypatch.setattr(correct_alignment, "refine_alignment", refine)
+
+
+@pytest.mark.parametrize("offset", [OFFSET + 2.0, OFFSET - 180.0])
+def test_faces_and_intensities_together(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, offset: float
+) -> None:
+    """The faces are followed; where the intensities contradict them, a warning says so."""
+    by_intensities(monkeypatch, offset, SENSE)
+    run([*INPUT, "alignment.refine=faces,offset,sense", "output.html=None"])
+    content = json.loads((folder / "anacor_absorption.json").read_text())
+    turned = true_normals() @ np.array(content["tomo_to_datum"]).T
+    vectors = np.array(HKL) / np.array([A, A, C])
+    datum = U.apply(vectors / np.linalg.norm(vectors, axis=1)[:, None])
+    assert np.degrees(np.arccos(np.clip((turned * datum).sum(axis=1), -1, 1))).max() < 0.2
+    if offset > OFFSET:
+        assert content["warnings"] == []
+    else:
+        (warning,) = content["warnings"]
+        assert "The faces of the crystal and the intensities contradict each other" in warning
+        assert f"{offset:.1f} (1.0) deg with sense -1 by symmetry equivalents" in warning
 
 
 def test_two_crystals_have_the_indices_of_their_own_lattices(folder: Path) -> None:

@@ -238,6 +238,51 @@ def test_what_is_claimed_of_factors_is_true(name):
     assert rms(wrong) < 2 * rms(expected_errors)
 
 
+# Alcock's standard test for programs of absorption (Acta Cryst. A30 (1974) 332), as PLATON's manual prints it
+# (ABST): cell and wavelength, five faces (h k l and distance, mm), mu = 1/mm, and reflections with the cosines of
+# the angles between a*, b*, c* and the directions to the source and of exit, in turn.
+STANDARD_CELL = (10.0006, 11.0002, 12.0012, 95.81, 101.31, 106.8)
+STANDARD_FACES = [(1, 0, 0, 1.0), (0, 1, 1, 1.5), (0, -2, 1, 0.5), (-3, 0, 1, 0.3), (1, 1, -4, 1.3)]
+STANDARD_REFLECTIONS = """\
+0  1  1  -0.76194  0.84042 -0.24264  0.41352  0.44558 -0.28769
+0  1  1  -0.87952  0.95800 -0.01798  0.18886  0.19452 -0.03663
+0  0  1  -0.83199  0.86344 -0.69424  0.71659  0.06645  0.06645
+0  0 -1   0.83199 -0.86344  0.69424 -0.71659 -0.06645 -0.06645
+1  2  3  -0.53890  0.89307  0.01820  0.39840  0.68323 -0.19531
+1  2 -3   0.28445 -0.11900  0.92766 -0.64519  0.51498 -0.82452
+1 -2  3  -0.53152  0.69757 -0.97176  0.79426 -0.20838  0.59637
+1 -2  3  -0.74569  0.91174 -0.82812  0.65061 -0.01234  0.40032"""
+
+
+def test_the_standard_crystal_of_alcock():
+    """A triclinic crystal of five faces: what is printed fits together, and factors have the closed form."""
+    a, b, c, *angles = STANDARD_CELL
+    cos = np.cos(np.radians(angles))
+    metric = np.array([a, b, c]) * np.array([a, b, c])[:, None]
+    metric *= np.array([[1, cos[2], cos[1]], [cos[2], 1, cos[0]], [cos[1], cos[0], 1]])
+    reciprocal = np.linalg.inv(np.linalg.cholesky(metric)).T  # a*, b*, c*
+    numbers = np.array([line.split() for line in STANDARD_REFLECTIONS.splitlines()], float)
+    rows = unit(reciprocal)
+    source, exits = (np.linalg.solve(rows, numbers[:, i::2].T).T for i in (3, 4))
+    np.testing.assert_allclose(np.linalg.norm([source, exits], axis=2), 1, atol=2e-5)
+    # Laue's equations; they are five digits
+    np.testing.assert_allclose((source + exits) / 1.5418, numbers[:, :3] @ reciprocal, atol=2e-5)
+
+    faces = np.array(STANDARD_FACES)
+    solid = ConvexSolid(faces[:, :3] @ reciprocal, 1e3 * faces[:, 3])
+    assert len(solid.corners) == 6
+    n = len(numbers)  # each is a sweep of its own
+    directions = Directions(unit(source), unit(exits), np.arange(n), np.tile([1.0, 0, 0], (n, 1)))
+    expected = [
+        analytical_transmission(solid.normals, solid.distances_um, 1e-3, s, e)
+        for s, e in zip(directions.to_source, directions.exit, strict=True)
+    ]
+    assert min(expected) < 0.17
+    found = absorption_factors_of_solid(solid, 1e-3, directions, Tracing(1e-3))
+    np.testing.assert_allclose(found.transmission, expected, rtol=3e-3)
+    assert rms(found.transmission / expected - 1) < 1.5 * found.accuracy.rms_error
+
+
 def test_a_table_of_a_crystal_with_faces():
     solid, mu, tolerance = CASES["octahedron"]
     directions = scan(400, seed=5)

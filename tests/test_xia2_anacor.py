@@ -616,6 +616,26 @@ def test_parameters_reach_the_pipeline(virtual_xia2: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
+    ("argument", "file"),
+    [("faces=x.txt", "x.txt"), ("faces.X1=x.cif", "x.cif"), ("mesh=x.stl", "x.stl"), ("mesh.X1=x.ply", "x.ply")],
+)  # fmt: skip
+def test_faces_and_meshes_are_given_as_tomography_is(
+    virtual_xia2: Path, monkeypatch: pytest.MonkeyPatch, argument: str, file: str
+) -> None:
+    seen = []
+
+    def process(crystals, settings, work, write_report) -> PipelineResult:
+        seen.append(crystals)
+        return made_up_result(crystals, settings, work, write_report)
+
+    monkeypatch.setattr(side_by_side, "process", process)
+    Path(file).write_text("1 0 0 10")
+    run(["xia2", argument])
+    ((crystal,),) = seen
+    assert (crystal.name, crystal.tomography) == ("X1", virtual_xia2 / file)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["absent", "tomography=tomo.h5"], "absent is neither a parameter, a xia2 directory"),

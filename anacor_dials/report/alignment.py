@@ -75,6 +75,12 @@ def _notes(fit: AlignmentFit) -> list[str]:
     notes.append(
         "Standard errors are of the intensities; errors of labels and voxels are not in them."
     )
+    if fit.moved and math.isfinite(fit.factor_error):
+        notes.append(
+            f"If what was refined is wrong by its standard errors, the factors are wrong by "
+            f"{100 * fit.factor_error:.1f} % rms, after one scale: what hardly changes the factors is found badly, "
+            "and matters little."
+        )
     if fit.moved and "mu_scale" not in fit.asked and abs(fit.fitted_mu_scale - 1) > 0.03:
         notes.append(
             f"Equivalents would agree best with {fit.fitted_mu_scale:.3f} times mu; mu stays, as "
@@ -115,6 +121,7 @@ def alignment_record(fit: AlignmentFit) -> AlignmentRecord:
             "rotation_sense": fit.sense,
             "mu_scale": fit.fitted_mu_scale,
             "mu_scale_error": fit.mu_scale_error,
+            "factor_error": fit.factor_error,
         },
         observations=fit.n_observations,
         unique_reflections=fit.n_unique,

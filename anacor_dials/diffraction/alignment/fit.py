@@ -142,6 +142,9 @@ class AlignmentFit:
     refuted_mirror : float
         By how many standard deviations the best trial is better than the best one of the mirror
         image of the labels; NaN if they were not compared.
+    factor_error : float
+        The rms relative error of the factors, after one scale, that the standard errors of what was
+        refined make.
     """
 
     asked: tuple[str, ...]
@@ -175,6 +178,7 @@ class AlignmentFit:
     mu_grid: FloatArray = field(default_factory=MU_GRID.copy)
     refuted_at: float = REFUTED_AT
     refuted_mirror: float = math.nan
+    factor_error: float = math.nan
 
     @property
     def moved(self) -> bool:
@@ -503,4 +507,7 @@ def _judged(
         refuted_none=evidence.refuted_none,
         refuted_others=evidence.refuted_others,
         other=evidence.other,
+        factor_error=search.factor_error(
+            best, evidence.mu_error if "mu_scale" in asked else 0.0, evidence.offset_error
+        ),
     )

@@ -287,6 +287,32 @@ class Search:
         spread = max(float(np.sqrt(len(s)) * np.std(s, ddof=1)) for s in sums)
         return float(difference.sum()) / spread if spread > 0 else 0.0
 
+    def factor_error(self, best: Trial, mu_error: float, offset_error_deg: float) -> float:
+        """The rms relative error of the factors, after one scale, that standard errors make.
+
+        Parameters
+        ----------
+        best : Trial
+        mu_error, offset_error_deg : float
+            Of the factor on mu and of the offset; 0 for what is not refined. Their correlation is
+            left out.
+        """
+        columns = self._derivatives(best, with_offset=True)
+        errors = zip((mu_error, offset_error_deg), columns, strict=True)
+        return math.hypot(*(error * float(np.std(c)) for error, c in errors if error > 0))
+
+    def _derivatives(self, best: Trial, with_offset: bool) -> list[FloatArray]:
+        """d ln A (n,) by the factor on mu, and by the offset in deg if it is asked for."""
+        step = 0.5
+        centre = mu_weights(best.mu_scale)[0]
+        slope = (mu_weights(best.mu_scale + 0.01)[0] - mu_weights(best.mu_scale - 0.01)[0]) / 0.02
+        columns = [slope @ self.log_transmissions(best.offset_deg, best.sense)]
+        if with_offset:
+            ahead = self.log_transmissions(best.offset_deg + step, best.sense)
+            behind = self.log_transmissions(best.offset_deg - step, best.sense)
+            columns.append(centre @ (ahead - behind) / (2 * step))
+        return columns
+
     def linearised(self, best: Trial, with_offset: bool) -> tuple[FloatArray, FloatArray]:
         """The step to the minimum, and standard errors, from the first derivatives at a trial.
 
@@ -294,15 +320,7 @@ class Search:
         are infinite if the residuals do not depend on one of them. They are those of the curvature
         or of the clusters (sandwich formula), whichever is largest.
         """
-        step = 0.5
-        centre = mu_weights(best.mu_scale)[0]
-        slope = (mu_weights(best.mu_scale + 0.01)[0] - mu_weights(best.mu_scale - 0.01)[0]) / 0.02
-        at = self.log_transmissions(best.offset_deg, best.sense)
-        columns = [slope @ at]
-        if with_offset:
-            ahead = self.log_transmissions(best.offset_deg + step, best.sense)
-            behind = self.log_transmissions(best.offset_deg - step, best.sense)
-            columns.append(centre @ (ahead - behind) / (2 * step))
+        columns = self._derivatives(best, with_offset)
         gradient = np.stack([self.disagreement.residual(column) for column in columns], axis=1)
         information = gradient.T @ gradient
         if not np.all(np.diag(information) > 0) or np.linalg.cond(information) > 1e14:

@@ -155,7 +155,8 @@ class AlignmentRecord:
         As given, and as used; the keys are "from" and "to".
     best : mapping
         Where the equivalents agree best, with "angle_offset_error_deg" (null if it was not asked
-        for) and "mu_scale_error" beside the keys of "to".
+        for) and "mu_scale_error" beside the keys of "to", and "factor_error": the relative rms
+        error of the factors, after one scale, that the errors of what was refined make.
     observations, unique_reflections, sweeps, scale_parameters : int
         What the fit had.
     friedel_mates_apart : bool

@@ -1,0 +1,1 @@
+``alignment.refine=offset``: log, report and JSON say how wrong the factors are where what was refined is wrong by its standard errors. An offset that hardly changes the factors is found badly, and matters little.
