@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -190,18 +190,33 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 INPUT = ["models.expt", "observations.refl", "faces=faces.txt"]
 
 
-def expected_factors(table: flex.reflection_table, mu: float) -> np.ndarray:
-    """A (n,) of the box by points of its own, with rotations of scipy: lab = S R F U x crystal."""
+def expected_factors(
+    table: flex.reflection_table,
+    mu: Sequence[float],
+    turns: Sequence[Rotation] = tuple(fixed * U for fixed in FIXED),
+    slit_um: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """A (n,) of the box by points of its own, with rotations of scipy: lab = S R F U x crystal.
+
+    Of each experiment mu, and the rotation F U from the crystal to the axis; stills have no angle. A slit is a
+    Gaussian of these widths at half maximum along the axis and across it.
+    """
+    axis = np.array([0.6, 0.8, 0.0])
     points = np.random.default_rng(9).uniform(-1, 1, (20_000, 3)) * HALF
     result = []
     for i in range(len(table)):
-        turn = Rotation.from_rotvec(table["xyzcal.mm"][i][2] * np.array([0.6, 0.8, 0.0]))
-        to_lab = turn * FIXED[table["id"][i]] * U
+        number = table["id"][i]
+        about = Rotation.from_rotvec(table["xyzcal.mm"][i][2] * axis * (number < 2))
+        to_lab = about * turns[number]
         depth = np.zeros(len(points))
         for lab in ((0.0, 0.0, 1.0), table["s1"][i]):
             d = to_lab.inv().apply(np.array(lab) / np.linalg.norm(lab))
             depth += ((np.where(d > 0, HALF, -HALF) - points) / d).min(axis=1)
-        result.append(np.exp(-mu * depth).mean())
+        light = np.ones(len(points))
+        if slit_um is not None:
+            there = to_lab.apply(points) @ np.column_stack([axis, [-0.8, 0.6, 0.0]])
+            light = 2.0 ** -np.sum((2 * there / slit_um) ** 2, axis=1)
+        result.append(np.average(np.exp(-mu[number] * depth), weights=light))
     return np.array(result)
 
 
@@ -210,7 +225,7 @@ def test_factors_of_two_settings(folder: Path) -> None:
     run([*INPUT, "materials.crystal.mu=0.02", "output.faces=again.ins"])
     table = flex.reflection_table.from_file("corrected.refl")
     found = flumpy.to_numpy(table["analytical_correction"])
-    expected = expected_factors(table, 0.02)
+    expected = expected_factors(table, [0.02, 0.02])
     assert np.sqrt(np.mean((found / expected - 1) ** 2)) < 0.006  # of the points here
     assert np.ptp(found) > 0.2
     numbers = json.loads(Path("anacor_absorption.json").read_text())
@@ -232,6 +247,44 @@ def test_factors_of_two_settings(folder: Path) -> None:
     sizes = [float(block[f"_exptl_crystal_size_{which}"]) for which in ("max", "mid", "min")]
     np.testing.assert_allclose(sizes, 2e-3 * HALF, atol=1e-6)
     assert float(block["_exptl_absorpt_correction_T_min"]) == pytest.approx(found.min(), abs=1e-4)
+
+
+@pytest.mark.parametrize("slit_um", [None, (60.0, 12.0)])
+def test_each_experiment_has_its_own_orientation_and_mu(
+    folder: Path, slit_um: tuple[float, float] | None
+) -> None:
+    """Two sweeps of two wavelengths, the crystal mounted anew for the second one, and a still."""
+    other, third = Rotation.from_rotvec([1.2, 0.3, -0.5]), Rotation.from_rotvec([-0.7, 0.9, 0.2])
+    still = sweep("c", FIXED[0], third, 1.0)
+    still.goniometer, still.scan = None, None
+    experiments = [sweep("a", FIXED[0], U, 0.7107), sweep("b", FIXED[1], other, 1.0), still]
+    ExperimentList(experiments).as_file("models.expt")
+    table = flex.reflection_table.from_file("observations.refl")
+    more = table.select(table["id"] == 0)
+    more["id"] = flex.int(len(more), 2)
+    del more.experiment_identifiers()[0]
+    more.experiment_identifiers()[2] = "c"
+    table.extend(more)
+    table.as_file("observations.refl")
+    slit = []
+    if slit_um is not None:
+        slit = ["beam.profile=gaussian", f"beam.size={slit_um[0]},{slit_um[1]}"]
+    run([*INPUT, *CSPBBR3, *slit, "output.html=None", "absorption.tolerance=0.3"])
+    found = flumpy.to_numpy(
+        flex.reflection_table.from_file("corrected.refl")["analytical_correction"]
+    )
+    record = json.loads(Path("anacor_absorption.json").read_text())
+    mu = {
+        round(w["wavelength_angstrom"], 4): w["materials"][0]["mu_per_um"]
+        for w in record["wavelengths"]
+    }
+    assert mu[1.0] < 0.8 * mu[0.7107]  # the K edge of Br lies between them
+    turns = [FIXED[0] * U, FIXED[1] * other, third]
+    expected = expected_factors(table, [mu[0.7107], mu[1.0], mu[1.0]], turns, slit_um)
+    assert np.sqrt(np.mean((found / expected - 1) ** 2)) < 0.02  # of the points here
+    for number in (1, 2):
+        said = f"experiment {number} is turned by"
+        assert any(said in warning for warning in record["warnings"])
 
 
 def test_what_the_cell_holds(folder: Path) -> None:
