@@ -63,6 +63,8 @@ def test_a_polyhedron_has_its_volume_and_its_place(finer):
     # what is around it stays where it was
     ball = made.counts()[LIQUOR] * made.voxel_volume_um3 + crystal_volume(made)
     assert ball == pytest.approx(labels(empty).counts()[LIQUOR] * 1.2**3, rel=2e-3)
+    around = made.position_um(np.argwhere(made.values > 0))
+    np.testing.assert_allclose(around.mean(axis=0), 0, atol=1e-3)
 
 
 def test_a_bite_is_filled_and_what_sticks_out_is_taken_away():
