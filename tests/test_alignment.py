@@ -277,6 +277,24 @@ def test_a_wrong_space_group_moves_nothing() -> None:
     assert fit.after == Alignment(5.0, -1)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_radiation_damage_is_not_taken_for_absorption(seed: int) -> None:
+    """Intensities rise or fall by 30 % (rms) over the sweep, each by its own; nothing absorbs."""
+    rng = np.random.default_rng(seed)
+    data = random_equivalents(rng)
+    change = 0.3 * rng.standard_normal(300)[data.unique] * data.scan_angle_deg / 180
+    data = replace(data, log_intensity=data.log_intensity + change)
+    fit = fit_alignment(data, closed_form(data), ("offset", "sense"), Alignment(5.0, -1))
+    assert not fit.moved
+    assert fit.after == Alignment(5.0, -1)
+    # with absorption the alignment is right, or not moved
+    data = attenuated(data, 40.0, 1, 1.0)
+    fit = fit_alignment(data, closed_form(data), ("offset", "sense"), Alignment(5.0, -1))
+    if fit.moved:
+        assert fit.sense == 1
+        assert abs(fit.offset_deg - 40.0) < 3 * fit.offset_error_deg
+
+
 def test_a_round_sample_has_no_offset_but_a_mu() -> None:
     data = random_equivalents(np.random.default_rng(8))
     data = attenuated(data, 0.0, 1, 1.2, round_depth)
