@@ -249,6 +249,8 @@ def test_faces_are_named_by_their_forms(results):
     assert results.faces_found({"faces": {"crystals": [crystal]}}) == (
         "2 {1 0 1}, 1 no lattice plane (within 0.3°)"
     )
+    others = {"reason_for_no_faces": None, "faces": faces[2:]}
+    assert results.faces_found({"faces": {"crystals": [others]}}) == "1 no lattice plane"
     thawed = {"reason_for_no_faces": "it is rounded", "faces": faces}
     assert results.faces_found({"faces": {"crystals": [thawed]}}) == "none"
 

@@ -164,8 +164,9 @@ def faces_found(record: dict[str, Any]) -> str:
         h, k, l = (abs(round(i)) for i in face["hkl"])
         name = f"{{{max(h, k)} {min(h, k)} {l}}}" if face["lattice_plane"] else "no lattice plane"
         forms[name] += 1
-    furthest = max((f["angle_deg"] for f in crystal["faces"] if f["lattice_plane"]), default=0.0)
-    return f"{', '.join(f'{n} {name}' for name, n in forms.most_common())} (within {furthest:.1f}°)"
+    said = ", ".join(f"{n} {name}" for name, n in forms.most_common())
+    angles = [face["angle_deg"] for face in crystal["faces"] if face["lattice_plane"]]
+    return f"{said} (within {max(angles):.1f}°)" if angles else said
 
 
 def label_rows(folder: Path, found: Sequence[str]) -> list[tuple[str, list[str], list[bool]]]:
