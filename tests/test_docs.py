@@ -289,6 +289,7 @@ def test_file_format_page_names_what_is_in_a_file(
         labels=LabelVolume(labels, 1.0),
         probabilities=np.zeros((4, 3, 4, 5), dtype=np.uint8),
         hand_made=HandMadeLabels(labels, session, DEFAULT_NAMES, who),
+        unseen_borders=((1, 2, 3),),
     )
     monkeypatch.setattr(previews, "LARGEST_WITHOUT", 10)  # as of a large volume
     write_sample(path, sample)
