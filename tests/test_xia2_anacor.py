@@ -265,7 +265,7 @@ def test_the_record_of_a_real_run_is_true(finished_run: Path) -> None:
         f"X1/{name}"
         for name in (
             "absorption", "symmetry", "scale_none", "scale_analytical", "compare", "absences",
-            "merge", "export", "export_mmcif",
+            "free_set", "merge", "export", "export_mmcif",
         )
     ]  # fmt: skip
     for step in steps.values():
