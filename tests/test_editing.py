@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -193,6 +194,20 @@ def test_what_the_network_learns_spares_what_is_by_hand(path, editor, truth, mon
     (place,) = editor.places()
     assert place.unseen_border
     assert LabelEditor(path).places() == [place]
+
+
+def test_borders_are_kept_without_probabilities(path, truth, monkeypatch):
+    with h5py.File(path, "r+") as file:
+        del file["entry/segmentation/probabilities"]
+    editor = LabelEditor(path)
+    editor.paint(0, 15, np.flatnonzero(truth[15] == 3)[:10], 2)
+    found = SimpleNamespace(
+        labels=editor.label_volume(), probabilities=None, unseen_borders=((3, 30, 10),)
+    )
+    monkeypatch.setattr(editing, "segment_tomogram", lambda *_: found)
+    assert editor.learn() == 0
+    assert [place.voxel for place in editor.places()] == [(3, 30, 10)]
+    assert LabelEditor(path).places() == editor.places()
 
 
 def test_borders_that_do_not_show_come_first(path):

@@ -56,7 +56,7 @@ from anacor_dials.segmentation.doubtful_places import (
 from anacor_dials.segmentation.fine_voxels import mean_mu
 from anacor_dials.segmentation.propagation import PropagationSettings, followed, sam2_propagation
 from anacor_dials.segmentation.sam2_predictor import following_predictor
-from anacor_dials.segmentation.working_grid import intensity_scale
+from anacor_dials.segmentation.working_grid import intensity_scale, voxel_at_full_size
 
 logger = logging.getLogger("dials.anacor_dials.jobs.editing")
 
@@ -179,7 +179,7 @@ class LabelEditor:
         self.undone: list[Change] = []
         self.lock = threading.RLock()
         self._stamp = _stamp(self.path)
-        self._probabilities_changed = self._learned = False
+        self._network_unsaved = self._learned = False
         self.uncertainty_first = self.uncertainty = sample.factors_uncertainty
         self.unseen_borders = tuple(sample.unseen_borders)
 
@@ -237,8 +237,10 @@ class LabelEditor:
             self.session[thin] > 0,
             step=step,
         )
-        full = [dataclasses.replace(place, voxel=_full_size(place.voxel, step)) for place in found]
-        return borders + full
+        return borders + [
+            dataclasses.replace(place, voxel=voxel_at_full_size(place.voxel, (step, step, step)))
+            for place in found
+        ]
 
     def hand_made(self) -> HandMadeLabels:
         """The labels that are by hand now."""
@@ -369,9 +371,10 @@ class LabelEditor:
         with self.lock:
             if self.probabilities is not None and found.probabilities is not None:
                 self.probabilities = found.probabilities
-                self._probabilities_changed = self._learned = True
+                self._learned = True
             self.machine = found.labels.values.copy()
             self.unseen_borders = found.unseen_borders
+            self._network_unsaved = True
             return self._machine_labels("the network has learned", found.labels.values)
 
     def undo(self) -> str:
@@ -427,7 +430,7 @@ class LabelEditor:
             differs = (old != labels) | (before != session)
             where, labels, session = where[differs], labels[differs], session[differs]
             if not where.size:
-                if self._probabilities_changed:
+                if self._network_unsaved:
                     self.save()
                 return 0
             change = Change(what, where, old[differs], labels, before[differs], session)
@@ -492,10 +495,11 @@ class LabelEditor:
             write_hand_made(group, self.hand_made())
         elif where is None or where.size:
             group["by_hand"][box] = self.session[box]
-        if self._probabilities_changed and "probabilities" in group:
-            group["probabilities"][...] = self.probabilities
+        if self._network_unsaved:
+            if "probabilities" in group:
+                group["probabilities"][...] = self.probabilities
             write_unseen_borders(group, self.unseen_borders)
-            self._probabilities_changed = False
+            self._network_unsaved = False
         if "mu" in group:
             group["mu"][...] = self.mu
         if self.uncertainty is not None:
@@ -559,11 +563,6 @@ class LabelEditor:
             elif np.isfinite(first) and first > 0 and medians[label] > 0:
                 mu[label] *= medians[label] / first
         return mu
-
-
-def _full_size(voxel: tuple[int, ...], step: int) -> tuple[int, ...]:
-    """The voxel of a volume, of its indices in one of every `step` voxels along each axis."""
-    return tuple(step // 2 + step * v for v in voxel)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

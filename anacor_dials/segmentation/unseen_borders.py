@@ -19,6 +19,7 @@ import scipy.sparse.csgraph
 from numpy.typing import NDArray
 
 from anacor_dials.segmentation.edges import LEAST_SURFACE, Surface, box_around, surface_of
+from anacor_dials.segmentation.working_grid import voxel_at_full_size
 
 Array = NDArray[np.float32]
 
@@ -54,11 +55,8 @@ class BorderSeen:
 
     def at_full_size(self, factors: Sequence[int]) -> BorderSeen:
         """The same in a volume with so many voxels along X, Y and Z in place of each one here."""
-        voxels = (
-            tuple(n * f + f // 2 for n, f in zip(voxel, factors, strict=True))
-            for voxel in self.voxels
-        )
-        return replace(self, voxels=tuple(voxels))
+        voxels = tuple(voxel_at_full_size(voxel, factors) for voxel in self.voxels)
+        return replace(self, voxels=voxels)
 
 
 def border_seen(

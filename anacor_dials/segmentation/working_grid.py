@@ -9,6 +9,7 @@ or liquor is brighter.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,6 +226,19 @@ def label_factors(voxel_size_um: ArrayLike, shape: tuple[int, ...]) -> tuple[int
     few = math.prod(shape) <= FINER_UP_TO * math.prod(half.tolist())
     x, y, z = (half if np.all(factors % 2 == 0) and fine_enough and few else factors).tolist()
     return x, y, z
+
+
+def voxel_at_full_size(voxel: Sequence[int], factors: Sequence[int]) -> tuple[int, ...]:
+    """The middle voxel of a block.
+
+    Parameters
+    ----------
+    voxel : sequence of int
+        The indices of the block.
+    factors : sequence of int
+        How many voxels it is long.
+    """
+    return tuple(n * f + f // 2 for n, f in zip(voxel, factors, strict=True))
 
 
 def binned_values(
