@@ -233,6 +233,29 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def two_sweeps(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Sweeps 25 and 30 of l_cysteine scaled together, quickly, without an absorption model."""
+    pytest.importorskip("dials")
+    from anacor_dials.diffraction.scaling import scale
+
+    data = shared_data / "l_cysteine"
+    return scale(
+        [data / f"sweep_{n}.expt" for n in (25, 30)],
+        [data / f"sweep_{n}.refl" for n in (25, 30)],
+        "none",
+        tmp_path_factory.mktemp("scaled"),
+        options=(
+            "full_matrix=False",
+            "error_model=None",
+            "intensity_choice=profile",
+            "outlier_rejection=simple",
+            "physical.decay_correction=False",
+            "output.html=None",
+        ),
+    )
+
+
 @pytest.fixture
 def sample_labels() -> LabelVolume:
     """20 x 24 x 28 voxels of 2 x 1.5 x 1 um: a drop of liquor, a rod of loop in it, a crystal.

@@ -21,7 +21,6 @@ from dials.array_family import flex
 from anacor_dials.diffraction.contributions import contributions, rejected_shares
 from anacor_dials.diffraction.merging import ScaledIntensities
 from anacor_dials.diffraction.models import read_models
-from anacor_dials.diffraction.scaling import scale
 from anacor_dials.jobs.pipeline.contributions import contributions_record
 
 Change = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
@@ -302,30 +301,15 @@ def test_what_cannot_be_said():
 # ---- real data, from files ------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def two_sweeps(shared_data: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Two real sweeps of one crystal scaled together, quickly; here they count as two crystals."""
-    data = shared_data / "l_cysteine"
-    scaled = scale(
-        [data / f"sweep_{n}.expt" for n in (25, 30)],
-        [data / f"sweep_{n}.refl" for n in (25, 30)],
-        "none",
-        tmp_path_factory.mktemp("scaled"),
-        options=(
-            "full_matrix=False",
-            "error_model=None",
-            "intensity_choice=profile",
-            "outlier_rejection=simple",
-            "physical.decay_correction=False",
-            "output.html=None",
-        ),
-    )
-    return {"A": data / "sweep_25.expt", "B": data / "sweep_30.expt"}, scaled
+@pytest.fixture
+def models(shared_data: Path) -> dict[str, Path]:
+    """The sweeps count as two crystals here."""
+    return {name: shared_data / f"l_cysteine/sweep_{n}.expt" for name, n in (("A", 25), ("B", 30))}
 
 
-def test_of_scaled_files(two_sweeps):
+def test_of_scaled_files(two_sweeps, models):
     """Sweeps are told apart by identifier; each alone is what iotbx makes of its own table."""
-    models, scaled = two_sweeps
+    scaled = two_sweeps
     record = contributions_record((scaled.experiments, scaled.reflections), models, (5.0, 0.9))
     experiments = read_models(scaled.experiments)
     table = flex.reflection_table.from_file(str(scaled.reflections))
@@ -350,9 +334,8 @@ def test_of_scaled_files(two_sweeps):
     assert sum(one.observations for one in record.crystals) == record.merged.observations
 
 
-def test_rejected_observations_are_counted(two_sweeps):
-    models, scaled = two_sweeps
+def test_rejected_observations_are_counted(two_sweeps, models):
     identifiers = {read_models(path)[0].identifier: name for name, path in models.items()}
-    shares = rejected_shares(scaled.reflections, identifiers, 5.0, 0.9)
+    shares = rejected_shares(two_sweeps.reflections, identifiers, 5.0, 0.9)
     assert set(shares) == {"A", "B"}
     assert all(0 < share < 0.5 for share in shares.values())

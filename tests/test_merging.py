@@ -22,31 +22,11 @@ from anacor_dials.diffraction.merging import (
     load_scaled,
     merging_statistics,
 )
-from anacor_dials.diffraction.scaling import scale
 
 
 @pytest.fixture(scope="module")
 def l_cysteine(shared_data):
     return shared_data / "l_cysteine"
-
-
-@pytest.fixture(scope="module")
-def two_sweeps(l_cysteine, tmp_path_factory):
-    """Two real sweeps scaled together, quickly."""
-    return scale(
-        [l_cysteine / f"sweep_{n}.expt" for n in (25, 30)],
-        [l_cysteine / f"sweep_{n}.refl" for n in (25, 30)],
-        "none",
-        tmp_path_factory.mktemp("scaled"),
-        options=(
-            "full_matrix=False",
-            "error_model=None",
-            "intensity_choice=profile",
-            "outlier_rejection=simple",
-            "physical.decay_correction=False",
-            "output.html=None",
-        ),
-    )
 
 
 @pytest.fixture(scope="module")

@@ -315,7 +315,7 @@ class Surface:
             yield first, second.astype(np.intp), weight.astype(np.float32)
 
     def averaging(self) -> scipy.sparse.csr_matrix:
-        """The weights (k, k) of the neighbours, for many averages; some 20 in each row."""
+        """The weights (k, k) of the neighbours, for many averages; some 25 in each row."""
         pairs = list(self.neighbours())
         first, second, weight = (np.concatenate(part) for part in zip(*pairs, strict=True))
         n = len(self.points)

@@ -297,8 +297,8 @@ class Search:
             Of the factor on mu and of the offset; 0 for what is not refined. Their correlation is
             left out.
         """
-        columns = self._derivatives(best, with_offset=True)
-        errors = zip((mu_error, offset_error_deg), columns, strict=True)
+        columns = self._derivatives(best, with_offset=offset_error_deg > 0)
+        errors = zip((mu_error, offset_error_deg), columns, strict=False)
         return math.hypot(*(error * float(np.std(c)) for error, c in errors if error > 0))
 
     def _derivatives(self, best: Trial, with_offset: bool) -> list[FloatArray]:
