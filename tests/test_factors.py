@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import tracemalloc
 
+import numba
 import numpy as np
 import pytest
 from scipy import integrate
@@ -25,7 +26,8 @@ from anacor_dials.absorption.crystal_points import CrystalPoints
 from anacor_dials.absorption.directions import Directions
 from anacor_dials.absorption.engines import select_engine
 from anacor_dials.absorption.factors import absorption_factors
-from anacor_dials.absorption.ray_tracing import exact_transmission
+from anacor_dials.absorption.node_sums import ROWS_OF_A_TILE, sums_of_products
+from anacor_dials.absorption.ray_tracing import exact_transmission, use_threads
 from anacor_dials.absorption.tracing import Tracing
 from anacor_dials.sample.frames import rotation_about, source_directions, unit
 from anacor_dials.sample.volumes import LabelVolume
@@ -575,6 +577,43 @@ def test_the_seed_decides(plate_scan):
     )
     np.testing.assert_array_equal(a, b)
     assert not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize("beam", [None, BeamProfile("gaussian", (60.0, 50.0))])
+def test_the_number_of_threads_changes_no_digit(beam):
+    """Sums of a large table, which BLAS would divide among its threads."""
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("numba has one thread only")
+    cube = np.zeros((24, 24, 24), dtype=np.uint8)
+    cube[2:-2, 2:-2, 2:-2] = 3
+    one, two = (
+        absorption_factors(
+            LabelVolume(cube, 4.0),
+            [0, 0, 0, 0.02],
+            scan(3000),
+            Tracing(method="table", beam=beam, nproc=n, device="cpu"),
+        )
+        for n in (1, 2)
+    )
+    assert one.accuracy.method == "table"
+    np.testing.assert_array_equal(one.transmission, two.transmission)
+    np.testing.assert_array_equal(one.standard_error, two.standard_error)
+    np.testing.assert_array_equal(one.mean_path_um, two.mean_path_um)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("k", [5, ROWS_OF_A_TILE, 2 * ROWS_OF_A_TILE + 3])
+def test_sums_of_products(n_threads, k):
+    rng = np.random.default_rng(0)
+    a, b = rng.random((7, 40), dtype=np.float32), rng.random((k, 80), dtype=np.float32)[:, ::2]
+    before = use_threads(None)
+    use_threads(n_threads)
+    try:
+        found = sums_of_products(a, b)
+    finally:
+        use_threads(before)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, a.astype(float) @ b.astype(float).T, rtol=1e-5)
 
 
 def test_a_tolerance_out_of_reach_is_a_warning(monkeypatch, caplog):

@@ -322,8 +322,9 @@ def absorption_factors_of_surfaces(
 def _of_body(
     body: AttenuatingBody, directions: Directions, tracing: Tracing, progress: bool
 ) -> AbsorptionFactors:
-    threads = use_threads(tracing.nproc)
-    with threadpool_limits(limits=threads, user_api="blas"):
+    use_threads(tracing.nproc)
+    # sums that BLAS divides among its threads differ in their last digits with their number
+    with threadpool_limits(limits=1, user_api="blas"):
         return _refined(Computation(body, directions, tracing, progress))
 
 

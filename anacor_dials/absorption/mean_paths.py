@@ -7,7 +7,7 @@ import numpy as np
 from anacor_dials.absorption.computation import Computation, n_nodes
 from anacor_dials.absorption.crystal_points import SampledPoints
 from anacor_dials.absorption.direction_table import DirectionTable
-from anacor_dials.absorption.node_sums import SMALLEST_TRANSMISSION
+from anacor_dials.absorption.node_sums import SMALLEST_TRANSMISSION, sums_of_products
 from anacor_dials.sample.frames import FloatArray
 
 # Enough for 1 to 2 %: the paths are reported, and no correction depends on them.
@@ -40,10 +40,10 @@ def mean_paths(computation: Computation) -> FloatArray:
             t_in *= some.weights
         else:
             t_in *= computation.beam_weights(some, incident, beam_axis)
-        total += t_in @ t_out.T
+        total += sums_of_products(t_in, t_out)
         for label in range(1, n_labels):
-            weighted[label] += (t_in * l_in[..., label]) @ t_out.T
-            weighted[label] += t_in @ (t_out * l_out[..., label]).T
+            weighted[label] += sums_of_products(t_in * l_in[..., label], t_out)
+            weighted[label] += sums_of_products(t_in, t_out * l_out[..., label])
     total = np.maximum(total, SMALLEST_TRANSMISSION)
     paths = np.zeros((len(directions), n_labels))
     for label in range(1, n_labels):

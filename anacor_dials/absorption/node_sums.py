@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,39 @@ if TYPE_CHECKING:
     from anacor_dials.absorption.computation import Computation
 
 SMALLEST_TRANSMISSION = 1e-30  # keeps logarithms finite; no such reflection can be measured
+ROWS_OF_A_TILE = 256  # of a product, made by one thread: fast, and enough tiles for many threads
+
+
+def sums_of_products(a: Any, b: Any) -> Any:
+    """The sums over m points of products, a b^T (n, k), with the threads that trace rays.
+
+    Every sum is made by one thread, in tiles of one size, so that its last digits do not depend on
+    how many threads there are; the caller limits BLAS to one thread.
+
+    Parameters
+    ----------
+    a : array (n, m)
+        Of numpy or cupy.
+    b : array (k, m)
+    """
+    if not isinstance(a, np.ndarray):
+        return a @ b.T
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)  # other strides are far slower
+    out = np.empty((len(a), len(b)), dtype=np.result_type(a, b))
+
+    def tile(start: int) -> None:
+        rows = slice(start, start + ROWS_OF_A_TILE)
+        np.matmul(a, b[rows].T, out=out[:, rows])
+
+    starts = range(0, len(b), ROWS_OF_A_TILE)
+    threads = min(numba.get_num_threads(), len(starts))
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(tile, starts))
+    else:
+        for start in starts:
+            tile(start)
+    return out
 
 
 class NodeSums:
@@ -69,13 +104,15 @@ class NodeSums:
             self._w_squares += (d_w**2).sum(axis=1, dtype=np.float64)[:, None]
             t_in = t_in * w
             if self._with_error:
-                self._f_weights += (d_w * t_in[:, ::2]) @ t_out[:, ::2].T
-                self._f_weights -= (d_w * t_in[:, 1::2]) @ t_out[:, 1::2].T
-        self._sums += t_in @ t_out.T
+                self._f_weights += sums_of_products(d_w * t_in[:, ::2], t_out[:, ::2])
+                self._f_weights -= sums_of_products(d_w * t_in[:, 1::2], t_out[:, 1::2])
+        self._sums += sums_of_products(t_in, t_out)
         if not self._with_error:
             return
-        self._pairs += (t_in[:, ::2] * t_in[:, 1::2]) @ (t_out[:, ::2] * t_out[:, 1::2]).T
-        self._squares += (t_in**2) @ (t_out**2).T
+        self._pairs += sums_of_products(
+            t_in[:, ::2] * t_in[:, 1::2], t_out[:, ::2] * t_out[:, 1::2]
+        )
+        self._squares += sums_of_products(t_in**2, t_out**2)
 
     def log_mean(self) -> FloatArray:
         """log A of the points so far. Raises ValueError where no light falls on the crystal."""

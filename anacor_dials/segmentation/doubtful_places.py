@@ -78,11 +78,14 @@ def doubt_of(probabilities: NDArray[np.uint8], crystal: int) -> NDArray[np.uint8
         The label of the crystal.
     """
     out = uncertainty(probabilities)
+    weighted = (OTHERS * np.arange(256)).astype(np.uint8)
     for x in range(out.shape[0]):
-        p = probabilities[:, x]
-        second = np.partition(p, -2, axis=0)[-2]
-        elsewhere = p[crystal] < np.maximum(second, 1)
-        out[x][elsewhere] = (OTHERS * out[x][elsewhere]).astype(np.uint8)
+        first = second = np.zeros(out.shape[1:], dtype=np.uint8)
+        for p in probabilities[:, x]:
+            second = np.maximum(second, np.minimum(first, p))
+            first = np.maximum(first, p)
+        elsewhere = probabilities[crystal, x] < np.maximum(second, 1)
+        out[x] = np.where(elsewhere, weighted[out[x]], out[x])
     return out
 
 

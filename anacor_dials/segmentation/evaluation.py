@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.ndimage
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
 
 from anacor_dials.sample.frames import FloatArray
 from anacor_dials.sample.tomogram_files import read_sample_file
@@ -105,6 +106,21 @@ def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask & ~scipy.ndimage.binary_erosion(mask)
 
 
+def _distances_um(
+    from_: NDArray[np.bool_], to: NDArray[np.bool_], size: FloatArray
+) -> NDArray[np.float64]:
+    """Distances (n,) of the n voxels of a mask from the nearest voxel of another one, um.
+
+    A tree of the voxels takes a fraction of the time and memory of a distance transform of the
+    volume, and has the same distances.
+    """
+    apart = np.argwhere(from_ & ~to) * size  # the others are at 0
+    out = np.zeros(np.count_nonzero(from_))
+    if len(apart):
+        out[: len(apart)], _ = cKDTree(np.argwhere(to) * size).query(apart, workers=-1)
+    return out
+
+
 def hd95_um(found: NDArray[np.bool_], true: NDArray[np.bool_], voxel_size_um: ArrayLike) -> float:
     """HD95 of two masks (nx, ny, nz), um; NaN if one of them is empty.
 
@@ -122,9 +138,10 @@ def hd95_um(found: NDArray[np.bool_], true: NDArray[np.bool_], voxel_size_um: Ar
     a, b = np.pad(found[box], 1), np.pad(true[box], 1)
     a, b = _surface(a), _surface(b)
     size = np.broadcast_to(np.asarray(voxel_size_um, dtype=np.float64), (3,))
-    to_b = scipy.ndimage.distance_transform_edt(~b, sampling=size)[a]
-    to_a = scipy.ndimage.distance_transform_edt(~a, sampling=size)[b]
-    return float(max(np.percentile(to_a, 95), np.percentile(to_b, 95)))
+    return max(
+        float(np.percentile(_distances_um(a, b, size), 95)),
+        float(np.percentile(_distances_um(b, a, size), 95)),
+    )
 
 
 def cross_entropy(probabilities: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
