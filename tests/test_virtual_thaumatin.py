@@ -30,6 +30,7 @@ from anacor_dials.command_line import anacor_absorption, anacor_compare, xia2_an
 from anacor_dials.jobs.records import ComparisonRecord, pipeline_schema, read_record
 
 MODULES = {"import": "dials_import"}  # where a module is not called as its command
+LONGEST_WAIT = 1800.0  # seconds; a busy machine is slow
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "virtual_thaumatin"
 
 
@@ -521,6 +522,8 @@ def watching(folder):
 
 def until(happened, process):
     """Waits for something while a process runs."""
+    end = time.monotonic() + LONGEST_WAIT
     while not happened():
         assert process.poll() is None, "the watch has ended"
+        assert time.monotonic() < end
         time.sleep(0.05)
