@@ -492,7 +492,7 @@ def test_a_watch_takes_what_xia2_left_and_goes_on_after_it_was_stopped(by_xia2, 
         log = tmp_path / "watch.log"
         until(lambda: "B: waiting; it has no scan yet" in log.read_text(), process)
         shutil.copy(run / "virtual_0001_truth.h5", tmp_path / "visit/tomo/B.h5")
-        until(lambda: "2 crystals are done, 0 failed" in log.read_text(), process)
+        until(lambda: "Crystals: 2 done, 0 failed" in log.read_text(), process)
         process.send_signal(signal.SIGTERM)
         process.wait(60)
     content = validated(tmp_path / "anacor/anacor.json")

@@ -30,7 +30,7 @@ class Tracing:
     memory_gb : float
         Memory for tables and rays, besides the volume itself, GB.
     nproc : int, optional
-        The number of threads; None for one per core.
+        The number of threads; None for one per core. The factors do not depend on it.
     device : str
         "auto" (a GPU if CuPy finds one), "cpu" or "cuda".
     seed : int

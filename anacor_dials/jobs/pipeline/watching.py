@@ -195,7 +195,7 @@ def watch(
     running: dict[Future[Outcome], str] = {}
     said: dict[str, str] = {}
     result, last = result_of([]), time.monotonic()
-    logger.info("watching %s, %d crystals at a time", rule.folder, at_a_time)
+    logger.info("watching %s; crystals at a time: %d", rule.folder, at_a_time)
     with side_by_side(at_a_time, work) as executor:
         while True:
             ready, waiting = ready_crystals(rule, patience.settled_s)
@@ -243,6 +243,6 @@ def _tell_of(waiting: Mapping[str, str], said: dict[str, str], work: WorkingFold
 
 def _tell_of_ended(result: PipelineResult, work: WorkingFolder) -> None:
     n, failed = len(result.corrections), len(result.failed)
-    work.tell(f"\n{n} crystals are done, {failed} failed")
+    work.tell(f"\nCrystals: {n} done, {failed} failed")
     for one in result.failed:
         work.tell(f"  {one.crystal.name}: {one.reason}")
