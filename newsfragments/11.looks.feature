@@ -1,1 +1,1 @@
-AnACorNet looks twice more before it labels: slices see what slices through the middle of the coarse blocks showed, in place of what the coarse pass found.
+AnACorNet looks once more before it labels: slices see the mean of what the coarse pass and slices through the middle of its blocks found.

@@ -145,7 +145,7 @@ def test_slices_see_the_coarse_pass_in_its_place(axes, tile):
     labels[9:27, 12:51, 15:30] = 3  # whole blocks of three voxels; nothing about it is symmetric
     values = np.array(LEVELS, dtype=np.float32)[labels]
     network = ByCoarsePass()
-    settings = InferenceSettings(axes=axes, tile=tile, overlap=8, looks=0, device="cpu")
+    settings = InferenceSettings(axes=axes, tile=tile, overlap=8, look=False, device="cpu")
     found = most_probable(find_classes(network, values, settings).probabilities)
     assert network.context.n == 1  # the whole sample, once
     # interpolation rounds the edges off, and the faces are where they were
@@ -175,7 +175,7 @@ class Beside(ByValue):
 def test_slices_that_exchange_crystal_and_liquor_are_contradicted():
     """By the coarse pass: another network is taken, and where there is none it is said."""
     labels, values = phantom(60)
-    settings = InferenceSettings(looks=0, device="cpu")
+    settings = InferenceSettings(look=False, device="cpu")
     exchanged = find_classes(Exchanging(), values, settings)
     assert exchanged.contradicted > 0.9
     assert np.mean((exchanged.probabilities.argmax(axis=0) == 1)[labels == 3]) > 0.99
@@ -218,7 +218,11 @@ def test_a_look_finds_the_shares_of_blocks_in_slices_through_their_middle():
     rng = np.random.default_rng(4)
     labels = rng.integers(1, 4, (14, 13, 16)).astype(np.uint8)  # the last blocks are incomplete
     seen = np.stack([np.array(LEVELS)[labels]] * N_VIEWS).astype(np.float16)
-    found = context_of(SlicesBesideAnIgnorantPass(True), seen, looks=1)
+    network = SlicesBesideAnIgnorantPass(True)
+    assert np.all(context_of(network, seen, look=False)[0] > 0.99)
+    # the mean of what the coarse pass says, background, and of what slices see
+    mean = context_of(network, seen).astype(float)
+    found = 2 * mean - np.array([1, 0, 0, 0]).reshape(4, 1, 1, 1)
     assert found.shape == (4, 5, 5, 6)
     one_hot = np.stack([labels == k for k in range(4)]).astype(float)
     for block in [(0, 0, 0), (2, 1, 4), (1, 3, 0)]:
@@ -235,24 +239,19 @@ def test_a_look_finds_the_shares_of_blocks_in_slices_through_their_middle():
     np.testing.assert_allclose(found[:, 4, 2, 2], last, atol=2e-3)
 
 
-def test_every_look_sees_what_the_last_one_found():
-    seen = np.ones((N_VIEWS, 12, 15, 9), np.float16)
-    network = SlicesBesideAnIgnorantPass(False)
-    for looks in range(4):  # the coarse pass says class 0, and each look the class after the last
-        assert np.all(context_of(network, seen, looks).argmax(axis=0) == looks)
-    for looks in (0, 1, 2):
-        settings = InferenceSettings(looks=looks, device="cpu")
-        p = find_classes(network, np.ones((40, 17, 18), np.float32), settings).probabilities
-        assert np.all(p.argmax(axis=0) == looks + 1)
-    across_one = find_classes(
-        network, np.ones((40, 17, 18), np.float32), InferenceSettings(axes="x", device="cpu")
-    ).probabilities
-    assert np.all(across_one.argmax(axis=0) == 2)  # where a look is dear there is one
-    assert context_of(ByValue(), seen) is None
+@pytest.mark.parametrize("axes", ["x", "xyz"])
+def test_labels_are_made_after_the_look(axes):
+    """The coarse pass says class 0, and slices the class after the one that they see."""
+    network, values = SlicesBesideAnIgnorantPass(False), np.ones((40, 17, 18), np.float32)
+    for look, expected in ((False, 1), (True, 0)):  # a mean of two classes is sure of none
+        settings = InferenceSettings(axes=axes, look=look, device="cpu")
+        p = find_classes(network, values, settings).probabilities
+        assert np.all(p.argmax(axis=0) == expected)
+    assert context_of(ByValue(), np.ones((N_VIEWS, 12, 15, 9), np.float16)) is None
 
 
 def test_probabilities_from_elsewhere_take_the_place_of_the_coarse_pass():
-    """Of the box around the sample, and without looks, which would blur them further."""
+    """Of the box around the sample, and without a look, which would blur them further."""
     before = np.zeros((4, 70, 72, 75), dtype=np.uint8)
     values = np.zeros(before.shape[1:], dtype=np.float32)
     values[20:50, 24:54, 21:57] = 1.0

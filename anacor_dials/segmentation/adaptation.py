@@ -33,7 +33,7 @@ from anacor_dials.segmentation.context import at_plane
 from anacor_dials.segmentation.crops import Augmentation, CropSource
 from anacor_dials.segmentation.losses import soft_dice
 from anacor_dials.segmentation.network import SliceNetwork, has_fast_bfloat16, on_device
-from anacor_dials.segmentation.tiles import LOOKS, context_of
+from anacor_dials.segmentation.tiles import context_of
 from anacor_dials.segmentation.training_data import (
     TrainingVolume,
     VolumePool,
@@ -459,7 +459,7 @@ def nearest_network(networks: Sequence[SliceNetwork], sample: KnownSample, crops
         network.eval()
         contexts = []
         if network.context is not None:
-            contexts.append(_context(network, sample.views))
+            contexts.append(_context(network, sample.views, look=True))
         source = KnownCrops(sample, network.settings.n_slices, contexts)
         rng = np.random.default_rng(0)
         values = []
@@ -477,9 +477,9 @@ def nearest_network(networks: Sequence[SliceNetwork], sample: KnownSample, crops
 
 
 def _context(
-    network: SliceNetwork, views: NDArray[np.float16], looks: int = LOOKS
+    network: SliceNetwork, views: NDArray[np.float16], look: bool = False
 ) -> NDArray[np.float16]:
-    found = context_of(network, views, looks)
+    found = context_of(network, views, look)
     assert found is not None  # the network has a coarse pass
     return found
 
@@ -495,12 +495,12 @@ def _adapt(
     start = time.perf_counter()
     contexts: list[NDArray[np.float16]] = []
     if network.context is not None:
-        contexts.append(_context(network, sample.views, looks=0))
-        _adapt_coarse(network, sample, others, settings, bar)
-        contexts.append(_context(network, sample.views, looks=0))
         contexts.append(_context(network, sample.views))
+        _adapt_coarse(network, sample, others, settings, bar)
+        contexts.append(_context(network, sample.views))
+        contexts.append(_context(network, sample.views, look=True))
         for pooled in others.pooled() if others is not None else ():
-            pooled.context = _context(network, pooled.volume.views, looks=0)
+            pooled.context = _context(network, pooled.volume.views)
     own = KnownCrops(sample, network.settings.n_slices, contexts)
     source = None if others is None else CropSource(others, network.settings.n_slices, GENTLE)
     fine = [

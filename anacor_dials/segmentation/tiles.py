@@ -36,10 +36,6 @@ AIR_AROUND = 16  # voxels of air around the sample that the network sees: one pi
 # samples left out of training this raised the Dice of liquor and loop wherever there were any, and
 # that of the crystal on four; on two it fell by 0.002 and 0.003.
 ALL_AXES_UP_TO = 24_000_000
-# How often slices through the middle of the coarse blocks are looked at before the labels are made;
-# what they show takes the place of what the coarse pass found.
-LOOKS = 2
-LOOKS_ACROSS_ONE_AXIS = 1  # of large samples, where a look takes a third of the time of the labels
 ORDERS = {"x": (0, 1, 2), "y": (1, 0, 2), "z": (2, 0, 1)}  # of the axes, the normal of slices first
 
 
@@ -58,9 +54,9 @@ class InferenceSettings:
     axes : str
         The normals of the slices, such as "x"; "xyz" for the mean over the three; "auto": all three
         if that takes little time (:meth:`normals`).
-    looks : int
-        How often slices through the middle of the coarse blocks are looked at before the labels
-        are made (:func:`context_of`).
+    look : bool
+        Whether slices through the middle of the coarse blocks are looked at before the labels are
+        made (:func:`context_of`). It takes a third of the time of the labels.
     device : str
         auto, cpu or cuda.
     """
@@ -69,7 +65,7 @@ class InferenceSettings:
     overlap: int = 48
     batch: int | None = None
     axes: str = "auto"
-    looks: int = LOOKS
+    look: bool = True
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -302,15 +298,16 @@ class _SliceLabeller:
         found: NDArray[np.float32] = torch.softmax(logits.float(), dim=1).cpu().numpy()
         return found
 
-    def look(self, times: int, normals: str, progress: bool = False) -> None:
-        """Puts what slices find in the place of what the coarse pass found, some times over.
+    def look(self, normals: str, progress: bool = False) -> None:
+        """Averages what the coarse pass found with what slices find that see it.
 
         A network without a coarse pass does not look.
         """
-        for _ in range(times if self.coarse is not None else 0):
-            self.coarse = self._found_in_slices(normals, progress)
+        if self.coarse is not None:
+            found = self._found_in_slices(normals, progress)
+            self.coarse = ((self.coarse.astype(np.float32) + found) / 2).astype(np.float16)
 
-    def _found_in_slices(self, normals: str, progress: bool) -> NDArray[np.float16]:
+    def _found_in_slices(self, normals: str, progress: bool) -> NDArray[np.float32]:
         """Context (n_classes, cx, cy, cz) from slices through the middle of the coarse blocks.
 
         The slices are across all normals; their probabilities are averaged over the blocks.
@@ -321,7 +318,7 @@ class _SliceLabeller:
             found = self.turned(ORDERS[axis])._block_means(progress, axis.upper()).transpose(back)
             total = found if total is None else total + found
         assert total is not None
-        return (total / len(normals)).astype(np.float16)
+        return total / np.float32(len(normals))
 
     def _block_means(self, progress: bool, axis: str) -> NDArray[np.float32]:
         """Means (n_classes, cx, cy, cz) of probabilities, each plane of blocks by one slice."""
@@ -345,12 +342,13 @@ class _SliceLabeller:
 
 
 def context_of(
-    network: SliceNetwork, seen: NDArray[np.float16], looks: int = LOOKS
+    network: SliceNetwork, seen: NDArray[np.float16], look: bool = True
 ) -> NDArray[np.float16] | None:
     """What slices see beside the tomogram (n_classes, cx, cy, cz); None without a coarse pass.
 
-    First the coarse pass finds it. Then the network for slices itself does, `looks` times: what it
-    finds in slices across three axes is sharper, and each time it sees the last.
+    First the coarse pass finds it. Then the network for slices itself looks at slices across three
+    axes, and the mean of both is taken: slices are sharper, and the coarse pass holds them back
+    where they would believe their own mistakes.
 
     Parameters
     ----------
@@ -358,10 +356,12 @@ def context_of(
         In evaluation mode, on the device where it works.
     seen : array (n_views, nx, ny, nz)
         The views of the tomogram.
-    looks : int
+    look : bool
+        Whether slices are looked at.
     """
     labeller = _SliceLabeller.of(network, seen, InferenceSettings())
-    labeller.look(looks, "xyz")
+    if look:
+        labeller.look("xyz")
     return labeller.coarse
 
 
@@ -425,7 +425,7 @@ def find_classes(
         Whether progress bars are shown.
     before : array (n_classes, nx, ny, nz) of uint8, optional
         Probabilities from a coarser grid, which the slices see in place of what the coarse pass and
-        looks find.
+        a look find.
     """
     import torch
 
@@ -449,7 +449,9 @@ def find_classes(
     if before is None:
         labellers = [_SliceLabeller.of(one, seen, settings) for one in networks]
         coarse_pass = next((one.coarse for one in labellers if one.coarse is not None), None)
-        looks = settings.looks if len(normals) > 1 else min(settings.looks, LOOKS_ACROSS_ONE_AXIS)
+        if settings.look:
+            for one in labellers:
+                one.look(normals, progress)
     else:
         means = np.stack([block_means(of_class[box]) for of_class in before])
         context = coarse_pass = (means / 255.0).astype(np.float16)
@@ -457,9 +459,6 @@ def find_classes(
             _SliceLabeller(one, seen, None if one.context is None else context, settings)
             for one in networks
         ]
-        looks = 0
-    for one in labellers:
-        one.look(looks, normals, progress)
     labeller = labellers[0] if len(labellers) == 1 else _best_of(labellers, coarse_pass)
     total: NDArray[np.uint16] | None = None
     for axis in normals:
