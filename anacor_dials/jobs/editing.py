@@ -209,7 +209,8 @@ class LabelEditor:
         if kind == "doubt":
             if self.probabilities is None:
                 return np.zeros(self.labels[place].shape, dtype=np.uint8)
-            p = self.probabilities[(slice(None), *place)]
+            # copied once: across Z its values lie far apart in the memory
+            p = np.ascontiguousarray(self.probabilities[(slice(None), *place)])
             doubt = doubt_of(p[:, None], self.crystal)[0]
             return np.where(self.session[place] > 0, 0, doubt).astype(np.uint8)
         raise ValueError(
