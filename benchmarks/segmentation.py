@@ -262,7 +262,7 @@ def measure_speed(given: argparse.Namespace) -> None:
             start, cpu = time.perf_counter(), time.process_time()
             find_classes(network, part, settings)
             taken.append((time.perf_counter() - start, time.process_time() - cpu))
-        # what does not depend on the number of slices, as the look across the other axes, counts once
+        # what does not depend on the number of slices counts once
         wall, cpu = np.subtract(taken[1], taken[0]) / (2 * given.slices)
         whole = taken[1][0] + (1000 - 3 * given.slices) * wall
         print(

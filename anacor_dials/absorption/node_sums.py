@@ -42,14 +42,8 @@ def sums_of_products(a: Any, b: Any) -> Any:
         rows = slice(start, start + ROWS_OF_A_TILE)
         np.matmul(a, b[rows].T, out=out[:, rows])
 
-    starts = range(0, len(b), ROWS_OF_A_TILE)
-    threads = min(numba.get_num_threads(), len(starts))
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(tile, starts))
-    else:
-        for start in starts:
-            tile(start)
+    with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+        list(pool.map(tile, range(0, len(b), ROWS_OF_A_TILE)))
     return out
 
 
