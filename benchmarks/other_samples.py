@@ -28,9 +28,9 @@ Field = NDArray[np.float64]
 
 N, VOXEL = 144, 1.2  # um
 WAVELENGTH = 3.5424e-4  # um, 3.5 keV
-MU, LOOP_MU = 0.013, 0.0109  # 1/um, of liquor and loop
+MU = 0.013  # 1/um, of liquor
 DELTA = 1.88e-5  # of water; the others relative to it
-LIQUOR_DELTA, LOOP_DELTA, CRYSTAL_DELTA = 1.02, 1.10, 1.12
+DELTAS = 1.02, 1.10, 1.12  # of liquor, loop and crystal
 DROP = np.array([58.0, 52.0, 50.0])  # um, half axes
 RING = 62.0, 48.0  # um, half axes of the fibre's middle
 
@@ -39,13 +39,16 @@ RING = 62.0, 48.0  # um, half axes of the fibre's middle
 class Kind:
     """A sample, how it is seen, and what is wrong with the tomogram.
 
-    Lengths are in um, noise, rings, streaks and offset relative to the mu of liquor.
+    Lengths are in um, noise, rings, streaks and offset relative to the mu of liquor; contrasts are
+    mu relative to it, less one, and deltas are relative to water's.
     """
 
     half: tuple[float, float, float] = (26.0, 20.0, 34.0)  # of the crystal's edges
     bevel: float = 0.85  # where corners are cut; 2 does not cut them
     rounding: float = 0.0  # radius
-    contrast: float = 0.04  # of the crystal's mu
+    contrast: float = 0.04  # of the crystal
+    loop_contrast: float = -0.16
+    deltas: tuple[float, float, float] = DELTAS
     scale: float = 1.0  # of drop and fibre
     liquor: str = "drop"  # or skin, none
     protruding: float = 0.0  # how far the crystal is off the middle, half axes of the drop
@@ -89,6 +92,11 @@ KINDS = {
     "salt": Kind(grains=12),
     "film": Kind(film=True),
     "fills-the-view": Kind(half=(44.0, 37.0, 52.0), scale=2.2),
+    # 45 % of protein in the liquor named, by their compositions: nylon in 2 M ammonium sulfate,
+    # polyimide in 2 M sodium chloride and in 50 % MPD
+    "ammonium-sulfate": Kind(contrast=-0.20, loop_contrast=-0.59, deltas=(1.12, 1.12, 1.21)),
+    "sodium-chloride": Kind(contrast=-0.24, loop_contrast=-0.43, deltas=(1.05, 1.31, 1.17)),
+    "mpd": Kind(contrast=0.11, loop_contrast=0.13, deltas=(0.97, 1.31, 1.13)),
 }
 
 
@@ -219,16 +227,12 @@ def sample(kind: Kind, seed: int) -> tuple[Tomogram, LabelVolume, NDArray[np.flo
     """(tomogram in 1/um, true labels, mu of background, liquor, loop and crystal)."""
     rng = np.random.default_rng(seed)
     found = shares(kind, rng)
-    levels = np.array([0.0, MU, LOOP_MU, MU * (1 + kind.contrast)])
+    levels = MU * np.array([0.0, 1.0, 1 + kind.loop_contrast, 1 + kind.contrast])
     names = ("liquor", "loop", "crystal")
     mu = sum(level * found[name] for level, name in zip(levels[1:], names, strict=True))
     mu = mu + 5 * MU * found["salt"]
-    delta = DELTA * (
-        LIQUOR_DELTA * found["liquor"]
-        + LOOP_DELTA * found["loop"]
-        + CRYSTAL_DELTA * found["crystal"]
-        + 0.8 * found["salt"]
-    )
+    delta = sum(level * found[name] for level, name in zip(kind.deltas, names, strict=True))
+    delta = DELTA * (delta + 0.8 * found["salt"])
     values = transferred(mu, delta, kind)
     values += MU * (kind.noise * noise(rng) + artefacts(kind, rng) + kind.offset)
     _, y, z = places()

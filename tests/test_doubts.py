@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anacor_dials.sample.materials import typical_composition
+from anacor_dials.sample.materials import (
+    NYLON,
+    Composition,
+    protein_crystal,
+    typical_composition,
+)
 from anacor_dials.sample.volumes import DEFAULT_NAMES, LabelVolume, Volume
 from anacor_dials.segmentation.doubts import (
     MOST_UNSEEN,
@@ -128,8 +133,30 @@ def test_no_air_and_much_noise():
 
 def test_mu_that_no_such_material_has():
     expected = typical_composition("crystal").mu_per_um(3.5)
-    good, bad = (np.array([0, np.nan, np.nan, f * expected]) for f in (1.3, 2.5))
+    good, bad = (np.array([0, np.nan, np.nan, f * expected]) for f in (1.3, 3.5))
     assert doubts(ball_probabilities(1.5), mu=good, energy=3.5) == []
     (text,) = doubts(ball_probabilities(1.5), mu=bad, energy=3.5)
     assert "mu of the crystal" in text
     assert DEFAULT_NAMES[3] == "crystal"
+
+
+@pytest.mark.parametrize("energy", [2.6, 3.5, 5.0])
+@pytest.mark.parametrize(
+    "formula, density",
+    [
+        ("0.77 H2O + 0.23 N2H8SO4", 1.13),  # 2 M ammonium sulfate
+        ("0.8 H2O + 0.2 NaCl", 1.15),  # 4 M
+        ("0.5 H2O + 0.5 C6H14O2", 0.97),  # MPD
+    ],
+)
+def test_mu_of_usual_liquors_is_no_doubt(formula, density, energy):
+    liquor = Composition.parse(formula, density)
+    materials = liquor, Composition.parse(*NYLON), protein_crystal(0.5, liquor)
+    mu = np.array([0.0, *(m.mu_per_um(energy) for m in materials)])
+    assert doubts(ball_probabilities(1.5), mu=mu, energy=energy) == []
+
+
+def test_a_loop_of_salt_is_a_doubt():
+    mu = np.array([0.0, np.nan, 2.0 * typical_composition("loop").mu_per_um(3.5), np.nan])
+    (text,) = doubts(ball_probabilities(1.5), mu=mu, energy=3.5)
+    assert "mu of the loop" in text
