@@ -142,7 +142,7 @@ def test_mu_that_no_such_material_has():
 
 @pytest.mark.parametrize("energy", [2.6, 3.5, 5.0])
 @pytest.mark.parametrize(
-    "formula, density",
+    ("formula", "density"),
     [
         ("0.77 H2O + 0.23 N2H8SO4", 1.13),  # 2 M ammonium sulfate
         ("0.8 H2O + 0.2 NaCl", 1.15),  # 4 M

@@ -403,7 +403,7 @@ def test_levels_are_those_of_materials():
 
 
 @pytest.mark.parametrize(
-    "formula, density",
+    ("formula", "density"),
     [
         ("H2O", 1.0),
         ("0.75 H2O + 0.25 C3H8O3", 1.06),
