@@ -92,8 +92,8 @@ KINDS = {
     "salt": Kind(grains=12),
     "film": Kind(film=True),
     "fills-the-view": Kind(half=(44.0, 37.0, 52.0), scale=2.2),
-    # 45 % of protein in the liquor named, by their compositions: nylon in 2 M ammonium sulfate,
-    # polyimide in 2 M sodium chloride and in 50 % MPD
+    # near the compositions of crystals with half of protein: with nylon in 2 M ammonium sulfate, with
+    # polyimide in 2 M sodium chloride (where it has -0.49 by its own) and in 50 % MPD
     "ammonium-sulfate": Kind(contrast=-0.20, loop_contrast=-0.59, deltas=(1.12, 1.12, 1.21)),
     "sodium-chloride": Kind(contrast=-0.24, loop_contrast=-0.43, deltas=(1.05, 1.31, 1.17)),
     "mpd": Kind(contrast=0.11, loop_contrast=0.13, deltas=(0.97, 1.31, 1.13)),

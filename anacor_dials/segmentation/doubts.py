@@ -25,7 +25,7 @@ from anacor_dials.segmentation.unseen_borders import BorderSeen
 from anacor_dials.segmentation.working_grid import COARSEST_UM, IntensityScale
 
 # mu of a material relative to that of its typical composition; a wrong unit or wrong labels change
-# it by more. From compositions, 2.2 to 7 keV: 70 % MPD has 0.67 times the mu of the liquor, 2 M
+# it by more. From compositions, 2.6 to 7 keV: 70 % MPD has 0.67 times the mu of the liquor, 2 M
 # ammonium sulfate 1.4 to 1.6, 4 M sodium chloride or 1.4 M potassium phosphate up to 2.7; crystals
 # in them 0.77 to 2.3. What loops are made of is known better.
 PLAUSIBLE_MU = {"liquor": (0.6, 2.8), "crystal": (0.6, 2.8), "loop": (0.6, 1.6)}

@@ -402,9 +402,9 @@ def random_levels(
     2 % of equal in a fourth of all. From compositions: at 3.5 keV a crystal of 35 % solvent has
     -29 % in 2 M NaCl, -25 % in 2 M ammonium sulfate and +15 % in 50 % MPD; heavy atoms add to it.
     The crystal's electron density, and so its delta, is 0.96 to 1.22 times that of the liquor.
-    Loops are bright or dark as the liquor's composition makes them, from half as much salt again
-    as those to none, and to alcohols. Without fringes a crystal as bright as its liquor cannot be
-    seen, so that the contrast is then at least 5 %.
+    Loops are as bright beside the liquor as in 4 M NaCl with glycerol, in 50 % MPD, or between.
+    Without fringes a crystal as bright as its liquor cannot be seen, so that the contrast is then
+    at least 5 %.
 
     Parameters
     ----------
@@ -430,7 +430,7 @@ def random_levels(
     if not fringes and abs(contrast) < 0.05:
         contrast = rng.choice([-1.0, 1.0]) * rng.uniform(0.05, 0.15)
     denser = rng.uniform(1.02, 1.22) if rng.random() < 0.9 else rng.uniform(0.96, 1.02)
-    # relative to the liquor of default_materials; then the range of liquors, from 5 M NaCl with
+    # relative to the liquor of default_materials; then the range of liquors, from 4 M NaCl with
     # glycerol to 50 % MPD
     loop_mu, loop_delta = (0.81, 1.22) if loop_material == "polyimide" else (0.59, 1.045)
     loop_mu *= _log_uniform(rng, 0.45, 1.4)
